@@ -1,0 +1,20 @@
+"""The ops: exact nearest-centroid assignment and masked token cross-entropy."""
+
+from clustermim_fast.ops._backend import use_backend
+from clustermim_fast.ops._stats import AssignmentStats, assignment_stats, record_stats
+from clustermim_fast.ops.lloyd_step import lloyd_step, lloyd_step_images
+from clustermim_fast.ops.nearest_centroid import nearest_centroid
+from clustermim_fast.ops.patch_tokens import patch_tokens
+from clustermim_fast.ops.replace_patches import replace_patches
+
+__all__ = [
+    "AssignmentStats",
+    "assignment_stats",
+    "lloyd_step",
+    "lloyd_step_images",
+    "nearest_centroid",
+    "patch_tokens",
+    "record_stats",
+    "replace_patches",
+    "use_backend",
+]

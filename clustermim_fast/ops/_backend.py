@@ -1,0 +1,118 @@
+"""Which back-end an op runs on: chosen by device, forced by argument, context or environment.
+
+A named back-end that cannot run is an error that says why; nothing falls back silently.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from types import ModuleType
+from typing import Any
+
+import torch
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+ENVIRONMENT_VARIABLE = "CLUSTERMIM_BACKEND"
+
+# csrc/core/dtype.h lists the same codes.
+DTYPE_CODES = {
+    torch.float32: 0,
+    torch.float64: 1,
+    torch.float16: 2,
+    torch.bfloat16: 3,
+    torch.uint8: 4,
+}
+
+_core: ModuleType | None
+_core_error: str | None
+try:
+    from clustermim_fast import _core
+except ImportError as error:
+    _core, _core_error = None, str(error)
+else:
+    _core_error = None
+
+
+def _name_from_environment() -> str | None:
+    name = os.environ.get(ENVIRONMENT_VARIABLE) or None
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{ENVIRONMENT_VARIABLE} must be one of {', '.join(NAMES)}, got {name!r}")
+    return name
+
+
+_forced: str | None = _name_from_environment()
+
+
+def core() -> Any:
+    """The compiled module ``clustermim_fast._core``, or an error that says how to get it."""
+    if _core is None:
+        raise RuntimeError(
+            f"the compiled core clustermim_fast._core could not be imported ({_core_error}); "
+            "reinstall with `pip install .`, or run `make core` in a checkout"
+        )
+    return _core
+
+
+def core_unavailable_reason() -> str | None:
+    return None if _core is not None else f"the compiled core could not be imported: {_core_error}"
+
+
+@contextmanager
+def use_backend(name: str | None) -> Iterator[None]:
+    """Force one back-end for every op called inside the block (``None``: choose by device).
+
+    An op call's own ``backend=`` argument still wins. The setting is per process, not per thread.
+    """
+    global _forced
+    if name is not None and name not in NAMES:
+        raise ValueError(f"use_backend: name must be one of {', '.join(NAMES)}, got {name!r}")
+    before, _forced = _forced, name
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def availability(device: torch.device, implemented: tuple[str, ...]) -> dict[str, str | None]:
+    """For each back-end name, ``None`` if it can run on ``device``, else the reason why not.
+
+    ``implemented`` lists the back-ends that the op has in this release.
+    """
+    reasons: dict[str, str | None] = {}
+    for name in NAMES:
+        if name not in implemented:
+            reasons[name] = "this release has no such back-end for this op"
+        elif name == "reference":
+            reasons[name] = None
+        elif name == "cpu":
+            on_cpu = device.type == "cpu"
+            reasons[name] = (
+                core_unavailable_reason() if on_cpu else f"it needs CPU tensors, got {device}"
+            )
+        else:
+            reasons[name] = None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
+    return reasons
+
+
+def resolve(
+    op: str, backend: str | None, device: torch.device, implemented: tuple[str, ...]
+) -> str:
+    """The back-end to run ``op`` on: ``backend``, else the forced one, else the device's fastest.
+
+    Raises ValueError for an unknown name and RuntimeError for one that cannot run here.
+    """
+    name = backend if backend is not None else _forced
+    if name is not None and name not in NAMES:
+        raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {name!r}")
+    reasons = availability(device, implemented)
+    if name is None:
+        fastest_first = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
+        name = next((n for n in fastest_first if n in implemented), "reference")
+    if reasons[name] is not None:
+        usable = ", ".join(n for n, reason in reasons.items() if reason is None)
+        raise RuntimeError(
+            f"{op}: backend {name!r} is not available: {reasons[name]} (available here: {usable})"
+        )
+    return name

@@ -1,0 +1,58 @@
+"""How often each precision tier of the exact assignment was needed: the price of certainty."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AssignmentStats:
+    """Rows of the last assignment call by the tier that decided them.
+
+    rows: all rows; float32: decided by the filter's rounding bound; float64: re-scored in float64;
+    exact: decided by exact arithmetic; invalid: rows with NaN or Inf, id -1; undecided: always 0.
+    """
+
+    rows: int
+    float32: int
+    float64: int
+    exact: int
+    invalid: int
+    undecided: int = 0
+
+
+_state = threading.local()
+
+
+@contextmanager
+def record_stats() -> Iterator[None]:
+    """Keep the tier counts of assignment calls made by this thread inside the block."""
+    before = getattr(_state, "recording", False)
+    _state.recording = True
+    try:
+        yield
+    finally:
+        _state.recording = before
+
+
+def assignment_stats() -> AssignmentStats:
+    """Tier counts of the last assignment call under :func:`record_stats` in this thread.
+
+    Raises RuntimeError when no call was recorded.
+    """
+    stats: AssignmentStats | None = getattr(_state, "last", None)
+    if stats is None:
+        raise RuntimeError(
+            "assignment_stats: nothing was recorded; run the op under `with ops.record_stats():`"
+        )
+    return stats
+
+
+def note(rows: int, float64: int, exact: int, invalid: int) -> None:
+    """Called by the back-ends after each assignment."""
+    if getattr(_state, "recording", False):
+        decided = rows - float64 - exact - invalid
+        _state.last = AssignmentStats(rows, decided, float64, exact, invalid)
