@@ -1,0 +1,95 @@
+# Everything a developer types. `make help` lists it.
+#
+#   PYTHON=python3.12       the interpreter that makes the environment (3.11 or newer)
+#   PY=/some/bin/python     use an environment of your own; nothing is installed into it
+#   local.mk                your own settings, e.g. a line `PY = ...`; git ignores it
+
+-include local.mk
+
+PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
+VENV ?= .venv
+BUILD ?= build/dev
+CLUSTERMIM_CUDA ?= auto
+PYTEST_ARGS ?=
+DEMO_OUT ?= runs/demo
+
+ifeq ($(origin PY), undefined)
+  PY := $(VENV)/bin/python
+  READY := $(VENV)/.installed
+endif
+# cmake, ninja and clang-format come with the environment when the machine has none
+export PATH := $(dir $(abspath $(PY))):$(PATH)
+
+CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
+
+.PHONY: help venv core test test-wheel wheel demo lint format types bench check clean \
+        check-slow check-sanitizers check-floor
+
+help:  ## this list
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
+
+venv: $(READY)  ## the environment: torch, timm and the tools, and this checkout in editable form
+
+# The default torch of PyPI on purpose: a +cpu build under a torchvision of PyPI fails at import.
+$(VENV)/.installed: pyproject.toml setup.py clustermim_fast/_version.py
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, got " + sys.version + "; say make PYTHON=python3.11")'
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	CLUSTERMIM_EDITABLE_WITHOUT_CORE=1 $(VENV)/bin/python -m pip install --quiet --editable '.[test,dev]'
+	@touch $@
+
+core: $(BUILD)/build.ninja  ## compile csrc/ in place; seconds after an edit
+	@cmake --build $(BUILD)
+	@cmake --install $(BUILD) --prefix $(CURDIR) | grep -v Up-to-date || true
+
+# Configured again when the interpreter changes, because the name of the extension does.
+$(BUILD)/build.ninja: CMakeLists.txt $(READY)
+	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
+	  -DPython_EXECUTABLE=$$($(PY) -c 'import sys; print(sys.executable)') \
+	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DCLUSTERMIM_CUDA=$(CLUSTERMIM_CUDA)
+	@touch $@
+
+test: core  ## build in place and run the tests; skips are counted with their reasons
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+wheel: $(READY)  ## sdist, and the wheel built from that sdist, into dist/
+	rm -rf dist
+	$(PY) -m build --outdir dist .
+
+test-wheel: wheel  ## the same tests against the installed wheel, outside this tree
+	$(PY) tools/test_installed_wheel.py dist/*.whl $(PYTEST_ARGS)
+
+demo: core  ## fit a tokenizer on scikit-learn's digits, pretrain, evaluate, write the report
+	$(PY) -m clustermim_fast pretrain digits_demo out=$(DEMO_OUT)
+	$(PY) -m clustermim_fast evaluate knn run=$(DEMO_OUT)
+	$(PY) -m clustermim_fast evaluate linear run=$(DEMO_OUT)
+	$(PY) -m clustermim_fast report run=$(DEMO_OUT)
+
+lint: $(READY)  ## ruff and clang-format, checking only
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	@if [ -n "$(CPP_FILES)" ]; then echo clang-format; clang-format --dry-run -Werror $(CPP_FILES); fi
+
+format: $(READY)  ## ruff and clang-format, writing
+	$(PY) -m ruff check --fix .
+	$(PY) -m ruff format .
+	@if [ -n "$(CPP_FILES)" ]; then clang-format -i $(CPP_FILES); fi
+
+types: $(READY)  ## mypy
+	$(PY) -m mypy
+
+bench: core  ## time the ops; see benchmarks/README.md
+	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+
+check: test lint types check-slow check-sanitizers check-floor  ## all of it, before an issue is called done
+
+check-slow: core  ## large cases and long runs
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+
+check-sanitizers: $(READY)  ## the C++ tests under ASan + UBSan and under TSan
+	bash tools/check_sanitizers.sh
+
+check-floor: wheel  ## the wheel beside an older torch and timm: nothing changes, ops and nn pass
+	bash tools/check_torch_floor.sh dist/*.whl
+
+clean:  ## remove builds, not environments or runs
+	rm -rf build dist *.egg-info clustermim_fast/*.so
