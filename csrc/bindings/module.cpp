@@ -1,0 +1,49 @@
+// The compiled module clustermim_fast._core: a list of its parts. No torch, ever.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "bindings/raise_status.h"
+#include "core/build_info.h"
+#include "core/cpu_features.h"
+
+namespace py = pybind11;
+
+namespace clustermim::bindings {
+void register_nearest_centroid(py::module_& m);
+void register_patch_tokens(py::module_& m);
+void register_lloyd_step(py::module_& m);
+void register_replace_patches(py::module_& m);
+}  // namespace clustermim::bindings
+
+PYBIND11_MODULE(_core, m) {
+  using namespace clustermim;
+  m.doc() = "Kernels of clustermim_fast. Private: call clustermim_fast.ops instead.";
+  bindings::raise_if_error(check_isa_environment());
+  bindings::register_nearest_centroid(m);
+  bindings::register_patch_tokens(m);
+  bindings::register_lloyd_step(m);
+  bindings::register_replace_patches(m);
+
+  m.def("build_info", [] {
+    py::dict isas;
+    for (int i = 0; i < kNumIsas; ++i) {
+      const Isa isa = static_cast<Isa>(i);
+      isas[isa_name(isa)] = !isa_compiled(isa) ? "not compiled for this processor family"
+                            : isa_usable(isa)  ? "usable"
+                                               : "this machine lacks it";
+    }
+    py::dict info;
+    info["compiler"] = build_compiler();
+    info["build_type"] = build_type();
+    info["cuda"] = build_cuda_status();
+    info["isa_paths"] = isas;
+    info["isa"] = isa_name(current_isa());
+    return info;
+  });
+  m.def(
+      "set_isa", [](const std::string& name) { bindings::raise_if_error(set_isa(name.c_str())); },
+      py::kw_only(), py::arg("name"));
+}

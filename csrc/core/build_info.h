@@ -1,0 +1,10 @@
+// What this binary was built with, for `clustermim info`.
+#pragma once
+
+namespace clustermim {
+
+const char* build_compiler();
+const char* build_type();
+const char* build_cuda_status();
+
+}  // namespace clustermim

@@ -1,0 +1,32 @@
+// Our own small thread pool: forked children get a new one, sanitizers understand it, and calls from
+// several Python threads share it.
+#pragma once
+
+#include <cstdint>
+#include <type_traits>
+
+#include "core/status.h"
+
+namespace clustermim {
+
+// A non-owning reference to a callable body(task, worker).
+class TaskBody {
+ public:
+  template <typename F>
+  TaskBody(F& f)  // NOLINT: implicit on purpose
+      : object_(const_cast<void*>(static_cast<const void*>(&f))),
+        call_([](void* object, int64_t task, int worker) { (*static_cast<F*>(object))(task, worker); }) {}
+  void operator()(int64_t task, int worker) const { call_(object_, task, worker); }
+
+ private:
+  void* object_;
+  void (*call_)(void*, int64_t, int);
+};
+
+// Runs body(task, worker) for every task in [0, tasks), each once, on at most `threads` threads, the
+// caller among them; worker is in [0, threads) and no two running bodies share it. Which worker runs
+// which task is not fixed: a result must not depend on it. The body may throw std::bad_alloc only.
+// Runs inside DefaultFloatEnvironment. Bodies must not call parallel_for.
+Status parallel_for(int threads, int64_t tasks, TaskBody body);
+
+}  // namespace clustermim
