@@ -8,7 +8,17 @@ import sys
 
 import pytest
 
-HEAVY = ("torch", "timm", "torchvision", "triton", "sklearn", "scipy", "matplotlib", "jinja2", "PIL")
+HEAVY = (
+    "torch",
+    "timm",
+    "torchvision",
+    "triton",
+    "sklearn",
+    "scipy",
+    "matplotlib",
+    "jinja2",
+    "PIL",
+)
 
 
 def loaded_by(statement: str) -> set[str]:
