@@ -1,4 +1,4 @@
-"""Fixtures and settings of every test: seeds, where the real images are, and a count of what was skipped."""
+"""What every test shares: seeds, where the real images are, and a count of what was skipped."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def data_dir() -> Path:
 
 @pytest.fixture(scope="session")
 def unpacked(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """``unpacked("cifar10-test")`` is a folder with that archive's files, unpacked once a session."""
+    """``unpacked("cifar10-test")``: a folder with that archive's files, made once a session."""
     folders: dict[str, Path] = {}
 
     def unpack(name: str) -> Path:

@@ -1,17 +1,19 @@
 """Fails when AVX code stands where every processor may run it.
 
-    python tools/check_disassembly.py build/dev/libclustermim_core.a dist/*.whl clustermim_fast/_core*.so
+    python tools/check_disassembly.py build/dev/libclustermim_core.a dist/*.whl
 
-Each instruction-set path is a translation unit of its own, named ``*_avx2.cpp`` or ``*_avx512.cpp``.
+Each instruction-set path is a translation unit of its own, named ``*_avx2.cpp`` or
+``*_avx512.cpp``.
 Two things can go wrong, and both end as SIGILL on a machine that our own tests never run on:
 
 * a unit without such a name holds VEX or EVEX code (a wrong compiler flag, a target attribute);
-* a unit with such a name defines a weak symbol, i.e. an inline function or template that another unit
-  may define too: the linker keeps one of the two, and may keep the one compiled for AVX-512.
+* a unit with such a name defines a weak symbol, i.e. an inline function or template that another
+  unit may define too: the linker keeps one of the two, and may keep the one compiled for AVX-512.
 
-In object files and archives both are looked at directly. In a linked module, or a wheel, code is traced
-back through the symbol table: local symbols stand behind the name of their source file, and a global
-function of an ISA unit must carry the ISA in its name. Needs objdump and readelf (binutils).
+In object files and archives both are looked at directly. In a linked module, or a wheel, code is
+traced back through the symbol table: local symbols stand behind the name of their source file, and
+a global function of an ISA unit must carry the ISA in its name. Needs objdump and readelf
+(binutils).
 """
 
 from __future__ import annotations
@@ -38,6 +40,8 @@ FUNCTION = re.compile(r"^[0-9a-f]+ <(.+)>:$")
 
 
 class Function(NamedTuple):
+    """A function of a linked module: its addresses, symbol and source file."""
+
     start: int
     end: int
     name: str
@@ -79,12 +83,12 @@ def check_objects(path: Path) -> list[str]:
             member = Path(line.removeprefix("File: ").rstrip(")").rpartition("(")[2]).name
             continue
         fields = line.split()
-        if len(fields) >= 8 and fields[4] == "WEAK" and fields[6] != "UND":
-            if ISA_UNIT.search(member):
-                problems.append(
-                    f"{path.name}({member}): defines the weak symbol {fields[7]}: put it into an "
-                    "anonymous namespace, or another unit may run this one's instructions"
-                )
+        is_weak = len(fields) >= 8 and fields[4] == "WEAK" and fields[6] != "UND"
+        if is_weak and ISA_UNIT.search(member):
+            problems.append(
+                f"{path.name}({member}): defines the weak symbol {fields[7]}: put it into an "
+                "anonymous namespace, or another unit may run this one's instructions"
+            )
     return problems
 
 
@@ -143,7 +147,7 @@ def check_linked(path: Path) -> list[str]:
 
 
 def check(path: Path) -> list[str]:
-    """Problems of one object file, archive, shared object or wheel; an empty list when there is none."""
+    """Problems of one object file, archive, shared object or wheel; empty when it is clean."""
     if path.suffix == ".whl":
         problems: list[str] = []
         with zipfile.ZipFile(path) as wheel, tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ pytestmark = [
     pytest.mark.skipif(platform.machine() != "x86_64", reason="the check reads x86-64 code"),
     pytest.mark.skipif(
         not all(map(shutil.which, ("g++", "objdump", "readelf"))),
-        reason="no g++ or no binutils here",
+        reason="no g++ or binutils here",
     ),
 ]
 
