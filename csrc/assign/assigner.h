@@ -1,0 +1,50 @@
+// Blocks of rows to centroid ids: filter, then float64, then exact arithmetic, each for the rows that
+// the tier below leaves open.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "assign/codebook.h"
+#include "assign/metric.h"
+#include "assign/row_source.h"
+#include "core/status.h"
+
+namespace clustermim {
+
+// One worker's scratch and counters. Ids do not depend on how rows are cut into blocks.
+template <typename T>
+class Assigner {
+ public:
+  explicit Assigner(const Codebook& codebook);
+
+  // ids [count]; `value` [count] (metric_value of row and winner, NaN without one) may be null.
+  // count <= block_rows(codebook).
+  void assign(const T* rows, int64_t stride, int64_t count, int64_t* ids, double* value);
+
+  TierCounts tiers;
+
+ private:
+  void load(const T* rows, int64_t stride, int64_t count);
+  int64_t rescore(const T* row, int64_t block_row);
+  void collect_candidates(int64_t block_row);
+
+  const Codebook& book_;
+  int64_t x_stride_;
+  std::vector<float> x_, state_, best_, second_, scores_;
+  std::vector<double> norms_;  // upper bounds on |x'|
+  std::vector<char> filterable_;
+  std::vector<int32_t> index_, candidates_;
+  std::vector<double> upper_, lower_;
+};
+
+// Rows of one block: small enough that the block stays in the second-level cache beside a panel of
+// centroids, and enough rows to pay for streaming all centroids past them.
+int64_t block_rows(const Codebook& codebook);
+
+// Ids (and values, may be null) of every row of `source`.
+template <typename T>
+Status assign_rows(const RowSource<T>& source, const Codebook& codebook, int threads, int64_t* ids,
+                   double* value, TierCounts* tiers);
+
+}  // namespace clustermim

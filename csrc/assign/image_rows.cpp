@@ -1,0 +1,109 @@
+#include "assign/image_rows.h"
+
+#include <algorithm>
+#include <cmath>
+
+namespace clustermim {
+
+Status check_images(const char* op, const ImageView& v) {
+  if (v.batch < 0 || v.channels < 0 || v.height < 0 || v.width < 0 || v.patch_size < 1 ||
+      v.height % v.patch_size != 0 || v.width % v.patch_size != 0) {
+    return Status::error(StatusCode::invalid_argument,
+                         "%s: H and W must be multiples of patch_size", op);
+  }
+  const bool any = v.batch * v.patches() * v.channels > 0;
+  return check_pointer(op, "images", v.data, any);
+}
+
+ImageRows::ImageRows(const ImageView& images) : images_(images) {
+  const int64_t channels = images_.channels;
+  mean_.assign(channels, 0.0f);
+  std_.assign(channels, 1.0f);
+  if (images_.mean) std::copy_n(images_.mean, channels, mean_.begin());
+  if (images_.std) std::copy_n(images_.std, channels, std_.begin());
+  if (images_.dtype != DType::u8) return;
+  table_.resize(channels * 256);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int u = 0; u < 256; ++u) {
+      const float pixel = static_cast<float>(u) / 255.0f;
+      const float centred = pixel - mean_[c];
+      table_[c * 256 + u] = centred / std_[c];
+    }
+  }
+}
+
+float ImageRows::largest_u8_value() const {
+  float largest = 0.0f;
+  for (float v : table_) largest = std::max(largest, std::abs(v));
+  return largest;
+}
+
+int64_t ImageRows::offset(int64_t channel, int64_t i, int64_t j) const {
+  const int64_t p = images_.patch_size;
+  return images_.order == PatchOrder::hwc ? (i * p + j) * images_.channels + channel
+                                          : (channel * p + i) * p + j;
+}
+
+template <typename E>
+void ImageRows::read_patch(int64_t row, float* out) const {
+  const int64_t p = images_.patch_size, patches = images_.patches();
+  const int64_t image = row / patches, patch = row % patches;
+  const int64_t top = patch / images_.grid_width() * p, left = patch % images_.grid_width() * p;
+  const int64_t* s = images_.strides;
+  const E* corner = static_cast<const E*>(images_.data) + image * s[0] + top * s[2] + left * s[3];
+  const int64_t step = offset(0, 0, 1) - offset(0, 0, 0);  // between neighbours in a pixel row
+  for (int64_t c = 0; c < images_.channels; ++c) {
+    const float mean = mean_[c], std = std_[c];
+    const float* table = table_.data() + c * 256;
+    for (int64_t i = 0; i < p; ++i) {
+      const E* pixel = corner + c * s[1] + i * s[2];
+      float* to = out + offset(c, i, 0);
+      for (int64_t j = 0; j < p; ++j) {
+        if constexpr (__is_same(E, uint8_t)) {
+          to[j * step] = table[pixel[j * s[3]]];
+        } else {
+          const float centred = to_float(pixel[j * s[3]]) - mean;
+          to[j * step] = centred / std;
+        }
+      }
+    }
+  }
+}
+
+void ImageRows::normalize_patch(float* patch) const {
+  const int64_t p = images_.patch_size, dim = images_.dim();
+  const auto each_in_order = [&](auto visit) {
+    for (int64_t i = 0; i < p; ++i) {
+      for (int64_t j = 0; j < p; ++j) {
+        for (int64_t c = 0; c < images_.channels; ++c) visit(patch[offset(c, i, j)]);
+      }
+    }
+  };
+  double sum = 0.0;
+  each_in_order([&](float v) { sum += v; });
+  const double mean = sum / static_cast<double>(dim);
+  double squares = 0.0;
+  each_in_order([&](float v) {
+    const double centred = v - mean;
+    squares += centred * centred;
+  });
+  const double deviation = std::sqrt(squares / static_cast<double>(dim - 1) + 1e-6);
+  for (int64_t d = 0; d < dim; ++d) {
+    patch[d] = static_cast<float>((static_cast<double>(patch[d]) - mean) / deviation);
+  }
+}
+
+const float* ImageRows::rows(int64_t begin, int64_t count, float* scratch, int64_t* stride) const {
+  const int64_t dim = images_.dim();
+  visit_dtype(images_.dtype, [&](auto element) {
+    using E = decltype(element);
+    for (int64_t r = 0; r < count; ++r) read_patch<E>(begin + r, scratch + r * dim);
+  });
+  if (images_.per_patch_norm) {
+    for (int64_t r = 0; r < count; ++r) normalize_patch(scratch + r * dim);
+  }
+  *stride = dim;
+  return scratch;
+}
+
+}  // namespace clustermim

@@ -1,0 +1,22 @@
+#include "assign/assigner.h"
+#include "assign/check_matrix.h"
+#include "core/guard_memory.h"
+#include "patch_tokens/patch_tokens.h"
+
+namespace clustermim {
+
+Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
+  constexpr const char* op = "patch_tokens";
+  CMIM_RETURN_IF_ERROR(check_images(op, args.images));
+  CMIM_RETURN_IF_ERROR(check_centroids(op, args.centroids, args.images.dim()));
+  const int64_t rows = args.images.batch * args.images.patches();
+  CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, rows > 0));
+  return guard_memory(op, [&] {
+    Codebook codebook;
+    CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads));
+    const ImageRows source(args.images);
+    return assign_rows<float>(source, codebook, args.threads, args.ids, nullptr, tiers);
+  });
+}
+
+}  // namespace clustermim
