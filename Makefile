@@ -22,8 +22,8 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 
 CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help venv core test test-wheel wheel demo lint format types bench check clean \
-        check-slow check-sanitizers check-floor
+.PHONY: help venv core test test-wheel wheel audit demo lint format types layers bench check clean \
+        check-slow check-sanitizers check-floor print-python
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -55,7 +55,11 @@ wheel: $(READY)  ## sdist, and the wheel built from that sdist, into dist/
 	rm -rf dist
 	$(PY) -m build --outdir dist .
 
-test-wheel: wheel  ## the same tests against the installed wheel, outside this tree
+audit: core  ## what the wheel in dist/ holds and links, and that no AVX code stands where it must not
+	$(PY) tools/audit_wheel.py dist/*.whl
+	$(PY) tools/check_disassembly.py $(BUILD)/libclustermim_core.a dist/*.whl
+
+test-wheel: $(if $(WHEEL_READY),,wheel)  ## the same tests against the installed wheel, outside this tree
 	$(PY) tools/test_installed_wheel.py dist/*.whl $(PYTEST_ARGS)
 
 demo: core  ## fit a tokenizer on scikit-learn's digits, pretrain, evaluate, write the report
@@ -77,10 +81,13 @@ format: $(READY)  ## ruff and clang-format, writing
 types: $(READY)  ## mypy
 	$(PY) -m mypy
 
+layers: $(READY)  ## who may import and include whom
+	$(PY) tools/check_layers.py
+
 bench: core  ## time the ops; see benchmarks/README.md
 	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
-check: test lint types check-slow check-sanitizers check-floor  ## all of it, before an issue is called done
+check: test lint types layers test-wheel audit check-slow check-sanitizers check-floor  ## all of it, before an issue is called done
 
 check-slow: core  ## large cases and long runs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
@@ -88,8 +95,11 @@ check-slow: core  ## large cases and long runs
 check-sanitizers: $(READY)  ## the C++ tests under ASan + UBSan and under TSan
 	bash tools/check_sanitizers.sh
 
-check-floor: wheel  ## the wheel beside an older torch and timm: nothing changes, ops and nn pass
+check-floor: $(if $(WHEEL_READY),,wheel)  ## the wheel beside an older torch and timm: nothing changes, ops and nn pass
 	bash tools/check_torch_floor.sh dist/*.whl
+
+print-python:
+	@echo $(PYTHON)
 
 clean:  ## remove builds, not environments or runs
 	rm -rf build dist *.egg-info clustermim_fast/*.so

@@ -53,7 +53,8 @@ def plant(root: Path, file: str, text: str) -> None:
         ("__init__.py", "from clustermim_fast import ops", "__init__ may not import ops"),
         ("unheard_of.py", "from clustermim_fast import ops", "has no row"),
         ("checkpoint.py", "import torch\ntorch.load('x')", "weights_only=True"),
-        ("checkpoint.py", "import pickle", "unpickled"),
+        ("checkpoint.py", "import pickle\npickle.load(f)", "unpickled"),
+        ("checkpoint.py", "from pickle import load", "unpickled"),
         ("data/a.py", "import numpy as np\nnp.load('x', allow_pickle=True)", "allow_pickle"),
         ("models/utils.py", "", "not utils"),
     ],
@@ -75,11 +76,8 @@ def test_sees_python_violations(tmp_path: Path, file: str, text: str, problem: s
         ("train/loop.py", "import timm\nfrom clustermim_fast.models import create_model"),
         ("cli.py", "from clustermim_fast import __version__, api, info"),
         ("checkpoint.py", "import torch\ntorch.load('x', weights_only=True)"),
-        (
-            "__init__.py",
-            "from typing import TYPE_CHECKING\n"
-            "if TYPE_CHECKING:\n    from clustermim_fast import nn",
-        ),
+        ("checkpoint.py", "import pickle\nerror = pickle.UnpicklingError"),
+        ("__init__.py", "import typing as t\nif t.TYPE_CHECKING:\n    import clustermim_fast.nn"),
     ],
 )
 def test_allows_what_points_down(tmp_path: Path, file: str, text: str) -> None:
