@@ -1,0 +1,87 @@
+"""``info`` says what is there and why the rest is not."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import clustermim_fast
+from clustermim_fast.info import info
+
+OPS = {
+    "lloyd_step",
+    "masked_cross_entropy",
+    "masked_linear_cross_entropy",
+    "nearest_centroid",
+    "patch_tokens",
+    "replace_patches",
+}
+
+
+def fresh_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+        env=os.environ | environment,
+    )
+
+
+def test_facts() -> None:
+    facts = info()
+    assert facts.version == clustermim_fast.__version__
+    assert facts.torch == str(torch.__version__)
+    assert facts.threads == torch.get_num_threads()
+    assert facts.core_error is None
+    assert facts.core is not None
+    assert facts.core["isa_paths"][facts.core["isa"]] == "usable"
+    assert facts.core["isa_paths"]["generic"] == "usable"
+
+
+def test_every_op_has_an_answer_for_every_backend() -> None:
+    backends = info().backends
+    assert set(backends) == OPS
+    for reasons in backends.values():
+        assert list(reasons) == ["reference", "cpu", "triton", "cuda"]
+        assert reasons["reference"] is None
+        assert reasons["cpu"] is None
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA is told")
+def test_unavailable_backends_say_why() -> None:
+    for reasons in info().backends.values():
+        for name in ("triton", "cuda"):
+            assert reasons[name] is not None
+            assert "no CUDA device" in reasons[name]
+
+
+def test_printed_page() -> None:
+    result = fresh_process("-m", "clustermim_fast.info")
+    assert result.returncode == 0, result.stderr
+    for expected in (clustermim_fast.__version__, "ISA path", "CUDA core", "nearest_centroid"):
+        assert expected in result.stdout
+
+
+def test_forced_isa_is_shown() -> None:
+    result = fresh_process("-m", "clustermim_fast.info", CLUSTERMIM_ISA="generic")
+    assert result.returncode == 0, result.stderr
+    assert "ISA path    generic" in result.stdout
+    assert "CLUSTERMIM_ISA=generic" in result.stdout
+
+
+def test_works_without_torch_and_without_the_core() -> None:
+    hide = (
+        "import sys; sys.modules['torch'] = None; sys.modules['clustermim_fast._core'] = None\n"
+        "from clustermim_fast.info import info; print(info())"
+    )
+    result = fresh_process("-c", hide)
+    assert result.returncode == 0, result.stderr
+    assert "torch       not available" in result.stdout
+    assert "core        not available" in result.stdout
+    assert "make core" in result.stdout
