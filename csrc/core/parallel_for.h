@@ -12,8 +12,10 @@ namespace clustermim {
 // A non-owning reference to a callable body(task, worker).
 class TaskBody {
  public:
+  // Implicit on purpose; not for TaskBody itself, or a copy would refer to its source.
   template <typename F>
-  TaskBody(F& f)  // NOLINT: implicit on purpose
+    requires(!std::is_same_v<F, TaskBody>)
+  TaskBody(F& f)
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
         call_([](void* object, int64_t task, int worker) { (*static_cast<F*>(object))(task, worker); }) {}
   void operator()(int64_t task, int worker) const { call_(object_, task, worker); }

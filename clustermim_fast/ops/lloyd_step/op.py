@@ -92,8 +92,9 @@ def _images_impl(
     rows = images.shape[0] * length
     if backend == "reference":
         x = patch_rows_reference(images, patch_size, mean, std, per_patch_norm, patch_order)
+        quantum = IMAGE_QUANTUM if images.dtype == torch.uint8 else None
         ids, sums, counts, inertia, tiers = lloyd_step_reference(
-            x.flatten(0, 1), centroids, None, metric, IMAGE_QUANTUM
+            x.flatten(0, 1), centroids, None, metric, quantum
         )
     else:
         centroids = centroids.contiguous()
@@ -208,10 +209,10 @@ def lloyd_step_images(
 ) -> Outputs:
     """:func:`lloyd_step` on the patches of images, the patch matrix never made.
 
-    Normalised pixel values and costs are rounded to multiples of 2^-28 (2e-9) and summed as
-    integers, so sums, counts and inertia are the same for any thread count, and adding the results
-    of parts of the data (other calls, other ranks) gives the result of the whole, bit for bit,
-    while a sum stays below 2^25.
+    For uint8 images normalised pixel values and costs are rounded to multiples of 2^-28 (4e-9) and
+    summed as integers: adding the results of parts of the data (other calls, other ranks) gives the
+    result of the whole, bit for bit, while a sum stays below 2^25. Floating images are summed in
+    float64 in the order of the patches. Both are the same for any thread count.
 
     Args:
         images, patch_size, mean, std, per_patch_norm, patch_order: as in :func:`patch_tokens`.
