@@ -1,0 +1,33 @@
+"""How far an accuracy may be off: 95 % intervals for one result and for the difference of two."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import binomtest
+
+__all__ = ["accuracy_interval", "gain_interval"]
+
+
+def accuracy_interval(correct: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Accuracy of correct [N] and its Wilson 95 % interval, all in percent."""
+    if len(correct) == 0:
+        raise ValueError("correct: expected at least one test image, got none")
+    test = binomtest(int(correct.sum()), len(correct))
+    interval = test.proportion_ci(0.95, method="wilson")
+    return 100 * float(correct.mean()), 100 * float(interval.low), 100 * float(interval.high)
+
+
+def gain_interval(ours: NDArray[np.bool_], other: NDArray[np.bool_]) -> tuple[float, float]:
+    """Gain of `ours` over `other` on the same N test images and the half width of its 95 %
+    interval, in points.
+
+    Paired: images that both get right or wrong carry no uncertainty. Covers the sampling of test
+    images only, not the seed of the training run.
+    """
+    if ours.shape != other.shape or len(ours) == 0:
+        raise ValueError(f"other: expected {ours.shape} like ours and not empty, got {other.shape}")
+    difference = ours.astype(np.float64) - other.astype(np.float64)
+    return 100 * float(difference.mean()), 196.0 * float(difference.std()) / math.sqrt(len(ours))

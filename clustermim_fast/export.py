@@ -1,0 +1,140 @@
+"""Write an encoder as a folder for ``timm.create_model("local-dir:DIR", pretrained=True)``."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
+
+__all__ = ["encoder_arguments", "export_timm"]
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+
+
+def export_timm(
+    encoder: VisionTransformer,
+    out_dir: str | Path,
+    *,
+    mean: Sequence[float],
+    std: Sequence[float],
+    crop_pct: float = 1.0,
+    model_args: Mapping[str, Any] | None = None,
+    tokenizer_file: str | Path | None = None,
+    about: Mapping[str, Any] | None = None,
+) -> Path:
+    """Export a timm VisionTransformer without classifier.
+
+    Args:
+        encoder: made by ``timm.create_model``; its ``num_classes`` must be 0.
+        out_dir: gets model.safetensors and config.json, and tokenizer.safetensors with a tokenizer.
+        mean, std: the run's normalisation in [0, 1] pixel units, for ``pretrained_cfg``; those that
+            come with the architecture's name belong to somebody else's weights.
+        crop_pct: share of the resized image that the evaluation view keeps.
+        model_args: timm's keyword arguments; None reads them off the encoder.
+        about: facts for config.json (run, step, method), under the key "clustermim_fast".
+
+    Returns the folder. The files are read back and the features of a random image compared.
+
+    Raises:
+        ValueError: the encoder has a classifier, is of another kind or does not come back equal.
+    """
+    if not isinstance(encoder, VisionTransformer):
+        raise ValueError(
+            f"encoder: expected a timm VisionTransformer, got {type(encoder).__name__}"
+        )
+    if encoder.num_classes != 0:
+        raise ValueError(
+            f"encoder: expected num_classes=0, got num_classes={encoder.num_classes}; "
+            "call encoder.reset_classifier(0)"
+        )
+    arguments = dict(model_args) if model_args is not None else encoder_arguments(encoder)
+    source = encoder.pretrained_cfg
+    architecture = source["architecture"]
+    height, width = encoder.patch_embed.img_size
+    pretrained_cfg = {
+        "tag": "clustermim_fast",
+        "custom_load": False,
+        "input_size": [3, height, width],
+        "fixed_input_size": True,
+        "interpolation": "bicubic",
+        "crop_pct": crop_pct,
+        "crop_mode": "center",
+        "mean": [float(value) for value in mean],
+        "std": [float(value) for value in std],
+        "num_classes": 0,
+        "pool_size": None,
+        "first_conv": "patch_embed.proj",
+        "classifier": "head",
+    }
+    config = {
+        "architecture": architecture,
+        "num_classes": 0,
+        "num_features": encoder.num_features,
+        "global_pool": arguments.get("global_pool", ""),
+        "model_args": arguments,
+        "pretrained_cfg": pretrained_cfg,
+        "clustermim_fast": dict(about or {}),
+    }
+    folder = Path(out_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
+    save_file(state, folder / f"{WEIGHTS}.partial", metadata={"format": "pt"})
+    os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    if tokenizer_file is not None:
+        shutil.copyfile(tokenizer_file, folder / "tokenizer.safetensors")
+    _require_equal(encoder, folder, architecture, arguments)
+    return folder
+
+
+def encoder_arguments(encoder: VisionTransformer) -> dict[str, Any]:
+    """The keyword arguments with which ``timm.create_model`` makes this VisionTransformer again."""
+    embed = encoder.patch_embed
+    return {
+        "img_size": [int(side) for side in embed.img_size],
+        "patch_size": int(embed.patch_size[0]),
+        "embed_dim": int(encoder.embed_dim),
+        "depth": len(encoder.blocks),
+        "num_heads": int(encoder.blocks[0].attn.num_heads),
+        "class_token": encoder.cls_token is not None,
+        "reg_tokens": int(encoder.num_reg_tokens),
+        "global_pool": encoder.global_pool,
+        "fc_norm": not isinstance(encoder.fc_norm, torch.nn.Identity),
+    }
+
+
+@torch.no_grad()
+def _require_equal(
+    encoder: VisionTransformer, folder: Path, architecture: str, arguments: dict[str, Any]
+) -> None:
+    try:
+        again = timm.create_model(architecture, num_classes=0, **arguments)
+        again.load_state_dict(load_file(folder / WEIGHTS))
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(
+            f"model_args: {arguments} do not make this encoder again ({error}); "
+            "pass all that timm.create_model was called with"
+        ) from error
+    parameter = next(encoder.parameters())
+    size = encoder.patch_embed.img_size
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(1, 3, *size, generator=generator).to(parameter)
+    modes = [(module, module.training) for module in encoder.modules()]
+    encoder.eval()
+    ours = encoder.forward_features(image)
+    for module, training in modes:
+        module.training = training
+    theirs = again.to(parameter).eval().forward_features(image)
+    if not torch.equal(ours, theirs):
+        raise ValueError(
+            f"encoder: features differ by up to {(ours - theirs).abs().max():.3g} after reading it "
+            "back; pass as model_args all that timm.create_model was called with"
+        )

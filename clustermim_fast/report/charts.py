@@ -1,0 +1,121 @@
+"""Curves and bars of the report: matplotlib without a display, one look for all."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+__all__ = ["Perplexity", "accuracy_curve", "inertia_curve", "loss_curve", "usage", "usage_chart"]
+
+BLUE, ORANGE, GREY, RED = "#2a6fb0", "#d9822b", "#8a8f98", "#d03030"
+Perplexity = tuple[float, int]
+
+
+@contextmanager
+def chart(width: float = 6.4, height: float = 3.6) -> Iterator[tuple[Axes, list[Image.Image]]]:
+    """An empty chart; the finished picture is put into the list."""
+    # A Figure of our own, without pyplot: no global state, no display, nothing to close.
+    figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+    axes = figure.add_subplot()
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(True, color="#e8eaee", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors="#464a52", labelsize=9)
+    pictures: list[Image.Image] = []
+    yield axes, pictures
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()
+    pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))
+
+
+def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+    """(epoch, value) of the lines that hold ``key`` as a finite number."""
+    lines = [line for line in metrics if isinstance(line.get(key), (int, float))]
+    lines = [line for line in lines if math.isfinite(line[key])]
+    return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
+
+
+def loss_curve(
+    metrics: Sequence[dict[str, Any]], num_clusters: int | None, perplexity: float | None = None
+) -> Image.Image:
+    """Loss by epoch; with ``num_clusters`` the line of blind guessing, ln K, is drawn beside it.
+
+    ``perplexity`` of the tokens adds what knowing only their frequencies reaches.
+    """
+    with chart() as (axes, pictures):
+        axes.plot(*series(metrics, "loss"), color=BLUE, linewidth=1.8, label="loss")
+        if num_clusters:
+            floor = math.log(num_clusters)
+            label = f"ln K = {floor:.2f} (uniform guess, K = {num_clusters})"
+            axes.axhline(floor, color=GREY, linestyle="--", linewidth=1.2, label=label)
+            if perplexity is not None and perplexity >= 1:
+                entropy = math.log(perplexity)
+                label = f"entropy of the tokens = {entropy:.2f} (frequencies alone)"
+                axes.axhline(entropy, color=GREY, linestyle=":", linewidth=1.2, label=label)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("cross-entropy, nats" if num_clusters else "mean squared error")
+        axes.legend(frameon=False, fontsize=9)
+    return pictures[0]
+
+
+def accuracy_curve(
+    metrics: Sequence[dict[str, Any]], key: str, chance: float, majority: float | None
+) -> Image.Image:
+    """Accuracy on masked patches by epoch, beside chance and the commonest token's share."""
+    with chart() as (axes, pictures):
+        epochs, values = series(metrics, key)
+        percent = [100 * value for value in values]
+        axes.plot(epochs, percent, color=ORANGE, linewidth=1.8, label="masked patches")
+        axes.axhline(100 * chance, color=GREY, linestyle="--", linewidth=1.2, label="chance, 1 / K")
+        if majority is not None:
+            label = "always the commonest token"
+            axes.axhline(100 * majority, color=GREY, linestyle=":", linewidth=1.2, label=label)
+        axes.set_ylim(bottom=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel("token accuracy, %")
+        axes.legend(frameon=False, fontsize=9)
+    return pictures[0]
+
+
+def usage(counts: NDArray[np.int64]) -> Perplexity:
+    """Perplexity (exp of the entropy) of token counts [K], and how many tokens are never used."""
+    share = counts[counts > 0] / max(1, counts.sum())
+    return float(np.exp(-(share * np.log(share)).sum())), int((counts == 0).sum())
+
+
+def usage_chart(counts: NDArray[np.int64]) -> Image.Image:
+    """Share of patches by token, most used first, on a log scale."""
+    perplexity, dead = usage(counts)
+    share = np.sort(counts)[::-1] / max(1, counts.sum()) * 100
+    with chart() as (axes, pictures):
+        axes.bar(
+            np.arange(len(share)), share, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3
+        )
+        axes.axhline(100 / len(share), color=GREY, linestyle="--", linewidth=1.2, label="equal use")
+        if share[-1] != share[0]:
+            axes.set_yscale("log")
+        axes.set_xlabel("token, most used first")
+        axes.set_ylabel("share of patches, %")
+        axes.set_title(
+            f"perplexity {perplexity:.1f} of {len(counts)}, {dead} unused", fontsize=10, loc="left"
+        )
+        axes.legend(frameon=False, fontsize=9)
+    return pictures[0]
+
+
+def inertia_curve(inertia: Sequence[float]) -> Image.Image:
+    """k-means inertia by iteration of the tokenizer's fit."""
+    with chart() as (axes, pictures):
+        axes.plot(np.arange(1, len(inertia) + 1), inertia, color=BLUE, linewidth=1.8)
+        axes.set_xlabel("iteration")
+        axes.set_ylabel("inertia")
+    return pictures[0]

@@ -1,0 +1,189 @@
+"""The figures of one run, in the order of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from . import charts, pictures
+from .pictures import Column
+from .view import RunView
+
+__all__ = ["Figure", "figures_of"]
+
+LINES = 5  # samples in one picture of rows; two pictures stand side by side on a wide screen
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture with its file name, section, and the sentence below it."""
+
+    name: str
+    section: str
+    caption: str
+    image: Image.Image
+
+
+def figures_of(view: RunView) -> Iterator[Figure]:
+    """Every figure that this run has the material for."""
+    yield from _curves(view)
+    yield from _rows(view)
+    if view.tokenizer is not None:
+        yield from _tokens(view)
+
+
+def _curves(view: RunView) -> Iterator[Figure]:
+    tokens = view.tokenizer
+    counts = None if view.usage is None else view.usage.cpu().numpy()
+    if view.metrics:
+        perplexity = None if counts is None else charts.usage(counts)[0]
+        classes = None if tokens is None else tokens.num_clusters
+        yield Figure(
+            "loss",
+            "Training",
+            "Training loss on masked patches. Below the dashed line the model knows more than a "
+            "uniform guess; below the dotted one, more than how frequent each token is."
+            if tokens is not None
+            else "Training loss: mean squared error on masked patches.",
+            charts.loss_curve(view.metrics, classes, perplexity),
+        )
+    if tokens is not None and any("masked_accuracy" in line for line in view.metrics):
+        majority = None if counts is None else float(counts.max() / max(1, counts.sum()))
+        yield Figure(
+            "accuracy",
+            "Training",
+            "How many masked patches get the right token, beside chance and beside always naming "
+            "the commonest token.",
+            charts.accuracy_curve(
+                view.metrics, "masked_accuracy", 1 / tokens.num_clusters, majority
+            ),
+        )
+
+
+@torch.no_grad()
+def _rows(view: RunView) -> Iterator[Figure]:
+    columns = _token_columns(view) if view.tokenizer is not None else _pixel_columns(view)
+    for number, start in enumerate(range(0, len(view.samples), LINES), 1):
+        part = [Column(c.title, c.images[start : start + LINES]) for c in columns]
+        yield Figure(
+            f"predictions_{number}",
+            "What the model sees and predicts",
+            "" if number > 1 else _ROWS_CAPTION[view.tokenizer is not None],
+            pictures.columns_of_images(part),
+        )
+
+
+_ROWS_CAPTION = {
+    True: "Image; what the encoder sees; every patch as its nearest centroid (the target); "
+    "the model's most likely token in each masked patch, decoded.",
+    False: "Image; what the encoder sees; the model's pixels in the masked patches; "
+    "the model's pixels everywhere (it is trained on masked patches only).",
+}
+
+
+def _base(view: RunView) -> tuple[Tensor, Tensor, tuple[int, int]]:
+    images = view.samples.float() / 255
+    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
+    rows, columns = cast("tuple[int, int]", view.model.grid)
+    return images, (images - mean) / std, (rows, columns)
+
+
+def _token_columns(view: RunView) -> list[Column]:
+    assert view.tokenizer is not None  # the caller asked for tokens
+    images, normalised, grid = _base(view)
+    targets = view.tokenizer(view.samples)
+    predicted = view.model.logits(normalised, view.mask).argmax(-1)  # type: ignore[operator]
+    return [
+        Column("image", images),
+        Column("visible", pictures.hide_patches(images, view.mask, grid)),
+        Column("tokens", view.tokenizer.decode(targets, grid)),
+        Column(
+            "predicted",
+            pictures.keep_visible(images, view.tokenizer.decode(predicted, grid), view.mask, grid),
+        ),
+    ]
+
+
+def _pixel_columns(view: RunView) -> list[Column]:
+    images, normalised, grid = _base(view)
+    patches = view.model.patches(normalised, view.mask).float()  # type: ignore[operator]
+    side = images.shape[-2] // grid[0]
+    if view.per_patch_norm:
+        # Predicted in units of each patch's own mean and deviation: put those of the image back.
+        target = _patchify(normalised, side)
+        deviation = (target.var(-1, keepdim=True) + 1e-6).sqrt()
+        patches = patches * deviation + target.mean(-1, keepdim=True)
+    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
+    filled = (_unpatchify(patches, side, grid) * std + mean).clamp(0, 1)
+    return [
+        Column("image", images),
+        Column("visible", pictures.hide_patches(images, view.mask, grid)),
+        Column("restored", pictures.keep_visible(images, filled, view.mask, grid)),
+        Column("predicted", filled),
+    ]
+
+
+def _patchify(images: Tensor, side: int) -> Tensor:
+    batch, channels, height, width = images.shape
+    cells = images.view(batch, channels, height // side, side, width // side, side)
+    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
+
+
+def _unpatchify(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
+    cells = patches.view(len(patches), *grid, side, side, -1)
+    return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
+
+
+@torch.no_grad()
+def _tokens(view: RunView) -> Iterator[Figure]:
+    tokens = view.tokenizer
+    assert tokens is not None  # the caller asked for tokens
+    images, _, grid = _base(view)
+    colours = pictures.token_colours(tokens.centroids)
+    painted = pictures.token_maps(tokens(view.samples), colours, grid, images.shape[-2:])
+    overlay = 0.45 * images + 0.55 * painted
+    for number, start in enumerate(range(0, len(images), LINES), 1):
+        part = slice(start, start + LINES)
+        columns = [
+            Column("image", images[part]),
+            Column("token map", painted[part]),
+            Column("both", overlay[part]),
+        ]
+        caption = (
+            "Each patch in the colour of its token; centroids that are alike have like colours "
+            "(first three principal components of the centroids)."
+        )
+        yield Figure(
+            f"token_maps_{number}",
+            "Token maps",
+            "" if number > 1 else caption,
+            pictures.columns_of_images(columns),
+        )
+    if view.usage is not None:
+        patches = tokens.decode(torch.arange(tokens.num_clusters)[:, None], (1, 1))
+        yield Figure(
+            "codebook",
+            "Codebook",
+            f"All {tokens.num_clusters} centroids, most used first, by row. "
+            "Centroids that no patch has are framed in red.",
+            pictures.atlas(patches, view.usage),
+        )
+        yield Figure(
+            "usage",
+            "Codebook",
+            f"How often each token occurs in {view.usage_images:,} un-augmented images. "
+            "Perplexity is how many equally frequent tokens would be as uncertain.",
+            charts.usage_chart(view.usage.cpu().numpy()),
+        )
+    if len(view.inertia) > 1:
+        yield Figure(
+            "inertia",
+            "Codebook",
+            "The tokenizer's k-means fit: sum of squared distances by iteration.",
+            charts.inertia_curve(view.inertia),
+        )

@@ -1,0 +1,66 @@
+"""What a report is made of. The caller loads the run; this package only looks at it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+__all__ = ["RunView", "Tokens"]
+
+
+class Tokens(Protocol):
+    """What a report needs of a pixel tokenizer; `tokenizers.PixelTokenizer` is one."""
+
+    num_clusters: int
+    centroids: Tensor
+
+    def __call__(self, images: Tensor, normalized: bool = False) -> Tensor:
+        """uint8 [B, 3, H, W] -> int64 [B, L]."""
+        ...
+
+    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
+        """int64 [B, L] -> float [B, 3, H, W] in [0, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class RunView:
+    """A finished or interrupted run.
+
+    Attributes:
+        run_dir: where report.html and figures/ go.
+        method: "clustermim" or "mae".
+        model: has ``logits(images, mask)`` [B, L, K] (tokens) or ``patches(images, mask)``
+            [B, L, 3 p^2] in (row, column, channel) order (pixels), and ``grid`` (rows, columns).
+        tokenizer: of a method with tokens.
+        mean, std: per channel, in [0, 1] pixel units.
+        per_patch_norm: the pixels of each patch were normalised before they were predicted.
+        samples: uint8 [N, 3, H, W] to show, with their masks bool [N, L].
+        usage: how often each token occurs among `usage_images` images, int64 [K].
+        metrics: the lines of metrics.jsonl.
+        config: the resolved settings, nested dicts.
+        evaluations: what `evaluate` returned, by kind.
+        about: short facts for the head of the page (name, value).
+        inertia: of the tokenizer's fit, by iteration.
+    """
+
+    run_dir: Path
+    method: str
+    model: nn.Module
+    tokenizer: Tokens | None
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    samples: Tensor
+    mask: Tensor
+    per_patch_norm: bool = False
+    usage: Tensor | None = None
+    usage_images: int = 0
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    config: dict[str, Any] = field(default_factory=dict)
+    evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    inertia: list[float] = field(default_factory=list)
+    about: list[tuple[str, str]] = field(default_factory=list)
+    versions: dict[str, str] = field(default_factory=dict)
