@@ -1,0 +1,20 @@
+"""K-means, and tokenizers made with it: images to cluster ids and back."""
+
+from typing import TYPE_CHECKING, Any
+
+from clustermim_fast.tokenizers.base import Tokenizer
+from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport
+from clustermim_fast.tokenizers.pixel import PixelTokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    from clustermim_fast.tokenizers.kmeans import KMeans
+
+__all__ = ["Iteration", "KMeans", "KMeansReport", "PixelTokenizer", "Tokenizer", "load_tokenizer"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "KMeans":  # needs scikit-learn; the tokenizers do not
+        from clustermim_fast.tokenizers.kmeans import KMeans
+
+        return KMeans
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

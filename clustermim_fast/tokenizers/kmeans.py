@@ -1,0 +1,230 @@
+"""KMeans with scikit-learn's estimator surface, on the exact assignment ops."""
+
+from __future__ import annotations
+
+import warnings
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.base import (
+    BaseEstimator,
+    ClassNamePrefixFeaturesOutMixin,
+    ClusterMixin,
+    TransformerMixin,
+)
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils.validation import check_is_fitted
+
+from clustermim_fast import ops
+from clustermim_fast.tokenizers import kmeans_fit
+from clustermim_fast.tokenizers.kmeans_fit import Settings
+from clustermim_fast.tokenizers.kmeans_init import as_random_state
+from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, read_weights
+from clustermim_fast.tokenizers.kmeans_minibatch import MiniBatch
+from clustermim_fast.tokenizers.rows import MatrixRows, non_finite_row, unit_rows
+
+ROW_BLOCK = 1 << 15
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """K-means clustering whose assignments are exact (:func:`clustermim_fast.ops.nearest_centroid`).
+
+    numpy arrays in, numpy arrays out; torch tensors in (float64/32/16, bfloat16, any device), tensors
+    out. Centroids are float64 during the fit; sums are float64, counts int64, inertia is summed from
+    the distances themselves. The same seed gives the same result for any number of threads.
+
+    Args:
+        n_clusters: K.
+        init: "k-means++" (greedy, as scikit-learn), "random" (distinct rows), an array [K, D], or a
+            callable ``(X, n_clusters, random_state) -> array``.
+        n_init: runs with different seeds, the best inertia kept; "auto": 1 for "k-means++" and
+            arrays, else 10 (3 for mini-batches).
+        max_iter: Lloyd iterations, or passes over the data for "minibatch".
+        tol: stop when the squared shift of all centroids is at most ``tol`` times the mean variance
+            of the features; Lloyd also stops when no row moves.
+        algorithm: "lloyd", or "minibatch" (scikit-learn's MiniBatchKMeans: running means,
+            re-assignment of starved clusters, stop when the smoothed inertia stops falling).
+        batch_size: rows of a mini-batch.
+        metric: "euclidean", or "cosine": spherical k-means (unit rows, unit centroids; inertia is
+            the sum of 1 - cosine, :meth:`transform` gives 1 - cosine).
+        random_state: None, int, numpy Generator or RandomState.
+        device: where to fit and predict; None: where the data is.
+        verbose: show a progress bar.
+        max_no_improvement: "minibatch": batches without gain before the fit stops; None: never.
+        reassignment_ratio: "minibatch": share of the largest count below which a cluster is re-seeded.
+
+    Attributes:
+        cluster_centers_: [K, D], float64 for float64 input, else float32.
+        labels_: int64 [N], those of the final centroids.
+        inertia_: sum of (weighted) squared distances to the final centroids.
+        n_iter_: iterations run.
+        report_: :class:`KMeansReport` of the best run.
+    """
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: Any = "k-means++",
+        n_init: Any = "auto",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        algorithm: str = "lloyd",
+        batch_size: int = 1024,
+        metric: str = "euclidean",
+        random_state: Any = None,
+        device: Any = None,
+        verbose: int = 0,
+        max_no_improvement: int | None = 10,
+        reassignment_ratio: float = 0.01,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.n_init = n_init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.algorithm = algorithm
+        self.batch_size = batch_size
+        self.metric = metric
+        self.random_state = random_state
+        self.device = device
+        self.verbose = verbose
+        self.max_no_improvement = max_no_improvement
+        self.reassignment_ratio = reassignment_ratio
+
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+        """Cluster the rows of X [N, D]; ``y`` is ignored.
+
+        Raises:
+            ValueError: NaN or Inf in X (the first such row is named), N < n_clusters, bad parameters.
+            TypeError: a tensor that is not floating or dense.
+        """
+        settings = self._settings()
+        x, is_tensor = read_rows(self, X, reset=True)
+        rows = self._rows(x, sample_weight)
+        fit = kmeans_fit.fit(rows, settings, as_random_state(self.random_state))
+        self._keep(fit.centers, rows.dtype, is_tensor, x.device)
+        assert fit.step.ids is not None  # MatrixRows keep them
+        self.labels_ = as_input_kind(fit.step.ids, is_tensor, x.device)
+        self.inertia_ = fit.step.inertia
+        self.n_iter_ = fit.num_iterations
+        self.report_ = fit.report
+        self._minibatch = fit.minibatch
+        if fit.report.unused:
+            found = self.n_clusters - fit.report.unused
+            warnings.warn(
+                f"Number of distinct clusters ({found}) found smaller than n_clusters "
+                f"({self.n_clusters}). Possibly due to duplicate points in X.",
+                ConvergenceWarning,
+                stacklevel=2,
+            )
+        return self
+
+    def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
+        """One mini-batch step on X; the first call draws the initial centroids from it.
+
+        After :meth:`fit` it goes on from the fitted centroids and their counts. ``labels_`` and
+        ``inertia_`` are those of this batch with the updated centroids.
+        """
+        settings = self._settings()
+        first = not hasattr(self, "cluster_centers_")
+        x, is_tensor = read_rows(self, X, reset=first)
+        rows = self._rows(x, sample_weight)
+        rows.mean_variance()  # refuses NaN
+        if first:
+            self._minibatch = kmeans_fit.start(rows, settings, as_random_state(self.random_state))
+            self.n_steps_ = 0
+        state: MiniBatch = self._minibatch
+        state.step(rows)
+        self._keep(state.centers, rows.dtype, is_tensor, x.device)
+        step = rows.lloyd_step(state.centers)
+        assert step.ids is not None
+        self.labels_ = as_input_kind(step.ids, is_tensor, x.device)
+        self.inertia_ = step.inertia
+        self.n_steps_ = getattr(self, "n_steps_", 0) + 1
+        return self
+
+    def predict(self, X: Any) -> Any:
+        """Index of the nearest centroid of each row: int64 [N], exact, lowest index among equals."""
+        x, is_tensor = self._read_fitted(X)
+        ids = ops.nearest_centroid(self._placed(x), self._centers(x), metric=self.metric)
+        bad = torch.nonzero(ids < 0)
+        if len(bad):
+            raise ValueError(f"{type(self).__name__}: {non_finite_row(int(bad[0]))}")
+        return as_input_kind(ids, is_tensor, x.device)
+
+    def transform(self, X: Any) -> Any:
+        """Distance of each row to each centroid: [N, K] ("cosine": 1 - cosine)."""
+        x, is_tensor = self._read_fitted(X)
+        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        centers = self._centers(x).to(dtype)
+        self.predict(x)  # refuses NaN
+        out = torch.empty(x.shape[0], len(centers), dtype=dtype, device=centers.device)
+        for start in range(0, x.shape[0], ROW_BLOCK):
+            block = self._placed(x[start : start + ROW_BLOCK]).to(dtype)
+            if self.metric == "cosine":
+                distance = 1.0 - unit_rows(block) @ unit_rows(centers).T
+            else:  # the direct form: no cancellation
+                distance = torch.cdist(block, centers, compute_mode="donot_use_mm_for_euclid_dist")
+            out[start : start + ROW_BLOCK] = distance
+        return as_input_kind(out, is_tensor, x.device)
+
+    def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
+        """Minus the inertia of X with the fitted centroids."""
+        self.predict(X)  # refuses NaN
+        x, _ = self._read_fitted(X)
+        rows = MatrixRows(
+            self._placed(x), read_weights(sample_weight, self._placed(x)), self.metric
+        )
+        return -rows.lloyd_step(self._centers(x)).inertia
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.sparse = False
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    def _settings(self) -> Settings:
+        return Settings(
+            num_clusters=self.n_clusters,
+            init=self.init,
+            n_init=self.n_init,
+            max_iter=self.max_iter,
+            tol=self.tol,
+            algorithm=self.algorithm,
+            batch_size=self.batch_size,
+            metric=self.metric,
+            verbose=bool(self.verbose),
+            max_no_improvement=self.max_no_improvement,
+            reassignment_ratio=self.reassignment_ratio,
+        ).check()
+
+    def _rows(self, x: torch.Tensor, sample_weight: Any) -> MatrixRows:
+        if x.shape[0] < self.n_clusters:
+            raise ValueError(f"n_samples={x.shape[0]} should be >= n_clusters={self.n_clusters}.")
+        x = self._placed(x)
+        return MatrixRows(x, read_weights(sample_weight, x), self.metric)
+
+    def _placed(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self.device is None else x.to(self.device)
+
+    def _keep(
+        self, centers: torch.Tensor, dtype: torch.dtype, is_tensor: bool, device: torch.device
+    ) -> None:
+        self.cluster_centers_ = as_input_kind(centers.to(dtype), is_tensor, device)
+
+    def _read_fitted(self, X: Any) -> tuple[torch.Tensor, bool]:
+        check_is_fitted(self)
+        return read_rows(self, X, reset=False)
+
+    def _centers(self, x: torch.Tensor) -> torch.Tensor:
+        device = x.device if self.device is None else torch.device(self.device)
+        centers = self.cluster_centers_
+        if isinstance(centers, torch.Tensor):
+            return centers.to(device)
+        return torch.from_numpy(np.ascontiguousarray(centers)).to(device)

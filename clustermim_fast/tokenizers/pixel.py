@@ -1,0 +1,352 @@
+"""Pixel tokenizer: a patch's token is the id of the nearest pixel centroid."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from clustermim_fast import ops
+from clustermim_fast.tokenizers import centroid_files, pixel_fit, storage
+from clustermim_fast.tokenizers.kmeans_report import KMeansReport
+from clustermim_fast.tokenizers.rows import PatchSettings
+
+GREY = 0.5
+# A centroid of normalised patches has no brightness of its own: shown with +-3 sigma as black and white.
+VISIBLE_SIGMAS = 3.0
+
+
+class PixelTokenizer:
+    """Images to ids of their patches' nearest centroids, exact.
+
+    Make one with :meth:`fit`, :meth:`from_centroids` or :func:`load_tokenizer`. Not a Module: its
+    centroids are never parameters of a model.
+
+    Attributes:
+        centroids: [K, D] float32, D = patch_size^2 * C, values after mean/std (and per_patch_norm).
+        settings: :class:`PatchSettings`: patch_size, mean, std, per_patch_norm, patch_order.
+        metric: "euclidean" or "cosine".
+        report: :class:`KMeansReport` of the fit, None for given centroids.
+    """
+
+    kind = "pixel"
+
+    def __init__(
+        self,
+        centroids: torch.Tensor,
+        settings: PatchSettings,
+        *,
+        metric: str = "euclidean",
+        report: KMeansReport | None = None,
+    ) -> None:
+        if metric not in ("euclidean", "cosine"):
+            raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")
+        pixel_fit.check_settings(settings)
+        if centroids.dim() != 2 or 0 in centroids.shape:
+            expected = "of shape [K, D], K >= 1"
+            raise ValueError(f"centroids must be {expected}, got {tuple(centroids.shape)}")
+        if not bool(torch.isfinite(centroids).all()):
+            raise ValueError("centroids contain NaN or infinity; such a centroid would never win")
+        area = settings.patch_size**2
+        if centroids.shape[1] % area:
+            raise ValueError(
+                f"centroids have D = {centroids.shape[1]} values, which is not C * {area} for "
+                f"patch_size = {settings.patch_size}; give the patch_size they were fitted with"
+            )
+        self.num_channels = centroids.shape[1] // area
+        pixel_fit.check_channels(settings, self.num_channels)
+        self.centroids = centroids.detach().to(torch.float32).contiguous()
+        self.settings = settings
+        self.metric = metric
+        self.report = report
+
+    @property
+    def num_clusters(self) -> int:
+        """K."""
+        return int(self.centroids.shape[0])
+
+    @property
+    def patch_size(self) -> int:
+        """Side of a patch, pixels."""
+        return self.settings.patch_size
+
+    @property
+    def patch_order(self) -> str:
+        """ "hwc" or "chw"."""
+        return self.settings.patch_order
+
+    @property
+    def per_patch_norm(self) -> bool:
+        """Whether each patch is normalised by its own mean and variance."""
+        return self.settings.per_patch_norm
+
+    @property
+    def mean(self) -> tuple[float, ...] | None:
+        """Subtracted from pixels in [0, 1], one value a channel, or None."""
+        return self.settings.mean
+
+    @property
+    def std(self) -> tuple[float, ...] | None:
+        """Divides pixels after ``mean``, one value a channel, or None."""
+        return self.settings.std
+
+    @classmethod
+    def fit(
+        cls,
+        images_or_loader: torch.Tensor | Iterable[Any],
+        num_clusters: int,
+        patch_size: int,
+        *,
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        per_patch_norm: bool = False,
+        patch_order: str = "hwc",
+        metric: str = "euclidean",
+        algorithm: str = "minibatch",
+        max_iter: int | None = None,
+        tol: float = 1e-4,
+        init: str = "k-means++",
+        batch_size: int | None = None,
+        seed: int = 0,
+        verbose: bool = False,
+        device: torch.device | str | None = None,
+    ) -> PixelTokenizer:
+        """Cluster all patches of the images. Peak memory: the images + 64 MiB (+ a few [K, D]).
+
+        Args:
+            images_or_loader: un-normalised images, uint8 0..255 or floating 0..1: a tensor
+                [N, C, H, W], or an iterable (a DataLoader) of batches [B, C, H, W] or of tuples
+                that start with one. A tensor is read in a shuffled order. A loader should shuffle:
+                its first centroids come from a sample of one whole pass, but the order of its
+                mini-batches is its own. It is passed over max_iter + 1 times, so a generator,
+                which ends after one pass, is refused.
+            num_clusters: K.
+            patch_size: side of a patch, pixels.
+            mean, std: normalisation to store and apply, one float a channel in [0, 1] pixel units.
+            per_patch_norm: normalise each patch by its own mean and variance after that.
+            patch_order: "hwc" = (row, column, channel), as MAE; "chw", as CCViT and F.unfold.
+            metric: "euclidean", or "cosine" for spherical k-means.
+            algorithm: "minibatch", or "lloyd" (every pass uses all patches; slower, better).
+            max_iter: passes over the images; None: 10 for "minibatch", 50 for "lloyd".
+            tol: "lloyd" stops when the squared shift of all centroids is at most tol times the
+                mean variance of the values.
+            init: "k-means++" or "random", on a sample of patches from all images.
+            batch_size: images of a mini-batch of a tensor; None: about 50,000 patches.
+            seed: same seed, same centroids, bit for bit, for any number of threads.
+            verbose: show a progress bar.
+            device: where batches are moved to; None: where they are.
+
+        Raises:
+            ValueError: normalised or NaN images, fewer patches than clusters, bad settings.
+            TypeError: not images.
+        """
+        settings = PatchSettings(
+            pixel_fit.require_count("patch_size", patch_size),
+            pixel_fit.channel_tuple("mean", mean),
+            pixel_fit.channel_tuple("std", std),
+            bool(per_patch_norm),
+            patch_order,
+        )
+        options = pixel_fit.FitOptions(
+            num_clusters=pixel_fit.require_count("num_clusters", num_clusters),
+            metric=metric,
+            algorithm=algorithm,
+            max_iter=max_iter,
+            tol=tol,
+            init=init,
+            batch_size=batch_size,
+            seed=seed,
+            verbose=verbose,
+        )
+        place = None if device is None else torch.device(device)
+        centers, report = pixel_fit.fit(images_or_loader, settings, options, place)
+        return cls(centers.float(), settings, metric=metric, report=report)
+
+    @classmethod
+    def from_centroids(
+        cls,
+        array: Any,
+        patch_size: int,
+        *,
+        patch_order: str = "hwc",
+        mean: Sequence[float] | None = None,
+        std: Sequence[float] | None = None,
+        per_patch_norm: bool = False,
+        metric: str = "euclidean",
+    ) -> PixelTokenizer:
+        """A tokenizer from centroids made elsewhere.
+
+        Args:
+            array: [K, D] numpy array or tensor (scikit-learn's ``cluster_centers_``, a faiss array),
+                or a path to a .npy (CCViT) or .pth (ClusterMIM) file of one. Nothing is unpickled
+                but plain tensors and arrays.
+            patch_size, patch_order, mean, std, per_patch_norm, metric: what they were fitted with;
+                CCViT's are "chw" on pixels in [0, 1] with no mean and std, ClusterMIM's "hwc" with
+                ImageNet's.
+        """
+        centroids = centroid_files.as_centroids(array)
+        settings = PatchSettings(
+            pixel_fit.require_count("patch_size", patch_size),
+            pixel_fit.channel_tuple("mean", mean),
+            pixel_fit.channel_tuple("std", std),
+            bool(per_patch_norm),
+            patch_order,
+        )
+        return cls(centroids, settings, metric=metric)
+
+    def __call__(self, images: torch.Tensor, normalized: bool = False) -> torch.Tensor:
+        """Token ids.
+
+        Args:
+            images: [B, C, H, W], uint8 0..255 or floating 0..1; H, W multiples of patch_size.
+            normalized: the caller has already applied this tokenizer's mean and std.
+
+        Returns:
+            int64 [B, L], L row-major; -1 for a patch with NaN or Inf.
+        """
+        if normalized and images.dtype == torch.uint8:
+            raise ValueError("normalized=True with uint8 images; uint8 pixels are never normalised")
+        return ops.patch_tokens(
+            images,
+            self.centroids,
+            self.patch_size,
+            mean=None if normalized else self.mean,
+            std=None if normalized else self.std,
+            per_patch_norm=self.per_patch_norm,
+            patch_order=self.patch_order,
+            metric=self.metric,
+        )
+
+    def grid_size(self, height: int, width: int) -> tuple[int, int]:
+        """(rows, columns) of patches of an image of this size."""
+        p = self.patch_size
+        if height % p or width % p:
+            raise ValueError(f"{height} x {width} pixels are not a multiple of patch_size = {p}")
+        return height // p, width // p
+
+    def centroid_images(self) -> torch.Tensor:
+        """The codebook as pictures: float32 [K, C, p, p] in [0, 1].
+
+        With per_patch_norm or "cosine" a centroid has no brightness or contrast of its own; it is
+        shown as 0.5 + its values in standard deviations / 6.
+        """
+        p, c = self.patch_size, self.num_channels
+        if self.patch_order == "hwc":
+            pictures = self.centroids.reshape(-1, p, p, c).permute(0, 3, 1, 2)
+        else:
+            pictures = self.centroids.reshape(-1, c, p, p)
+        if self.per_patch_norm or self.metric == "cosine":
+            sigma = pictures.flatten(1).std(dim=1, unbiased=False)[:, None, None, None]
+            scale = sigma if self.metric == "cosine" else torch.ones_like(sigma)
+            pictures = GREY + pictures / (2 * VISIBLE_SIGMAS * scale.clamp(min=1e-12))
+        else:
+            pictures = pictures * self._per_channel(self.std, 1.0) + self._per_channel(
+                self.mean, 0.0
+            )
+        return pictures.clamp(0.0, 1.0)
+
+    def _per_channel(self, values: tuple[float, ...] | None, default: float) -> torch.Tensor:
+        given = (default,) * self.num_channels if values is None else values
+        return torch.tensor(given, device=self.centroids.device)[:, None, None]
+
+    def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
+        """Each patch its centroid, un-normalised.
+
+        Args:
+            tokens: ids [B, L] or [B, rows, columns]; -1 is painted grey.
+            grid: (rows, columns); None: a square grid.
+
+        Returns:
+            float32 [B, 3, H, W] in [0, 1] (a grey codebook is shown in three equal channels).
+        """
+        if tokens.dim() == 3 and grid is None:
+            grid = (tokens.shape[1], tokens.shape[2])
+        tokens = tokens.flatten(1)
+        if grid is None:
+            side = math.isqrt(tokens.shape[1])
+            grid = (side, side)
+        rows, columns = grid
+        if rows * columns != tokens.shape[1]:
+            raise ValueError(
+                f"decode: tokens have L = {tokens.shape[1]} places, grid {grid} has "
+                f"{rows * columns}; pass grid=(rows, columns)"
+            )
+        tokens = tokens.to(self.centroids.device)
+        if tokens.numel() and not -1 <= int(tokens.min()) <= int(tokens.max()) < self.num_clusters:
+            span = f"{int(tokens.min())} .. {int(tokens.max())}"
+            raise ValueError(f"decode: ids must lie in -1 .. {self.num_clusters - 1}, got {span}")
+        pictures = self.centroid_images()
+        grey = torch.full_like(pictures[:1], GREY)
+        patches = torch.cat([pictures, grey])[tokens.long()]  # id -1 is the last picture
+        b, c, p = tokens.shape[0], self.num_channels, self.patch_size
+        images = patches.reshape(b, rows, columns, c, p, p).permute(0, 3, 1, 4, 2, 5)
+        images = images.reshape(b, c, rows * p, columns * p)
+        return images.expand(b, 3, -1, -1).contiguous() if c == 1 else images
+
+    def to(self, device: torch.device | str) -> PixelTokenizer:
+        """The same tokenizer with its centroids on ``device`` (in place, as a Module's)."""
+        self.centroids = self.centroids.to(device)
+        return self
+
+    def fingerprint(self) -> str:
+        """16 hex digits of a SHA-256 over the centroids and every setting that changes ids."""
+        meaning = {**asdict(self.settings), "metric": self.metric, "kind": self.kind}
+        digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
+        digest.update(np.ascontiguousarray(self.centroids.cpu().numpy(), dtype="<f4").tobytes())
+        return digest.hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """One safetensors file with all settings and the report in its metadata."""
+        settings = {
+            **asdict(self.settings),
+            "metric": self.metric,
+            "report": None if self.report is None else self.report.as_dict(),
+        }
+        storage.write(path, self.kind, {"centroids": self.centroids}, settings)
+
+    @classmethod
+    def from_storage(
+        cls, tensors: dict[str, torch.Tensor], settings: dict[str, Any]
+    ) -> PixelTokenizer:
+        """From what :func:`storage.read` gives."""
+        report = settings.pop("report", None)
+        metric = settings.pop("metric")
+        for name in ("mean", "std"):
+            settings[name] = None if settings[name] is None else tuple(settings[name])
+        return cls(
+            tensors["centroids"],
+            PatchSettings(**settings),
+            metric=metric,
+            report=None if report is None else KMeansReport.from_dict(report),
+        )
+
+    def __repr__(self) -> str:
+        return (
+            f"PixelTokenizer(num_clusters={self.num_clusters}, patch_size={self.patch_size}, "
+            f"metric={self.metric!r}, settings={self.settings})"
+        )
+
+
+_KINDS = {PixelTokenizer.kind: PixelTokenizer}
+
+
+def load_tokenizer(path: str | Path) -> PixelTokenizer:
+    """Read what ``save`` wrote.
+
+    Raises:
+        FileNotFoundError, ValueError: no such file, not a tokenizer file, a newer format.
+    """
+    kind, tensors, settings = storage.read(path)
+    if kind not in _KINDS:
+        raise ValueError(f"load_tokenizer: {path} holds a tokenizer of unknown kind {kind!r}")
+    try:
+        return _KINDS[kind].from_storage(tensors, settings)
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"load_tokenizer: {path} lacks or misnames a setting ({error})") from error

@@ -1,0 +1,311 @@
+"""The rows that k-means clusters: a matrix, the patches of images in memory, or a stream of images.
+
+The fits in ``kmeans_lloyd.py`` and ``kmeans_minibatch.py`` see only this interface. Under
+``metric="cosine"`` the rows are the unit vectors of the given ones (spherical k-means).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from clustermim_fast import ops
+from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
+
+# Pixels of one block: 16 MiB as uint8, 64 MiB as the float rows that only cosine and re-seeding make.
+BLOCK_VALUES = 1 << 24
+ROW_BLOCK_VALUES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Step:
+    """One pass over rows: ids (None where they are not kept), sums, counts, inertia."""
+
+    ids: torch.Tensor | None
+    sums: torch.Tensor
+    counts: torch.Tensor
+    inertia: float
+
+
+def unit_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Rows divided by their length; a zero row stays zero."""
+    largest = rows.abs().amax(dim=1, keepdim=True)
+    scaled = torch.where(
+        largest > 0, rows / largest, rows
+    )  # no overflow or underflow in the squares
+    length = scaled.square().sum(dim=1, keepdim=True).sqrt()
+    return torch.where(length > 0, scaled / length, scaled)
+
+
+class Rows(ABC):
+    """N rows of D values, read block by block."""
+
+    num_rows: int
+    dim: int
+    metric: str
+    dtype: torch.dtype  # in which centroids are compared with the rows
+    device: torch.device
+    weights: torch.Tensor | None = None
+
+    @abstractmethod
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """(index of the first row, rows [n, D] in ``dtype``), in order, at fixed places."""
+
+    @abstractmethod
+    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The rows [len(index), D] in ``dtype``."""
+
+    def lloyd_step(self, centers: torch.Tensor) -> Step:
+        """Assign all rows to ``centers`` [K, D] (rounded to ``dtype``) and add them up."""
+        centers = centers.to(self.dtype)
+        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(centers.shape[0], dtype=torch.float64, device=self.device)
+        ids, inertia = [], 0.0
+        for start, rows in self.blocks():
+            weights = None if self.weights is None else self.weights[start : start + len(rows)]
+            part = ops.lloyd_step(rows, centers, weights=weights, metric=self.metric)
+            ids.append(part[0])
+            sums += part[1]
+            counts += part[2]
+            inertia += float(part[3])
+        return Step(torch.cat(ids), sums, counts, inertia)
+
+    def mean_variance(self) -> float:
+        """Mean over features of their variances, weights ignored; ValueError on NaN or Inf.
+
+        Two assignments to a single centroid give sums and squared distances, in the ops' order, so
+        that the result does not depend on the thread count.
+        """
+        origin = torch.zeros(1, self.dim, dtype=torch.float64, device=self.device)
+        sums = torch.zeros_like(origin)
+        for start, rows in self.blocks():
+            ids, part, _, _ = ops.lloyd_step(rows, origin.to(self.dtype))
+            bad = torch.nonzero(ids < 0)
+            if len(bad):
+                raise ValueError(non_finite_row(start + int(bad[0])))
+            sums += part
+        mean = (sums / self.num_rows).to(self.dtype)
+        total = sum(float(ops.lloyd_step(rows, mean)[3]) for _, rows in self.blocks())
+        return total / (self.num_rows * self.dim)
+
+    def farthest(
+        self, centers: torch.Tensor, count: int
+    ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
+        """Up to ``count`` rows of different values, farthest from their centroid first, and their index.
+
+        Equal distances go to the lower index; rows at distance 0 or of weight 0 are left out.
+        """
+        centers = centers.to(self.dtype)
+        best_distance = np.empty(0)
+        best_index = np.empty(0, dtype=np.int64)
+        for start, rows in self.blocks():
+            _, cost = ops.nearest_centroid(rows, centers, return_distance=True)
+            distance = cost.double().cpu().numpy()
+            if self.weights is not None:
+                weights = self.weights[start : start + len(rows)].cpu().numpy()
+                distance = np.where(weights > 0, distance, 0.0)
+            distance = np.concatenate([best_distance, distance])
+            index = np.concatenate([best_index, np.arange(start, start + len(rows))])
+            keep = np.flatnonzero(distance > 0)
+            order = keep[np.lexsort((index[keep], -distance[keep]))]
+            order = order[self.distinct(index[order], count)]
+            best_distance, best_index = distance[order], index[order]
+        return self.take(best_index), best_index
+
+    def distinct(self, index: npt.NDArray[np.int64], count: int) -> list[int]:
+        """Positions in ``index`` of its first ``count`` rows that differ from one another."""
+        seen: set[bytes] = set()
+        positions: list[int] = []
+        for begin in range(0, len(index), max(count, 256)):
+            part = self.take(index[begin : begin + max(count, 256)]).cpu().numpy()
+            for offset, row in enumerate(part):
+                if len(positions) == count:
+                    return positions
+                key = (row + 0.0).tobytes()  # -0.0 and 0.0 are one value
+                if key not in seen:
+                    seen.add(key)
+                    positions.append(begin + offset)
+        return positions
+
+
+class MatrixRows(Rows):
+    """The rows of a tensor [N, D], float64, float32, float16 or bfloat16, any strides."""
+
+    def __init__(
+        self, x: torch.Tensor, weights: torch.Tensor | None = None, metric: str = "euclidean"
+    ) -> None:
+        self.x, self.weights, self.metric = x, weights, metric
+        self.num_rows, self.dim = x.shape
+        self.device = x.device
+        self.dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+
+    def _values(self, x: torch.Tensor) -> torch.Tensor:
+        x = x.to(self.dtype)
+        return unit_rows(x) if self.metric == "cosine" else x
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Blocks of about 4 million values."""
+        size = max(1, ROW_BLOCK_VALUES // max(1, self.dim))
+        for start in range(0, self.num_rows, size):
+            yield start, self._values(self.x[start : start + size])
+
+    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+        """The rows at ``index``."""
+        return self._values(self.x[torch.from_numpy(index).to(self.device)])
+
+    def lloyd_step(self, centers: torch.Tensor) -> Step:
+        """One pass; euclidean rows go to the op as they are."""
+        if self.metric == "cosine":
+            return super().lloyd_step(centers)
+        ids, sums, counts, inertia = ops.lloyd_step(
+            self.x, centers.to(self.dtype), weights=self.weights, metric=self.metric
+        )
+        return Step(ids, sums, counts.double(), float(inertia))
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """How images become rows; the meaning is that of ``ops.patch_tokens``."""
+
+    patch_size: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    per_patch_norm: bool = False
+    patch_order: str = "hwc"
+
+    def rows(self, images: torch.Tensor) -> torch.Tensor:
+        """Float32 rows [B * L, D] of ``images`` [B, C, H, W]."""
+        return patch_rows_reference(
+            images, self.patch_size, self.mean, self.std, self.per_patch_norm, self.patch_order
+        ).flatten(0, 1)
+
+
+class ImageRows(Rows):
+    """The patches of images [N, C, H, W], uint8 or floating; row = image * L + patch.
+
+    Args:
+        keep_ids: whether ``lloyd_step`` returns ids (int16 or int32, so that many can be kept).
+    """
+
+    dtype = torch.float32
+
+    def __init__(
+        self,
+        images: torch.Tensor,
+        settings: PatchSettings,
+        metric: str = "euclidean",
+        *,
+        keep_ids: bool = False,
+    ) -> None:
+        self.images, self.settings, self.metric, self.keep_ids = images, settings, metric, keep_ids
+        p = settings.patch_size
+        _, channels, height, width = images.shape
+        self.grid = (height // p, width // p)
+        self.patches_per_image = self.grid[0] * self.grid[1]
+        self.num_rows = len(images) * self.patches_per_image
+        self.dim = channels * p * p
+        self.device = images.device
+
+    def _image_blocks(self, values: int) -> Iterator[tuple[int, torch.Tensor]]:
+        size = max(1, values // max(1, self.images[:1].numel()))
+        for start in range(0, len(self.images), size):
+            yield start * self.patches_per_image, self.images[start : start + size]
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """Patch rows of a few images at a time, about 4 million values."""
+        for start, images in self._image_blocks(ROW_BLOCK_VALUES):
+            rows = self.settings.rows(images)
+            yield start, unit_rows(rows) if self.metric == "cosine" else rows
+
+    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Single patches, gathered without touching the rest of their images."""
+        p, (_, columns) = self.settings.patch_size, self.grid
+        image, patch = np.divmod(index, self.patches_per_image)
+        grid = self.images.unflatten(3, (columns, p)).unflatten(2, (self.grid[0], p))
+        place = (torch.from_numpy(v).to(self.device) for v in (image, *np.divmod(patch, columns)))
+        first, row, column = place
+        small = grid[first, :, row, :, column, :]  # [n, C, p, p]: images of one patch
+        rows = self.settings.rows(small)
+        return unit_rows(rows) if self.metric == "cosine" else rows
+
+    def lloyd_step(self, centers: torch.Tensor) -> Step:
+        """One pass, images streamed through the op; no patch matrix (cosine: block by block)."""
+        if self.metric == "cosine":
+            step = super().lloyd_step(centers)
+            return Step(self._compact(step.ids, len(centers)), step.sums, step.counts, step.inertia)
+        s = self.settings
+        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(len(centers), dtype=torch.int64, device=self.device)
+        ids, inertia = [], 0.0
+        for _, images in self._image_blocks(BLOCK_VALUES):
+            part = ops.lloyd_step_images(
+                images,
+                centers.to(self.dtype),
+                s.patch_size,
+                mean=s.mean,
+                std=s.std,
+                per_patch_norm=s.per_patch_norm,
+                patch_order=s.patch_order,
+                metric=self.metric,
+            )
+            ids.append(self._compact(part[0].flatten(), len(centers)))
+            sums += part[1]
+            counts += part[2]
+            inertia += float(part[3])
+        kept = torch.cat([i for i in ids if i is not None]) if self.keep_ids else None
+        return Step(kept, sums, counts.double(), inertia)
+
+    def _compact(self, ids: torch.Tensor | None, num_clusters: int) -> torch.Tensor | None:
+        if not self.keep_ids or ids is None:
+            return None
+        return ids.to(torch.int16 if num_clusters <= 2**15 else torch.int32)
+
+
+class StreamRows(Rows):
+    """The patches of a loader that can be passed over again and again.
+
+    ``sample`` are rows kept in memory; what cannot be asked of a stream is answered from them.
+    """
+
+    dtype = torch.float32
+
+    def __init__(self, passes: Callable[[], Iterable[ImageRows]], sample: MatrixRows) -> None:
+        self._passes, self.sample = passes, sample
+        self.metric, self.dim, self.device = sample.metric, sample.dim, sample.device
+        self.num_rows = 0  # known after the first pass
+
+    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
+        """The sample."""
+        return self.sample.blocks()
+
+    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+        """Rows of the sample."""
+        return self.sample.take(index)
+
+    def mean_variance(self) -> float:
+        """Of the sample."""
+        return self.sample.mean_variance()
+
+    def lloyd_step(self, centers: torch.Tensor) -> Step:
+        """One pass over the loader; ids are not kept."""
+        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
+        counts = torch.zeros(len(centers), dtype=torch.float64, device=self.device)
+        inertia, num_rows = 0.0, 0
+        for batch in self._passes():
+            step = batch.lloyd_step(centers)
+            sums += step.sums
+            counts += step.counts
+            inertia += step.inertia
+            num_rows += batch.num_rows
+        self.num_rows = num_rows
+        return Step(None, sums, counts, inertia)
+
+
+def non_finite_row(row: int) -> str:
+    """The message for a row that cannot be clustered."""
+    return f"X contains NaN or infinity in row {row}; remove or impute such rows"
