@@ -1,0 +1,105 @@
+"""Checkpoints: plain dicts of tensors and numbers, written so that a crash leaves the old or the new."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FORMAT = 1
+
+
+def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
+    """Write `state` (nested dicts and lists of tensors, numbers and strings) to `path`, atomically.
+
+    The file appears under its name only when it is complete and on the disk: temporary file,
+    fsync, rename, fsync of the folder.
+
+    Raises:
+        TypeError: `state` holds an object that `torch.load(weights_only=True)` would refuse.
+    """
+    target = Path(path)
+    _require_plain(state, "state")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "wb") as file:
+            torch.save({"format": FORMAT, **state}, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+    _sync_folder(target.parent)
+
+
+def write_text_atomically(path: str | Path, text: str) -> None:
+    """Write a small text file with the same promise as `save_checkpoint`."""
+    target = Path(path)
+    partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, target)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def load_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read a checkpoint on the CPU, never unpickling anything but tensors and plain containers.
+
+    Raises:
+        ValueError: no such file, not a checkpoint of ours, or damaged.
+    """
+    file = Path(path)
+    if not file.is_file():
+        raise ValueError(f"checkpoint: no such file: {file}")
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        raise ValueError(f"checkpoint: {file} cannot be read: {error}") from error
+    if not isinstance(state, dict) or "format" not in state:
+        raise ValueError(f"checkpoint: {file} was not written by clustermim_fast")
+    if state["format"] != FORMAT:
+        raise ValueError(
+            f"checkpoint: {file} has format {state['format']}, this version reads {FORMAT}"
+        )
+    return state
+
+
+def keep_newest(folder: str | Path, pattern: str, count: int) -> None:
+    """Delete all but the `count` files matching `pattern` that come last by name."""
+    files = sorted(Path(folder).glob(pattern))
+    for old in files[: max(0, len(files) - count)]:
+        old.unlink()
+
+
+def _require_plain(value: Any, where: str) -> None:
+    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str):
+        return
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            _require_plain(item, f"{where}[{key!r}]")
+    elif type(value) in (list, tuple):
+        for index, item in enumerate(value):
+            _require_plain(item, f"{where}[{index}]")
+    else:
+        raise TypeError(
+            f"checkpoint: {where} is a {type(value).__name__}; only tensors, numbers, strings, "
+            "lists, tuples and dicts may be stored"
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

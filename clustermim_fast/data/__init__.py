@@ -1,0 +1,18 @@
+"""Images: folders and built-in sets, evaluation views, training crops."""
+
+from clustermim_fast.data.augment import CropParams, crop_params
+from clustermim_fast.data.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
+from clustermim_fast.data.decode import decode_image
+from clustermim_fast.data.images import ImageSet, native_size, open_images
+
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "CropParams",
+    "DataConfig",
+    "ImageSet",
+    "crop_params",
+    "decode_image",
+    "native_size",
+    "open_images",
+]

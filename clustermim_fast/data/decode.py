@@ -1,0 +1,83 @@
+"""One image file -> uint8 RGB. The only place that knows about file formats."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+EXTENSIONS = frozenset(
+    {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+)
+
+# What Pillow raises on files that are not what they claim to be. A fault of ours is not in the list.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    KeyError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    OverflowError,
+    Image.DecompressionBombError,
+)
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def decode_image(path: str | Path, max_short_side: int | None = None) -> UInt8Array:
+    """Read an image file as uint8 [H, W, 3].
+
+    The EXIF orientation is applied. Grey becomes three equal channels, 16-bit grey is scaled to
+    8 bits (65535 -> 255), transparency is composited on white, CMYK and palettes are converted.
+    A short side above `max_short_side` is reduced to it (antialiased, aspect ratio kept).
+
+    Raises one of DECODE_ERRORS where the file cannot be read.
+    """
+    with Image.open(path) as opened:
+        image: Image.Image = opened
+        if max_short_side is not None:
+            # Lets the JPEG decoder drop resolution that the resize below would drop; it never goes
+            # below the size asked for. Other formats ignore it.
+            longest = max_short_side * max(image.size) // max(1, min(image.size)) + 1
+            image.draft(None, (longest, longest))
+        image.load()
+        if (
+            image.format != "JPEG" or "exif" in image.info
+        ):  # looking for a tag costs a third of 32 px
+            image = ImageOps.exif_transpose(image)
+        image = _to_rgb(image)
+        if max_short_side is not None and min(image.size) > max_short_side:
+            factor = max_short_side / min(image.size)
+            width, height = (max(max_short_side, round(side * factor)) for side in image.size)
+            image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+        return np.array(image, dtype=np.uint8)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode == "RGB":
+        return image
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _wide_grey_to_rgb(image)
+    if image.mode == "F":
+        raise ValueError("floating-point image: the range of its values is not known")
+    if "A" in image.mode or "a" in image.mode or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _wide_grey_to_rgb(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey; Pillow's own convert() clips everything above 255 to white."""
+    values = np.asarray(image).astype(np.int64)
+    if values.size and (values.min() < 0 or values.max() > 65535):
+        raise ValueError("32-bit integer image: the range of its values is not known")
+    grey = ((values * 255 + 32767) // 65535).astype(np.uint8)
+    return Image.fromarray(grey).convert("RGB")

@@ -1,0 +1,24 @@
+"""Methods: what is predicted at masked patches, on timm encoders."""
+
+from clustermim_fast.models.clustermim import ClusterMIM
+from clustermim_fast.models.config import ModelConfig
+from clustermim_fast.models.create import create_model, load_encoder_weights
+from clustermim_fast.models.features import encode_features
+from clustermim_fast.models.mae import MAE
+from clustermim_fast.models.masked_autoencoder import MaskedAutoencoder
+from clustermim_fast.models.positions import sincos_positions
+from clustermim_fast.models.registry import list_methods, method_class, register_method
+
+__all__ = [
+    "MAE",
+    "ClusterMIM",
+    "MaskedAutoencoder",
+    "ModelConfig",
+    "create_model",
+    "encode_features",
+    "list_methods",
+    "load_encoder_weights",
+    "method_class",
+    "register_method",
+    "sincos_positions",
+]

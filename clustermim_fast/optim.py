@@ -1,0 +1,83 @@
+"""Optimizer, its parameter groups, and the learning rate as a function of the step."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from timm.optim import param_groups_weight_decay
+from torch import nn
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """How weights are updated.
+
+    Attributes:
+        epochs: passes over the data.
+        batch_size: images per forward pass.
+        accumulate: forward passes per update; the effective batch is batch_size * accumulate.
+        blr: base learning rate; lr = blr * effective batch / 256.
+        lr: absolute learning rate; overrides `blr` where given.
+        min_lr: absolute learning rate at the end of the half-cosine.
+        warmup_epochs: epochs of linear warm-up; None: a tenth of `epochs`.
+        weight_decay: AdamW's, on matrices only (not on biases, norms and other 1-D parameters).
+        betas: AdamW's.
+        clip_grad: largest norm of the gradient; 0: none.
+        ema_decay: keep a moving average of the weights with this decay; 0: none.
+    """
+
+    epochs: int = 400
+    batch_size: int = 256
+    accumulate: int = 1
+    blr: float = 1e-3
+    lr: float | None = None
+    min_lr: float = 0.0
+    warmup_epochs: float | None = None
+    weight_decay: float = 0.05
+    betas: tuple[float, float] = (0.9, 0.95)
+    clip_grad: float = 0.0
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("epochs", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"optim.{name} must be at least 1, got {getattr(self, name)}")
+        if not 0.0 <= self.ema_decay < 1.0:
+            raise ValueError(f"optim.ema_decay must be in [0, 1), got {self.ema_decay}")
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+            raise ValueError(
+                f"optim.warmup_epochs must be at least 0 and below optim.epochs = {self.epochs}, "
+                f"got {self.warmup_epochs}"
+            )
+
+    def absolute_lr(self, effective_batch: int) -> float:
+        """The peak learning rate."""
+        return self.lr if self.lr is not None else self.blr * effective_batch / 256
+
+    def warmup_steps(self, steps_per_epoch: int) -> int:
+        """Updates until the peak learning rate."""
+        epochs = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
+        return round(epochs * steps_per_epoch)
+
+
+def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: int) -> float:
+    """Learning rate of update `step` (from 0): linear from peak / warmup, then half a cosine to `floor`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    progress = (step - warmup) / max(1, total - warmup)
+    return floor + (peak - floor) * 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
+    """AdamW over the trainable parameters; timm's groups leave 1-D parameters without decay."""
+    groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
+    # fused: one pass over each parameter instead of ten, on the CPU as on CUDA.
+    return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
+
+
+def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
+    """Set the learning rate of every group."""
+    for group in optimizer.param_groups:
+        group["lr"] = value

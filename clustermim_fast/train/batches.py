@@ -1,0 +1,146 @@
+"""The order of the samples and the batches made from it: pure functions of (seed, epoch, position)."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from clustermim_fast import counter_rng
+from clustermim_fast.data import DataConfig, ImageSet
+from clustermim_fast.masking import MaskConfig, num_visible, random_mask, visible_indices
+
+MAX_WORKERS = 8
+_SMALL_SIDE = 96
+
+
+class Batch(NamedTuple):
+    """One forward pass.
+
+    images uint8 [B, 3, H, W]; samples int64 [B]; mask bool [B, L], True = masked; visible int64
+    [B, Lv], sorted; broken: files met unreadable while making it, (path, reason).
+    """
+
+    images: Tensor
+    samples: Tensor
+    mask: Tensor
+    visible: Tensor
+    broken: list[tuple[str, str]]
+
+
+class BatchKey(NamedTuple):
+    """Which samples of which epoch."""
+
+    epoch: int
+    samples: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a run's epochs fall into updates; the last, incomplete batch of an epoch is dropped."""
+
+    num_samples: int
+    batch_size: int
+    accumulate: int
+    epochs: int
+    seed: int
+
+    @classmethod
+    def of(cls, num_samples: int, batch_size: int, accumulate: int, epochs: int, seed: int) -> Plan:
+        """A plan whose batch is no larger than the set."""
+        batch = min(batch_size, num_samples)
+        return cls(num_samples, batch, max(1, min(accumulate, num_samples // batch)), epochs, seed)
+
+    @property
+    def effective_batch(self) -> int:
+        return self.batch_size * self.accumulate
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return self.num_samples // self.effective_batch
+
+    @property
+    def total_steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def keys(self, first_step: int) -> Iterator[BatchKey]:
+        """Keys of all forward passes from update `first_step` to the end."""
+        start_epoch, skip = divmod(first_step, self.steps_per_epoch)
+        for epoch in range(start_epoch, self.epochs):
+            order = counter_rng.permutation(self.seed, epoch, self.num_samples)
+            passes = self.steps_per_epoch * self.accumulate
+            for index in range(skip * self.accumulate, passes):
+                start = index * self.batch_size
+                yield BatchKey(epoch, order[start : start + self.batch_size])
+            skip = 0
+
+
+class _Keys(Sampler[BatchKey]):
+    def __init__(self, plan: Plan, first_step: int):
+        self._plan = plan
+        self._first_step = first_step
+
+    def __iter__(self) -> Iterator[BatchKey]:
+        return self._plan.keys(self._first_step)
+
+    def __len__(self) -> int:
+        return (self._plan.total_steps - self._first_step) * self._plan.accumulate
+
+
+class TrainingBatches(Dataset[Batch]):
+    """Crops and masks of a batch key; the same in any process."""
+
+    def __init__(self, images: ImageSet, data: DataConfig, mask: MaskConfig, patch: int, seed: int):
+        self._images = images
+        self._data = data
+        self._seed = seed
+        height, width = images.image_size
+        self._num_patches = (height // patch) * (width // patch)
+        self._ratio = mask.ratio
+        self.num_visible = num_visible(self._num_patches, mask.ratio)
+
+    def __getitem__(self, key: BatchKey) -> Batch:
+        crops = self._images.crops(self._seed, key.epoch, key.samples, self._data)
+        mask = random_mask(self._num_patches, self._ratio, self._seed, key.epoch, key.samples)
+        visible = visible_indices(mask, self.num_visible)
+        broken = [(str(path), reason) for path, reason in self._images.take_new_broken()]
+        return Batch(crops, torch.from_numpy(key.samples), mask, visible, broken)
+
+
+def make_loader(
+    batches: TrainingBatches, plan: Plan, first_step: int, *, workers: int, pin_memory: bool
+) -> DataLoader[Batch]:
+    """One DataLoader over all epochs that are left, so that no epoch starts with a pause."""
+    return DataLoader(
+        batches,
+        sampler=_Keys(plan, first_step),
+        batch_size=None,
+        num_workers=workers,
+        pin_memory=pin_memory,
+        prefetch_factor=4 if workers else None,
+        worker_init_fn=_init_worker,
+    )
+
+
+def choose_workers(asked: int | None, images: ImageSet) -> int:
+    """Loader processes: what was asked for, none for small images in memory, else one per core."""
+    if asked is not None:
+        return asked
+    # A 32-pixel crop takes 45 microseconds: another process would take more from the step than it gives.
+    if images.in_memory and max(images.image_size) < _SMALL_SIDE:
+        return 0
+    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+
+
+def _init_worker(_: int) -> None:
+    torch.set_num_threads(1)
+    # Ctrl-C goes to the whole process group; the trainer alone decides what it means.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

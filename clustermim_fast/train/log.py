@@ -1,0 +1,149 @@
+"""What a run says about itself: sums kept on the device, one line per interval, metrics.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+from clustermim_fast.checkpoint import write_text_atomically
+from clustermim_fast.train.step import StepResult
+
+
+class Window:
+    """Sums over the forward passes since the last line. Adding waits for no device."""
+
+    def __init__(self, num_clusters: int | None, device: torch.device):
+        self._num_clusters = num_clusters
+        self._device = device
+        self.clear()
+
+    def clear(self) -> None:
+        """Start a new interval."""
+        self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._accuracy = torch.zeros((), dtype=torch.float64, device=self._device)
+        # One place more than clusters: ids of -1 (patches with NaN) are counted there and left out.
+        self._histogram = torch.zeros(
+            (self._num_clusters or 0) + 1, dtype=torch.int64, device=self._device
+        )
+        self._passes = 0
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Throughput counts from now on."""
+        self._timed_passes = 0
+        self._started = time.perf_counter()
+        self.waited = 0.0
+
+    @property
+    def empty(self) -> bool:
+        return self._passes == 0
+
+    def add(self, result: StepResult) -> None:
+        """Take in one forward pass."""
+        self._loss += result.loss.detach()
+        if result.accuracy is not None:
+            self._accuracy += result.accuracy
+        if result.tokens is not None:
+            ids = (result.tokens + 1).flatten()
+            self._histogram.scatter_add_(0, ids, torch.ones_like(ids))
+        self._passes += 1
+        self._timed_passes += 1
+
+    def state(self) -> dict[str, Any]:
+        """For a checkpoint, so that a resumed run prints the same lines."""
+        return {
+            "loss": self._loss.cpu(),
+            "accuracy": self._accuracy.cpu(),
+            "histogram": self._histogram.cpu(),
+            "passes": self._passes,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """The inverse of `state`."""
+        self._loss = state["loss"].to(self._device)
+        self._accuracy = state["accuracy"].to(self._device)
+        self._histogram = state["histogram"].to(self._device)
+        self._passes = int(state["passes"])
+
+    def mean_loss(self) -> float:
+        """Mean loss of the interval; waits for the device."""
+        return float(self._loss) / max(1, self._passes)
+
+    def metrics(self, batch_size: int) -> dict[str, Any]:
+        """Numbers of the interval; waits for the device."""
+        values: dict[str, Any] = {"loss": self.mean_loss()}
+        if self._num_clusters is not None:
+            counts = self._histogram[1:].double().cpu()
+            share = counts / counts.sum().clamp_min(1)
+            entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
+            values |= {
+                "loss_floor_lnK": math.log(self._num_clusters),
+                "masked_accuracy": float(self._accuracy) / max(1, self._passes),
+                "chance": 1 / self._num_clusters,
+                "majority": float(share.max()),
+                "token_entropy": entropy,
+                "token_perplexity": math.exp(entropy),
+                "tokens_used": int((counts > 0).sum()),
+            }
+        seconds = max(1e-9, time.perf_counter() - self._started)
+        values["images_per_s"] = self._timed_passes * batch_size / seconds
+        values["data_wait_pct"] = 100 * self.waited / seconds
+        return values
+
+
+class MetricsFile:
+    """metrics.jsonl: one JSON object per line of progress; cut back to the step a run resumes from."""
+
+    def __init__(self, path: Path, first_step: int):
+        kept = []
+        if path.exists() and first_step > 0:
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    row = json.loads(line)
+                except json.JSONDecodeError:
+                    continue  # the line a killed process was writing
+                if row.get("step", 0) <= first_step:
+                    kept.append(line + "\n")
+        write_text_atomically(path, "".join(kept))
+        self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one line and hand it to the system."""
+        self._file.write(json.dumps(row) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
+    """The line a person reads, from a row of metrics.jsonl."""
+    parts = [
+        f"epoch {row['epoch']:6.2f}/{epochs}",
+        f"eta {format_seconds(eta_s)}",
+        f"lr {row['lr']:.2e}",
+    ]
+    if "loss_floor_lnK" in row:
+        parts += [
+            f"loss {row['loss']:.4f} (ln K {row['loss_floor_lnK']:.3f})",
+            f"accuracy {100 * row['masked_accuracy']:.1f} % "
+            f"(chance {100 * row['chance']:.1f}, commonest token {100 * row['majority']:.1f})",
+            f"perplexity {row['token_perplexity']:.1f}",
+        ]
+    else:
+        parts.append(f"loss {row['loss']:.4f}")
+    parts += [f"{row['images_per_s']:.0f} images/s", f"data wait {row['data_wait_pct']:.0f} %"]
+    return "  ".join(parts)
+
+
+def format_seconds(seconds: float) -> str:
+    """h:mm:ss."""
+    whole = max(0, round(seconds))
+    return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"

@@ -1,0 +1,311 @@
+"""`run`: pretraining from a config to a run folder, resumable at any step."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
+
+from clustermim_fast.data import ImageSet
+from clustermim_fast.models import create_model, load_encoder_weights
+from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
+from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
+from clustermim_fast.train.config import TrainConfig, save_config
+from clustermim_fast.train.log import MetricsFile, Window, progress_line
+from clustermim_fast.train.prepare import (
+    choose_device,
+    default_out,
+    describe,
+    needs_tokenizer,
+    open_run_images,
+    prepare_tokenizer,
+    require_matching_tokenizer,
+    resolve,
+)
+from clustermim_fast.train.skipped import SkippedFiles
+from clustermim_fast.train.state import TrainState, find_checkpoint, load_state, save_state
+from clustermim_fast.train.step import forward_step
+from clustermim_fast.train.stop import (
+    Interrupted,
+    NonFiniteError,
+    StopFlag,
+    all_finite,
+    non_finite_message,
+    stop_on_signals,
+)
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """Where a run is and how it ended; `final_loss` is the mean of its last line of progress."""
+
+    run_dir: Path
+    step: int
+    epoch: int
+    final_loss: float
+    metrics: dict[str, Any]
+
+
+def run(
+    config: TrainConfig,
+    tokenizer: PixelTokenizer | None = None,
+    images: ImageSet | None = None,
+    *,
+    say: Say = lambda line: print(line, flush=True),
+    on_epoch: Callable[[int, nn.Module], None] | None = None,
+) -> RunResult:
+    """Pretrain.
+
+    Args:
+        config: what to do; the resolved form is written to RUN/config.json.
+        tokenizer: a frozen tokenizer; None: the config's, or fitted on the images.
+        images: the training images; None: opened from the config.
+        say: takes lines of progress.
+        on_epoch: called with the number of finished epochs and the model after each of them.
+
+    Raises:
+        ValueError: settings that do not fit together, or a run folder of another run.
+        NonFiniteError: NaN or infinity in the loss or the weights; nothing is written for it.
+        Interrupted: SIGTERM or Ctrl-C, after the checkpoint was written (a SystemExit, code 143 or 130).
+    """
+    images = open_run_images(config) if images is None else images
+    config = resolve(config, images)
+    if not config.out:
+        config = dataclasses.replace(config, out=str(default_out(config)))
+    say(images.summary())
+    if needs_tokenizer(config):
+        tokenizer = prepare_tokenizer(config, images) if tokenizer is None else tokenizer
+        require_matching_tokenizer(config, tokenizer)
+        settings = dataclasses.replace(config.tokenizer, num_clusters=tokenizer.num_clusters)
+        config = dataclasses.replace(config, tokenizer=settings)
+    else:
+        tokenizer = None
+    return _Trainer(config, tokenizer, images, say, on_epoch).train()
+
+
+class _Trainer:
+    """The parts of one run; `train` is the loop."""
+
+    def __init__(
+        self,
+        config: TrainConfig,
+        tokenizer: PixelTokenizer | None,
+        images: ImageSet,
+        say: Say,
+        on_epoch: Callable[[int, nn.Module], None] | None,
+    ):
+        self.config, self.images, self.say, self.on_epoch = config, images, say, on_epoch
+        self.out = Path(config.out)
+        self.device = choose_device(config.efficiency.device)
+        amp = config.efficiency.amp
+        self.amp = amp == "bf16" or (amp == "auto" and self.device.type == "cuda")
+        optim = config.optim
+        self.plan = Plan.of(
+            len(images), optim.batch_size, optim.accumulate, optim.epochs, config.seed
+        )
+        self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
+        checkpoint = find_checkpoint(config, self.fingerprint)
+
+        assert config.data.image_size and config.data.mean and config.data.std
+        clusters = config.tokenizer.num_clusters
+        model = create_model(
+            config.method, config.model, config.data.image_size, clusters, seed=config.seed
+        )
+        if config.model.weights and checkpoint is None:
+            say(f"encoder weights: {load_encoder_weights(model, config.model.weights).line()}")
+        model.to(self.device).train()
+        self.state = TrainState(
+            model,
+            create_optimizer(model, optim),
+            ModelEmaV3(model, decay=optim.ema_decay) if optim.ema_decay else None,
+            Window(clusters if tokenizer is not None else None, self.device),
+        )
+        if checkpoint is not None:
+            load_state(self.state, checkpoint)
+        self.tokenizer = None if tokenizer is None else tokenizer.to(self.device)
+        self.called = torch.compile(model) if config.efficiency.compile else model
+        self.mean = torch.tensor(config.data.mean, device=self.device).view(3, 1, 1)
+        self.std = torch.tensor(config.data.std, device=self.device).view(3, 1, 1)
+        patch = int(model.patch_size)  # type: ignore[arg-type]
+        self.batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
+        self.peak = optim.absolute_lr(self.plan.effective_batch)
+        self.warmup = optim.warmup_steps(self.plan.steps_per_epoch)
+
+    def train(self) -> RunResult:
+        """Run to the last step."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        skipped = SkippedFiles(self.out / "skipped_files.txt", self.images.broken, self.say)
+        self._announce()
+        if self.state.step >= self.plan.total_steps:
+            self.say(f"{self.out} is complete: {self.state.step} steps; nothing to do")
+            return self._result()
+        save_config(self.config, self.out / "config.json")
+        if self.tokenizer is not None:
+            self.tokenizer.save(str(self.out / "tokenizer.safetensors"))
+        self.metrics = MetricsFile(self.out / "metrics.jsonl", self.state.step)
+        self.board = _tensorboard(self.config)
+        self.started, self.first_step = time.perf_counter(), self.state.step
+        try:
+            with stop_on_signals() as stop:
+                self._loop(stop, skipped)
+        finally:
+            self.metrics.close()
+            if self.board is not None:
+                self.board.close()
+        return self._result()
+
+    def _loop(self, stop: StopFlag, skipped: SkippedFiles) -> None:
+        state, plan, log = self.state, self.plan, self.config.log
+        loader = make_loader(
+            self.batches,
+            plan,
+            state.step,
+            workers=choose_workers(self.config.efficiency.workers, self.images),
+            pin_memory=self.device.type == "cuda",
+        )
+        passes = iter(loader)
+        state.window.restart_clock()
+        while state.step < plan.total_steps:
+            lr = self._update(passes, skipped)
+            epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
+            every = log.checkpoint_every_steps
+            done = state.step == plan.total_steps
+            if done or state.step % log.every_steps == 0:
+                self._log(lr)
+            if (
+                done
+                or (every and state.step % every == 0)
+                or (in_epoch == 0 and epoch % log.checkpoint_every_epochs == 0)
+            ):
+                self._save(lr)
+            if in_epoch == 0 and self.on_epoch is not None:
+                self.on_epoch(epoch, state.model)
+                state.model.train()
+                state.window.restart_clock()
+            if stop.signal_number and not done:
+                path = self._save(lr)
+                message = (
+                    f"stopped by signal {stop.signal_number} at step {state.step}; {path} written"
+                )
+                self.say(f"{message}; the same command goes on from there")
+                raise Interrupted(stop.signal_number, message)
+
+    def _update(self, passes: Iterator[Batch], skipped: SkippedFiles) -> float:
+        """One update of the weights; returns its learning rate."""
+        state, optim = self.state, self.config.optim
+        lr = learning_rate(
+            state.step,
+            peak=self.peak,
+            floor=optim.min_lr,
+            warmup=self.warmup,
+            total=self.plan.total_steps,
+        )
+        set_learning_rate(state.optimizer, lr)
+        for _ in range(self.plan.accumulate):
+            before = time.perf_counter()
+            batch = next(passes)
+            state.window.waited += time.perf_counter() - before
+            skipped.add(batch.broken)
+            images, mask, visible = (
+                self._move(t) for t in (batch.images, batch.mask, batch.visible)
+            )
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                result = forward_step(
+                    self.called,
+                    self.tokenizer,
+                    images,
+                    mask,
+                    visible,
+                    self.mean,
+                    self.std,
+                    self.config.loss,
+                )
+            (result.loss / self.plan.accumulate).backward()
+            state.window.add(result)
+        if optim.clip_grad:
+            torch.nn.utils.clip_grad_norm_(state.model.parameters(), optim.clip_grad)
+        state.optimizer.step()
+        state.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        if state.ema is not None:
+            state.ema.update(state.model, step=state.step)
+        return lr
+
+    def _move(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.device, non_blocking=True)
+
+    def _log(self, lr: float) -> None:
+        state, plan = self.state, self.plan
+        row = {"step": state.step, "epoch": state.step / plan.steps_per_epoch, "lr": lr}
+        row |= state.window.metrics(plan.batch_size)
+        if not math.isfinite(row["loss"]):
+            raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}", lr))
+        self.metrics.write(row)
+        if self.board is not None:
+            for name, value in row.items():
+                self.board.add_scalar(f"train/{name}", value, state.step)
+        taken = time.perf_counter() - self.started
+        eta = taken / max(1, state.step - self.first_step) * (plan.total_steps - state.step)
+        self.say(progress_line(row, plan.epochs, eta))
+        state.last_row = row
+        state.window.clear()
+
+    def _save(self, lr: float) -> Path:
+        state = self.state
+        if not math.isfinite(state.window.mean_loss()):
+            raise NonFiniteError(self._non_finite("the loss is not finite", lr))
+        if not all_finite(state.model) or (state.ema is not None and not all_finite(state.ema)):
+            raise NonFiniteError(self._non_finite("a weight is not finite", lr))
+        return save_state(state, self.config, self.fingerprint, self.plan.steps_per_epoch)
+
+    def _non_finite(self, what: str, lr: float) -> str:
+        last = self.out / "checkpoints" / "last.pt"
+        good = str(last) if last.exists() else "none yet"
+        return non_finite_message(what, self.state.step, lr, self.amp, good)
+
+    def _announce(self) -> None:
+        plan, config = self.plan, self.config
+        self.say(describe(config, self.state.model))
+        height, width = self.state.model.grid  # type: ignore[misc]
+        masked = height * width - self.batches.num_visible
+        self.say(
+            f"mask: {masked} of {height * width} patches; normalisation: mean {config.data.mean}, "
+            f"std {config.data.std}"
+        )
+        if self.tokenizer is not None:
+            self.say(
+                f"tokenizer: K = {config.tokenizer.num_clusters}, fingerprint {self.fingerprint}"
+            )
+        self.say(
+            f"effective batch {plan.effective_batch} ({plan.batch_size} x {plan.accumulate}), "
+            f"lr {self.peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, "
+            f"{self.warmup} of warm-up; {self.device}, {'bf16 autocast' if self.amp else 'float32'}, "
+            f"{torch.get_num_threads()} threads"
+        )
+        if self.state.step:
+            self.say(f"going on from step {self.state.step} of {plan.total_steps} in {self.out}")
+
+    def _result(self) -> RunResult:
+        state = self.state
+        loss = float(state.last_row.get("loss", math.nan))
+        epoch = state.step // self.plan.steps_per_epoch
+        return RunResult(self.out, state.step, epoch, loss, dict(state.last_row))
+
+
+def _tensorboard(config: TrainConfig) -> Any:
+    if not config.log.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(config.out) / "tensorboard"))

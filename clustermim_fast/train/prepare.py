@@ -1,0 +1,137 @@
+"""Everything a run decides before its first step: images, normalisation, tokenizer, device."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
+from clustermim_fast.models import method_class
+from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.weights import create_vit
+
+_TOLERANCE = 1e-6
+
+
+def open_run_images(config: TrainConfig, split: str = "train") -> ImageSet:
+    """The images of a config whose data.image_size is set."""
+    data = config.data
+    if not data.path:
+        raise ValueError('data: expected a folder of images or "digits", got nothing (data=DIR)')
+    if data.image_size is None:
+        raise ValueError("data.image_size: expected (height, width), got None (img_size=32)")
+    return open_images(
+        data.path,
+        size=data.image_size,
+        split=split,
+        in_memory=data.in_memory,
+        holdout=data.holdout,
+        eval_crop=data.eval_crop,
+    )
+
+
+def resolve(config: TrainConfig, images: ImageSet) -> TrainConfig:
+    """Fill in what the config leaves to the images: their size, mean and std, the patch size."""
+    data = config.data
+    if data.mean is None:
+        mean, std = IMAGENET_MEAN, IMAGENET_STD
+        if data.normalize == "data":
+            measured = images.channel_stats()
+            # Six digits: the same config.json whatever library sums the pixels.
+            mean, std = (tuple(round(value, 6) for value in part) for part in measured)  # type: ignore[assignment]
+        data = dataclasses.replace(data, mean=mean, std=std)
+    data = dataclasses.replace(data, image_size=images.image_size)
+    model = config.model
+    if model.patch_size is None:
+        with torch.device("meta"):
+            probe = create_vit(model.encoder, img_size=images.image_size, **model.timm_options())
+        model = dataclasses.replace(model, patch_size=int(probe.patch_embed.patch_size[0]))
+    return dataclasses.replace(config, data=data, model=model)
+
+
+def needs_tokenizer(config: TrainConfig) -> bool:
+    """Whether the method's targets are tokens."""
+    return method_class(config.method).objective == "tokens"
+
+
+def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
+    """The tokenizer of a resolved config: the file it names, or k-means of the run's images.
+
+    The fit sees un-augmented evaluation views, evenly spaced over the set, in shuffled order.
+    """
+    settings = config.tokenizer
+    if settings.path:
+        return load_tokenizer(settings.path)  # type: ignore[return-value]
+    assert config.data.mean is not None and config.model.patch_size is not None
+    count = min(len(images), settings.max_images)
+    ids = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+    return PixelTokenizer.fit(
+        images.images(ids),
+        settings.num_clusters,
+        config.model.patch_size,
+        mean=config.data.mean,
+        std=config.data.std,
+        per_patch_norm=settings.per_patch_norm,
+        algorithm=settings.algorithm,
+        max_iter=settings.max_iter,
+        seed=config.seed,
+        verbose=sys.stderr.isatty(),
+    )
+
+
+def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -> None:
+    """Refuse a tokenizer made for other pixels: its mean, std and patch size must be the run's.
+
+    Raises ValueError saying both values and both remedies.
+    """
+    for name, neutral in (("mean", 0.0), ("std", 1.0)):
+        wanted = getattr(config.data, name)
+        stored = getattr(tokenizer, name)
+        values = [neutral] * 3 if stored is None else [float(value) for value in stored]
+        if len(values) != 3 or any(
+            abs(a - b) > _TOLERANCE for a, b in zip(values, wanted, strict=True)
+        ):
+            raise ValueError(
+                f"tokenizer: its {name} is {values}, the run's data.{name} is {list(wanted)}; fit a "
+                f"tokenizer on this data, or set data.mean and data.std to the tokenizer's"
+            )
+    if tokenizer.patch_size != config.model.patch_size:
+        raise ValueError(
+            f"tokenizer: its patch_size is {tokenizer.patch_size}, the model's is "
+            f"{config.model.patch_size}; they must be equal"
+        )
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of efficiency.device; ValueError where CUDA is asked for and there is none."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "efficiency.device: expected a device of this machine, got 'cuda' without CUDA"
+        )
+    return device
+
+
+def describe(config: TrainConfig, model: nn.Module) -> str:
+    """One line: the network and its size."""
+    encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6  # type: ignore[union-attr, operator]
+    total = sum(p.numel() for p in model.parameters()) / 1e6
+    height, width = model.grid  # type: ignore[misc]
+    return (
+        f"{config.method} on {config.model.encoder}: {encoder:.2f} M parameters in the encoder, "
+        f"{total:.2f} M in all; {height} x {width} patches of {config.model.patch_size} px"
+    )
+
+
+def default_out(config: TrainConfig) -> Path:
+    """runs/<method>_<name of the data>, where no folder was given."""
+    name = Path(config.data.path).resolve().name if config.data.path != "digits" else "digits"
+    return Path("runs") / f"{config.method}_{name}"

@@ -1,0 +1,112 @@
+"""What a checkpoint of a run holds, and whether a run may go on from one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from timm.utils import ModelEmaV3
+from torch import nn
+
+from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from clustermim_fast.train.config import TrainConfig, from_dict, to_dict
+from clustermim_fast.train.log import Window
+
+
+@dataclass
+class TrainState:
+    """All that changes while a run goes on. No random state: randomness is a function of the step."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    ema: ModelEmaV3 | None
+    window: Window
+    step: int = 0
+    last_row: dict[str, Any] = field(default_factory=dict)
+
+
+def save_state(
+    state: TrainState, config: TrainConfig, fingerprint: str, steps_per_epoch: int
+) -> Path:
+    """Write checkpoints/last.pt, and epoch_NNNN.pt beside it at the end of an epoch."""
+    folder = Path(config.out) / "checkpoints"
+    last = folder / "last.pt"
+    save_checkpoint(
+        last,
+        {
+            "config": to_dict(config),
+            "tokenizer": fingerprint,
+            "step": state.step,
+            "epoch": state.step // steps_per_epoch,
+            "model": dict(state.model.state_dict()),
+            "ema": None if state.ema is None else dict(state.ema.module.state_dict()),
+            "optimizer": state.optimizer.state_dict(),
+            "window": state.window.state(),
+            "last_row": state.last_row,
+        },
+    )
+    if config.log.keep > 0 and state.step % steps_per_epoch == 0:
+        kept = folder / f"epoch_{state.step // steps_per_epoch:04d}.pt"
+        kept.unlink(missing_ok=True)
+        try:
+            os.link(
+                last, kept
+            )  # last.pt is replaced, never changed, so the name keeps this content
+        except OSError:
+            shutil.copyfile(last, kept)
+        keep_newest(folder, "epoch_*.pt", config.log.keep)
+    return last
+
+
+def load_state(state: TrainState, checkpoint: dict[str, Any]) -> None:
+    """Put a checkpoint's content into `state`."""
+    state.model.load_state_dict(checkpoint["model"])
+    state.optimizer.load_state_dict(checkpoint["optimizer"])
+    if state.ema is not None:
+        state.ema.module.load_state_dict(checkpoint["ema"])
+    state.window.load_state(checkpoint["window"])
+    state.step = int(checkpoint["step"])
+    state.last_row = dict(checkpoint["last_row"])
+
+
+def find_checkpoint(config: TrainConfig, fingerprint: str) -> dict[str, Any] | None:
+    """The checkpoint to go on from, or None to begin anew.
+
+    Raises:
+        ValueError: resume="must" and there is none; or there is one of another config (the
+            settings that differ are named) or another tokenizer.
+    """
+    out = Path(config.out)
+    last = out / "checkpoints" / "last.pt"
+    if config.resume == "restart":
+        shutil.rmtree(out / "checkpoints", ignore_errors=True)
+        return None
+    if not last.exists():
+        if config.resume == "must":
+            raise ValueError(f"resume=must: there is no checkpoint at {last}")
+        return None
+    checkpoint = load_checkpoint(last)
+    differences = _differences(from_dict(checkpoint["config"]).identity(), config.identity())
+    if not differences and checkpoint["tokenizer"] != fingerprint:
+        differences = [f"tokenizer {checkpoint['tokenizer']} there, {fingerprint} here"]
+    if differences:
+        raise ValueError(
+            f"{out} holds a run with other settings, and going on from it would mix the two: "
+            f"{'; '.join(differences)}. Choose another out=, or resume=restart to delete its checkpoints"
+        )
+    return checkpoint
+
+
+def _differences(there: dict[str, Any], here: dict[str, Any], prefix: str = "") -> list[str]:
+    lines = []
+    for name in sorted(there.keys() | here.keys()):
+        a, b = there.get(name), here.get(name)
+        if isinstance(a, dict) and isinstance(b, dict):
+            lines += _differences(a, b, f"{prefix}{name}.")
+        elif a != b:
+            lines.append(f"{prefix}{name} {a!r} there, {b!r} here")
+    return lines

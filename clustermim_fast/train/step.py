@@ -1,0 +1,41 @@
+"""One forward pass, read from top to bottom: the data flow of a run.
+
+images -> tokens = tokenizer(images) -> hidden = model(images, mask) -> masked loss -> gradients
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from clustermim_fast.losses import OBJECTIVES, LossConfig, Targets
+
+
+class StepResult(NamedTuple):
+    """Scalars on the device, and the batch's token ids int64 [B, L] (None for pixel targets)."""
+
+    loss: Tensor
+    accuracy: Tensor | None
+    tokens: Tensor | None
+
+
+def forward_step(
+    model: nn.Module,
+    tokenizer: Callable[[Tensor], Tensor] | None,
+    images: Tensor,
+    mask: Tensor,
+    visible: Tensor,
+    mean: Tensor,
+    std: Tensor,
+    config: LossConfig,
+) -> StepResult:
+    """images uint8 [B, 3, H, W], mask bool [B, L], visible int64 [B, Lv]; mean, std [3, 1, 1]."""
+    tokens = tokenizer(images) if tokenizer is not None else None
+    pixels = (images.float() / 255 - mean) / std
+    hidden = model(pixels, mask, visible)
+    masked_per_sample = mask.shape[1] - visible.shape[1]
+    targets = Targets(pixels, tokens, mask, masked_per_sample, model.patch_size)  # type: ignore[arg-type]
+    loss, accuracy = OBJECTIVES[model.objective](hidden, model.head, targets, config)  # type: ignore[index, arg-type]
+    return StepResult(loss, accuracy, tokens)
