@@ -45,6 +45,7 @@ def refuse_grad(op: str, name: str, tensor: torch.Tensor) -> None:
 
 
 def check_options(op: str, reduction: Any, ignore_index: Any, label_smoothing: Any) -> None:
+    """The options that both losses share."""
     _checks.require_choice(op, "reduction", reduction, REDUCTIONS)
     check_int(op, "ignore_index", ignore_index)
     if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
@@ -54,6 +55,7 @@ def check_options(op: str, reduction: Any, ignore_index: Any, label_smoothing: A
 
 
 def check_int(op: str, name: str, value: Any) -> None:
+    """An int, and no bool."""
     # SymInt: a size that torch.compile left open.
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise _checks.bad_type(op, name, "an int", type(value).__name__)

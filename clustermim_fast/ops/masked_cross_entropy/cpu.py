@@ -1,4 +1,4 @@
-"""``masked_cross_entropy`` on the C++ core: one pass over each counted row, none over the others."""
+"""``masked_cross_entropy`` on the C++ core: counted rows only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ OP = "masked_cross_entropy"
 
 
 def address(tensor: torch.Tensor | None) -> int:
+    """What the core takes for a tensor; 0 for none."""
     return 0 if tensor is None else tensor.data_ptr()
 
 
@@ -76,6 +77,7 @@ def forward(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of the registered forward op; see its public function for the arguments."""
     acc = arguments.accumulation_dtype(logits)
     z = _as_samples(logits)
     num_classes = z.shape[2]
@@ -128,6 +130,7 @@ def backward(
     reduction: str,
     label_smoothing: float,
 ) -> torch.Tensor:
+    """The outputs of the registered backward op; see its public function for the arguments."""
     acc = arguments.accumulation_dtype(logits)
     z = _as_samples(logits)
     rows, n = rows.contiguous(), int(count)

@@ -202,7 +202,7 @@ def masked_cross_entropy(
         mask: [..., L]; bool, True = counted; another dtype means ``mask != 0``; None = all.
         reduction: "mean" | "sum" | "none" ([..., L], zeros where not counted).
         ignore_index: tokens of this target are not counted, inside the mask too.
-        label_smoothing: alpha in [0, 1]; the target keeps 1 - alpha, and every class gets alpha / K.
+        label_smoothing: alpha in [0, 1]; the target keeps 1 - alpha, each class gets alpha / K.
         weight: [K] floating, class weights with torch's meaning: "mean" divides by the sum of the
             targets' weights. No gradient.
         token_weight: [..., L] floating, >= 0: "mean" is sum(w * loss) / sum(w). No gradient.

@@ -98,6 +98,7 @@ def forward(
     ignore_index: int,
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of the registered forward op; see its public function for the arguments."""
     rows, count = _rows.row_list(target, mask, ignore_index)
     loss, stats, divisor = composite(
         logits,
@@ -146,6 +147,7 @@ def backward(
     ignore_index: int,
     label_smoothing: float,
 ) -> torch.Tensor:
+    """The outputs of the registered backward op; see its public function for the arguments."""
     acc = arguments.accumulation_dtype(logits)
     num_classes = logits.shape[-1]
     listed, live = _rows.take_counted(rows, count)

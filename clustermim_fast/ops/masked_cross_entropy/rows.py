@@ -17,7 +17,7 @@ def as_mask(mask: torch.Tensor | None) -> torch.Tensor | None:
 def row_list(
     target: torch.Tensor, mask: torch.Tensor | None, ignore_index: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Stable partition of the tokens: rows int64 [N], the counted first, and their count int64 []."""
+    """Stable partition of the tokens: rows int64 [N], the counted first, and count int64 []."""
     counted = target.reshape(-1).long() != ignore_index
     mask = as_mask(mask)
     if mask is not None:
@@ -93,7 +93,7 @@ def row_scales(
     reduction: str,
     dtype: torch.dtype,
 ) -> torch.Tensor:
-    """d(objective) / d(row loss) of each listed row, computed in float64, rounded once to ``dtype``."""
+    """d(objective) / d(row loss) of each listed row: in float64, rounded once to ``dtype``."""
     if reduction == "none":
         scale = grad_loss.reshape(-1)[rows].double()
     else:

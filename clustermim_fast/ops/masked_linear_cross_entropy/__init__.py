@@ -1,4 +1,4 @@
-"""``masked_linear_cross_entropy``: a linear classifier and its cross-entropy, counted tokens only."""
+"""``masked_linear_cross_entropy``: linear classifier and loss of the counted tokens."""
 
 from clustermim_fast.ops.masked_linear_cross_entropy.op import Metrics, masked_linear_cross_entropy
 

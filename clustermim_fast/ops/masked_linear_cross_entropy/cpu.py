@@ -2,8 +2,8 @@
 
 Rows go through in chunks: gather the counted rows, logits by one GEMM, the row kernel, and in the
 backward two GEMMs more. The logits of all rows never exist. Inputs are widened to the accumulation
-dtype as they are gathered, so that 16-bit values are multiplied exactly and summed in float32, and a
-gradient is rounded once, on its way out.
+dtype as they are gathered, so that 16-bit values are multiplied exactly and summed in float32, and
+a gradient is rounded once, on its way out.
 """
 
 from __future__ import annotations
@@ -20,14 +20,15 @@ from clustermim_fast.ops.masked_cross_entropy.cpu import address, row_list
 
 OP = "masked_linear_cross_entropy"
 
-# Bytes of one chunk's logits, and of its inputs. Large enough that dW's GEMM, which reads and writes
-# all of dW for every chunk, has 256 rows to amortise that over at K = 8192; small enough that the
-# chunk is still in the last-level cache when the row kernel and the next GEMM read it.
+# Bytes of one chunk's logits, and of its inputs. Large enough that dW's GEMM, which reads and
+# writes all of dW for every chunk, has 256 rows to amortise that over at K = 8192; small enough
+# that the chunk is still in the last-level cache when the row kernel and the next GEMM read it.
 CHUNK_BYTES = 8 << 20
 MIN_CHUNK_ROWS = 64
 
 
 def chunk_rows(num_classes: int, dim: int, itemsize: int) -> int:
+    """Rows of one chunk."""
     return max(MIN_CHUNK_ROWS, CHUNK_BYTES // (max(num_classes, dim, 1) * itemsize))
 
 
@@ -126,6 +127,7 @@ def forward(
     masked_per_sample: int,
     metrics: bool,
 ) -> tuple[torch.Tensor, ...]:
+    """The outputs of the registered forward op; see its public function for the arguments."""
     num_classes = weight.shape[0]
     acc = arguments.accumulation_dtype(input, weight, bias)
     flat = target.long().contiguous()
@@ -172,6 +174,7 @@ def backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of the registered backward op; see its public function for the arguments."""
     num_classes, dim = weight.shape
     flat = target.long().contiguous()
     rows, n = rows.contiguous(), int(count)

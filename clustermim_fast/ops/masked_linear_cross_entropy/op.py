@@ -1,4 +1,4 @@
-"""``masked_linear_cross_entropy``: a linear classifier and its loss, without the logits of all rows."""
+"""``masked_linear_cross_entropy``: linear classifier and loss, without the logits of all rows."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from typing import Any, Literal, NamedTuple, overload
 import torch
 
 from clustermim_fast.ops import _backend, _checks
-from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
-from clustermim_fast.ops.masked_cross_entropy.op import check_row_list
-from clustermim_fast.ops.masked_linear_cross_entropy import cpu, reference
+from clustermim_fast.ops.masked_linear_cross_entropy import reference
+from clustermim_fast.ops.masked_linear_cross_entropy.registered import (
+    backward_op,
+    check_operands,
+    forward_op,
+)
 
 OP = "masked_linear_cross_entropy"
 IMPLEMENTED = ("reference", "cpu")
@@ -23,173 +26,21 @@ class Metrics(NamedTuple):
     accuracy: float32 [], correct / counted (nan when nothing is counted).
     histogram: int64 [K], how often each class is the largest logit of a counted token (lowest id on
         ties; a token whose loss is NaN has none).
-    count: int64 [], counted tokens.
+    num_counted: int64 [], counted tokens.
     """
 
     accuracy: torch.Tensor
     histogram: torch.Tensor
-    count: torch.Tensor
-
-
-def _check_memory(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    token_weight: torch.Tensor | None,
-    prefix: int,
-) -> None:
-    """Shapes that agree: what the kernels read without looking, and what the public function refuses."""
-    if input.dim() < 2:
-        raise _checks.bad_value(OP, "input", "[..., T, d]", _checks.describe(input))
-    if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != input.shape[-1]:
-        expected = f"[K, d] with K >= 1 and d = input.shape[-1] = {input.shape[-1]}"
-        raise _checks.bad_value(OP, "linear_weight", expected, _checks.describe(weight))
-    if bias is not None and bias.shape != weight.shape[:1]:
-        expected = f"[K] with K = linear_weight.shape[0] = {weight.shape[0]}"
-        raise _checks.bad_value(OP, "linear_bias", expected, _checks.describe(bias))
-    if not 0 <= prefix <= input.shape[-2]:
-        raise _checks.bad_value(OP, "num_prefix_tokens", f"in [0, T = {input.shape[-2]}]", prefix)
-    shape = (*input.shape[:-2], input.shape[-2] - prefix)
-    what = "input.shape[:-1], less num_prefix_tokens"
-    arguments.check_tokens(OP, target, mask, token_weight, shape, what)
-
-
-def _forward_impl(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    token_weight: torch.Tensor | None,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    prefix: int,
-    masked_per_sample: int,
-    metrics: bool,
-    backend: str,
-) -> tuple[torch.Tensor, ...]:
-    _check_memory(input, weight, bias, target, mask, token_weight, prefix)
-    forward = cpu.forward if backend == "cpu" else reference.forward
-    with torch.autocast(input.device.type, enabled=False):
-        return forward(
-            input, weight, bias, target, mask, token_weight, reduction, ignore_index,
-            label_smoothing, prefix, masked_per_sample, metrics,
-        )  # fmt: skip
-
-
-def _forward_fake(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    mask: torch.Tensor | None,
-    token_weight: torch.Tensor | None,
-    reduction: str,
-    *_: Any,
-) -> tuple[torch.Tensor, ...]:
-    acc = arguments.accumulation_dtype(input, weight, bias)
-    return (
-        input.new_empty(target.shape if reduction == "none" else (), dtype=acc),
-        target.new_empty((target.numel(),), dtype=torch.int64),
-        target.new_empty((), dtype=torch.int64),
-        input.new_empty((2, target.numel()), dtype=acc),
-        input.new_empty((), dtype=torch.float64),
-        target.new_empty((), dtype=torch.int64),
-        target.new_empty((weight.shape[0],), dtype=torch.int64),
-    )
-
-
-def _backward_impl(
-    grad_loss: torch.Tensor,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    token_weight: torch.Tensor | None,
-    rows: torch.Tensor,
-    count: torch.Tensor,
-    stats: torch.Tensor,
-    divisor: torch.Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    prefix: int,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    _check_memory(input, weight, bias, target, None, token_weight, prefix)
-    check_row_list(OP, target, rows, count, stats, divisor)
-    with torch.autocast(input.device.type, enabled=False):
-        if backend == "cpu":
-            return cpu.backward(
-                grad_loss, input, weight, bias, target, token_weight, rows, count, stats, divisor,
-                reduction, label_smoothing, prefix, need_input, need_weight, need_bias,
-            )  # fmt: skip
-        return reference.backward(
-            grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
-            ignore_index, label_smoothing, prefix, need_input, need_weight, need_bias,
-        )  # fmt: skip
-
-
-def _backward_fake(
-    grad_loss: torch.Tensor,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    token_weight: torch.Tensor | None,
-    rows: torch.Tensor,
-    count: torch.Tensor,
-    stats: torch.Tensor,
-    divisor: torch.Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    prefix: int,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    acc = arguments.accumulation_dtype(input, weight, bias)
-    return (
-        input.new_empty(input.shape if need_input else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,), dtype=acc),
-        weight.new_empty(weight.shape[:1] if need_bias else (0,), dtype=acc),
-    )
-
-
-_forward_op = define_op(
-    "masked_linear_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
-    " Tensor? mask, Tensor? token_weight, str reduction, int ignore_index, float label_smoothing,"
-    " int num_prefix_tokens, int masked_per_sample, bool metrics, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
-    impl=_forward_impl,
-    fake=_forward_fake,
-)
-# Gradients come in the accumulation dtype for weight and bias (rounded once, by the caller), and have
-# size 0 where they are not needed.
-_backward_op = define_op(
-    "masked_linear_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,"
-    " Tensor? bias, Tensor target, Tensor? token_weight, Tensor rows, Tensor count, Tensor stats,"
-    " Tensor divisor, str reduction, int ignore_index, float label_smoothing,"
-    " int num_prefix_tokens, bool need_input, bool need_weight, bool need_bias, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
-    impl=_backward_impl,
-    fake=_backward_fake,
-)
+    num_counted: torch.Tensor
 
 
 class _MaskedLinearCrossEntropy(torch.autograd.Function):
-    """Gradient mode "recompute": the forward keeps what it was given and each row's softmax
-    statistics; the backward makes the logits again, knowing grad_output and the divisor. That is right
-    for any grad_output, float16 with a loss scale, and a second backward. (Gradients computed in the
-    forward, for a grad_output of 1, would join here: as outputs of the forward op, kept unscaled.)
+    """Gradient mode "recompute".
+
+    The forward keeps what it was given and each row's softmax statistics; the backward makes the
+    logits again, knowing grad_output and the divisor. That is right for any grad_output, for
+    float16 with a loss scale and for a second backward. A mode that computes gradients in the
+    forward, for a grad_output of 1, belongs here too, as outputs of the forward op.
     """
 
     @staticmethod
@@ -208,7 +59,7 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         backend: str,
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         rounded = weight if compute_dtype is None else weight.to(compute_dtype)
-        loss, rows, count, stats, divisor, correct, histogram = _forward_op(
+        loss, rows, count, stats, divisor, correct, histogram = forward_op(
             input, rounded, bias, target, mask, token_weight, *options, masked_per_sample, metrics,
             backend,
         )  # fmt: skip
@@ -225,7 +76,7 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        input, weight, bias, target, mask, token_weight, rows, count, stats, divisor = (
+        input, weight, bias, target, _, token_weight, rows, count, stats, divisor = (
             ctx.saved_tensors
         )
         needs = (
@@ -237,12 +88,12 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
             grads = _differentiable_grads(ctx, grad_loss, needs)
         else:
             rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
-            found = _backward_op(
+            found = backward_op(
                 grad_loss, input, rounded, bias, target, token_weight, rows, count, stats, divisor,
                 *ctx.options, *needs, ctx.backend,
             )  # fmt: skip
             grads = [
-                grad.to(like.dtype) if needed else None
+                grad.to(like.dtype) if needed and like is not None else None
                 for grad, like, needed in zip(found, (input, weight, bias), needs, strict=True)
             ]
         return (*grads, None, None, None, None, None, None, None, None)
@@ -254,15 +105,15 @@ def _differentiable_grads(
     """create_graph: the composite's own gradients, which can be differentiated again."""
     input, weight, bias, target, mask, token_weight, rows, count, _, _ = ctx.saved_tensors
     # Views, so that a tensor given twice keeps two gradients.
-    given = [None if t is None else t.view_as(t) for t in (input, weight, bias)]
-    x, w, b = given
-    rounded = w if ctx.compute_dtype is None or w is None else w.to(ctx.compute_dtype)
+    x, w = input.view_as(input), weight.view_as(weight)
+    b = None if bias is None else bias.view_as(bias)
+    rounded = w if ctx.compute_dtype is None else w.to(ctx.compute_dtype)
     with torch.autocast(input.device.type, enabled=False):
+        options = (*ctx.options, ctx.masked_per_sample)
         loss = reference.composite(
-            x, rounded, b, target, mask, token_weight, rows, count, *ctx.options,
-            ctx.masked_per_sample,
-        )[0]  # fmt: skip
-        wanted = [t for t, needed in zip(given, needs, strict=True) if needed]
+            x, rounded, b, target, mask, token_weight, rows, count, *options
+        )[0]
+        wanted = [t for t, needed in zip((x, w, b), needs, strict=True) if needed and t is not None]
         found = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
     return [next(found) if needed else None for needed in needs]
 
@@ -320,8 +171,8 @@ def masked_linear_cross_entropy(
     """Loss of ``F.linear(input, W, b)`` at the counted tokens, without making all the logits.
 
     Equals ``F.cross_entropy(F.linear(input[..., P:, :][mask], W, b), target[mask], ...)``. A token
-    counts where ``mask`` is True and ``target != ignore_index``; nothing at the others is ever looked
-    at, and they cost nothing. Logits, loss and the accumulation of dW and db are float32 (float64 if
+    counts where ``mask`` is True and ``target != ignore_index``; nothing at the others is ever
+    looked at, and they cost nothing. Logits, loss and the sums of dW and db are float32 (float64 if
     input, weight or bias is float64); each gradient is rounded once, to its tensor's dtype.
     Differentiable twice.
 
@@ -334,25 +185,25 @@ def masked_linear_cross_entropy(
         linear_bias: [K] floating, or None.
         reduction: "mean" | "sum" | "none" ([..., L], zeros where not counted).
         ignore_index: tokens of this target are not counted, inside the mask too.
-        label_smoothing: alpha in [0, 1]; the target keeps 1 - alpha, and every class gets alpha / K.
+        label_smoothing: alpha in [0, 1]; the target keeps 1 - alpha, each class gets alpha / K.
         token_weight: [..., L] floating, >= 0: "mean" is sum(w * loss) / sum(w). No gradient.
-        num_prefix_tokens: tokens at the front ([cls], registers) that have no target; their gradient
-            is zero.
-        masked_per_sample: how many tokens every sample's mask holds, where that is fixed. Not needed
-            on the CPU, where it is only checked.
+        num_prefix_tokens: tokens at the front ([cls], registers) that have no target; their
+            gradient is zero.
+        masked_per_sample: how many tokens every sample's mask holds, where that is fixed. On the
+            CPU it is only checked.
         return_metrics: also return :class:`Metrics`.
         backend: "reference", "cpu" or None (chosen by device).
 
-    Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias and
-    all else stay float32), and the gradient of a float32 weight stays unrounded.
+    Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias
+    and all else stay float32), and the gradient of a float32 weight stays unrounded.
 
     Returns:
         float32 loss (float64 if an operand is float64); with ``return_metrics`` (loss, Metrics).
         Nothing counted (or a total weight of 0): nan for "mean", and the gradients are zeros.
 
     Raises:
-        IndexError: a counted target is outside [0, K), or ``masked_per_sample`` is not what the mask
-            holds (CPU; on CUDA the tokens' losses are NaN).
+        IndexError: a counted target is outside [0, K), or ``masked_per_sample`` is not what the
+            mask holds (CPU; on CUDA the tokens' losses are NaN).
         TypeError, ValueError: naming the argument, what was expected and what came.
         RuntimeError: a back-end was named that cannot run here.
     """
@@ -362,7 +213,7 @@ def masked_linear_cross_entropy(
     if linear_bias is not None:
         _checks.require_tensor(OP, "linear_bias", linear_bias, dtypes=floating)
     arguments.check_int(OP, "num_prefix_tokens", num_prefix_tokens)
-    _check_memory(input, linear_weight, linear_bias, target, mask, token_weight, num_prefix_tokens)
+    check_operands(input, linear_weight, linear_bias, target, mask, token_weight, num_prefix_tokens)
     arguments.check_options(OP, reduction, ignore_index, label_smoothing)
     if masked_per_sample is not None:
         arguments.check_int(OP, "masked_per_sample", masked_per_sample)

@@ -13,7 +13,7 @@ OP = "masked_linear_cross_entropy"
 
 
 def _check_hint(target: torch.Tensor, mask: torch.Tensor | None, hint: int) -> torch.Tensor | None:
-    """Tokens [N] of samples whose mask does not hold ``hint`` tokens; on the CPU IndexError instead."""
+    """Tokens [N] of samples whose mask holds another number; on the CPU IndexError instead."""
     if hint < 0 or target.numel() == 0:
         return None
     tokens = target.shape[-1] if target.dim() else 1
@@ -58,7 +58,7 @@ def composite(
     prefix: int,
     masked_per_sample: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(loss, logits [n, K] of the listed rows, their targets, divisor): differentiable as often as wanted."""
+    """(loss, logits [n, K] and targets of the listed rows, divisor): differentiable repeatedly."""
     acc = arguments.accumulation_dtype(input, weight, bias)
     listed, live = _rows.take_counted(rows, count)
     wrong_samples = _check_hint(target, mask, masked_per_sample)
@@ -90,6 +90,7 @@ def forward(
     masked_per_sample: int,
     metrics: bool,
 ) -> tuple[torch.Tensor, ...]:
+    """The outputs of the registered forward op; see its public function for the arguments."""
     rows, count = _rows.row_list(target, mask, ignore_index)
     loss, z, t, divisor = composite(
         input, weight, bias, target, mask, token_weight, rows, count, reduction, ignore_index,
@@ -127,6 +128,7 @@ def backward(
     need_weight: bool,
     need_bias: bool,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The outputs of the registered backward op; see its public function for the arguments."""
     acc = arguments.accumulation_dtype(input, weight, bias)
     listed, live = _rows.take_counted(rows, count)
     x = _listed_inputs(input, listed, live, prefix, acc)
