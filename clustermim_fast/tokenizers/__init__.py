@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, Any
 
 from clustermim_fast.tokenizers.base import Tokenizer
 from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport
-from clustermim_fast.tokenizers.pixel import PixelTokenizer, load_tokenizer
+from clustermim_fast.tokenizers.loading import load_tokenizer
+from clustermim_fast.tokenizers.pixel import PixelTokenizer
 
 if TYPE_CHECKING:
     from clustermim_fast.tokenizers.kmeans import KMeans

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
 from clustermim_fast.tokenizers.kmeans_init import RandomState
 from clustermim_fast.tokenizers.kmeans_report import Progress
-from clustermim_fast.tokenizers.rows import ImageRows, PatchSettings
 
 # Un-normalised pixels lie in [0, 1]; interpolation may overshoot a little.
 LOWEST, HIGHEST = -0.5, 1.5
@@ -52,8 +52,8 @@ def _refuse_values(part: torch.Tensor, start: int, low: float, high: float, wher
         )
     raise ValueError(
         f"PixelTokenizer.fit: float {where} must lie in [0, 1] before normalisation, got values "
-        f"from {low:.4g} to {high:.4g}. If mean and std are already applied, undo that and pass them "
-        "as mean= and std= (the tokenizer stores and applies them; later call it with "
+        f"from {low:.4g} to {high:.4g}. If mean and std are already applied, undo that and pass "
+        "them as mean= and std= (the tokenizer stores and applies them; later call it with "
         "normalized=True). If these are pixels in 0..255, pass them as uint8 or divide by 255"
     )
 
@@ -75,8 +75,8 @@ class ImageStream:
             )
         if isinstance(loader, Iterator):
             raise TypeError(
-                "PixelTokenizer.fit: images_or_loader is an iterator, which ends after one pass, but "
-                "several are needed; pass a DataLoader, a list, or an object with __iter__"
+                "PixelTokenizer.fit: images_or_loader is an iterator, which ends after one pass, "
+                "but several are needed; pass a DataLoader, a list, or an object with __iter__"
             )
         self._loader, self._settings = loader, settings
         self._metric, self._device = metric, device
@@ -112,7 +112,7 @@ class ImageStream:
     def sample(
         self, size_for: Callable[[int], int], random: RandomState, bar: Progress
     ) -> tuple[torch.Tensor, int]:
-        """Patch rows [<= size, D] drawn evenly from one whole pass (reservoir), and how many passed."""
+        """Rows [<= size, D] drawn evenly from one whole pass (reservoir), and how many passed."""
         kept: torch.Tensor | None = None
         size, seen = 0, 0
         for batch in self.passes():

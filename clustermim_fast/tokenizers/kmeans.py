@@ -28,11 +28,11 @@ ROW_BLOCK = 1 << 15
 
 
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
-    """K-means clustering whose assignments are exact (:func:`clustermim_fast.ops.nearest_centroid`).
+    """K-means clustering with exact assignments (:func:`clustermim_fast.ops.nearest_centroid`).
 
-    numpy arrays in, numpy arrays out; torch tensors in (float64/32/16, bfloat16, any device), tensors
-    out. Centroids are float64 during the fit; sums are float64, counts int64, inertia is summed from
-    the distances themselves. The same seed gives the same result for any number of threads.
+    numpy arrays in, numpy arrays out; torch tensors in (float64/32/16, bfloat16, any device),
+    tensors out. Centroids and sums are float64 during the fit, inertia is summed from the distances
+    themselves. The same seed gives the same result for any number of threads.
 
     Args:
         n_clusters: K.
@@ -52,7 +52,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         device: where to fit and predict; None: where the data is.
         verbose: show a progress bar.
         max_no_improvement: "minibatch": batches without gain before the fit stops; None: never.
-        reassignment_ratio: "minibatch": share of the largest count below which a cluster is re-seeded.
+        reassignment_ratio: "minibatch": share of the largest count below which a cluster is
+            re-seeded.
 
     Attributes:
         cluster_centers_: [K, D], float64 for float64 input, else float32.
@@ -97,7 +98,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Cluster the rows of X [N, D]; ``y`` is ignored.
 
         Raises:
-            ValueError: NaN or Inf in X (the first such row is named), N < n_clusters, bad parameters.
+            ValueError: NaN or Inf in X (the first such row is named), N < n_clusters, a bad
+                parameter.
             TypeError: a tensor that is not floating or dense.
         """
         settings = self._settings()
@@ -146,7 +148,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return self
 
     def predict(self, X: Any) -> Any:
-        """Index of the nearest centroid of each row: int64 [N], exact, lowest index among equals."""
+        """Id of the nearest centroid of each row: int64 [N], exact, lowest id among equal ones."""
         x, is_tensor = self._read_fitted(X)
         ids = ops.nearest_centroid(self._placed(x), self._centers(x), metric=self.metric)
         bad = torch.nonzero(ids < 0)

@@ -83,7 +83,7 @@ class FitResult:
 
 
 def fit(rows: MatrixRows, settings: Settings, random: RandomState) -> FitResult:
-    """Lloyd: the best of ``num_starts`` runs. Mini-batch: one run from the best of as many starts."""
+    """Lloyd: the best of ``num_starts`` runs; mini-batch: one run from the best of that many."""
     tol = settings.tol * rows.mean_variance()  # this pass also refuses NaN
     lloyds = settings.algorithm == "lloyd"
     steps = settings.max_iter * (settings.num_starts if lloyds else 1)

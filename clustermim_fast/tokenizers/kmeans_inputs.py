@@ -66,7 +66,7 @@ def read_rows(estimator: Any, X: Any, *, reset: bool) -> tuple[torch.Tensor, boo
 
 
 def read_weights(sample_weight: Any, x: torch.Tensor) -> torch.Tensor | None:
-    """``sample_weight`` as float64 [N] on x's device, or None; must be finite, >= 0, not all zero."""
+    """``sample_weight`` as float64 [N] on x's device, or None; finite, >= 0, not all zero."""
     if sample_weight is None:
         return None
     if isinstance(sample_weight, torch.Tensor):

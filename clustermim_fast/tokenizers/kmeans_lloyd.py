@@ -23,7 +23,7 @@ class Fit:
 def lloyd(
     rows: Rows, centers: torch.Tensor, *, max_iter: int, tol: float, progress: Progress
 ) -> Fit:
-    """Assign, average, repeat, until no row moves, the centroids move less than ``tol``, or max_iter.
+    """Assign, average, repeat until no row moves, the shift is at most ``tol``, or ``max_iter``.
 
     Centroids are float64 throughout; rows are compared with their rounding to ``rows.dtype``. The
     last pass uses the returned centroids, so ids, counts and inertia belong to them.

@@ -14,7 +14,7 @@ from clustermim_fast.tokenizers.rows import Rows
 
 @dataclass
 class BatchResult:
-    """What one mini-batch did: cost before the update, squared centroid shift, re-seeded clusters."""
+    """What one mini-batch did: cost before the update, squared shift, re-seeded clusters."""
 
     inertia: float
     shift: float
@@ -106,7 +106,7 @@ class EpochTotals:
 
 @dataclass
 class EarlyStop:
-    """Stop when a smoothed cost a row has not fallen for ``patience`` batches, or on a small shift."""
+    """Stop when the smoothed cost has not fallen for ``patience`` batches, or on a small shift."""
 
     num_rows: int
     tol: float

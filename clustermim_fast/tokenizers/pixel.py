@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,13 +13,9 @@ import numpy as np
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.tokenizers import centroid_files, pixel_fit, storage
+from clustermim_fast.tokenizers import centroid_files, pixel_fit, pixel_pictures, storage
+from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
-from clustermim_fast.tokenizers.rows import PatchSettings
-
-GREY = 0.5
-# A centroid of normalised patches has no brightness of its own: shown with +-3 sigma as black and white.
-VISIBLE_SIGMAS = 3.0
 
 
 class PixelTokenizer:
@@ -184,7 +179,7 @@ class PixelTokenizer:
         """A tokenizer from centroids made elsewhere.
 
         Args:
-            array: [K, D] numpy array or tensor (scikit-learn's ``cluster_centers_``, a faiss array),
+            array: [K, D] array or tensor (scikit-learn's ``cluster_centers_``, a faiss array),
                 or a path to a .npy (CCViT) or .pth (ClusterMIM) file of one. Nothing is unpickled
                 but plain tensors and arrays.
             patch_size, patch_order, mean, std, per_patch_norm, metric: what they were fitted with;
@@ -232,63 +227,22 @@ class PixelTokenizer:
         return height // p, width // p
 
     def centroid_images(self) -> torch.Tensor:
-        """The codebook as pictures: float32 [K, C, p, p] in [0, 1].
-
-        With per_patch_norm or "cosine" a centroid has no brightness or contrast of its own; it is
-        shown as 0.5 + its values in standard deviations / 6.
-        """
-        p, c = self.patch_size, self.num_channels
-        if self.patch_order == "hwc":
-            pictures = self.centroids.reshape(-1, p, p, c).permute(0, 3, 1, 2)
-        else:
-            pictures = self.centroids.reshape(-1, c, p, p)
-        if self.per_patch_norm or self.metric == "cosine":
-            sigma = pictures.flatten(1).std(dim=1, unbiased=False)[:, None, None, None]
-            scale = sigma if self.metric == "cosine" else torch.ones_like(sigma)
-            pictures = GREY + pictures / (2 * VISIBLE_SIGMAS * scale.clamp(min=1e-12))
-        else:
-            pictures = pictures * self._per_channel(self.std, 1.0) + self._per_channel(
-                self.mean, 0.0
-            )
-        return pictures.clamp(0.0, 1.0)
-
-    def _per_channel(self, values: tuple[float, ...] | None, default: float) -> torch.Tensor:
-        given = (default,) * self.num_channels if values is None else values
-        return torch.tensor(given, device=self.centroids.device)[:, None, None]
+        """The codebook as pictures: float32 [K, C, p, p] in [0, 1]; see ``pixel_pictures``."""
+        return pixel_pictures.centroid_pictures(
+            self.centroids, self.settings, self.num_channels, scale_free=self.metric == "cosine"
+        )
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Each patch its centroid, un-normalised.
+        """Each patch its centroid, un-normalised (see :meth:`centroid_images`).
 
         Args:
             tokens: ids [B, L] or [B, rows, columns]; -1 is painted grey.
-            grid: (rows, columns); None: a square grid.
+            grid: (rows, columns); None: that of a 3-d ``tokens``, else a square.
 
         Returns:
             float32 [B, 3, H, W] in [0, 1] (a grey codebook is shown in three equal channels).
         """
-        if tokens.dim() == 3 and grid is None:
-            grid = (tokens.shape[1], tokens.shape[2])
-        tokens = tokens.flatten(1)
-        if grid is None:
-            side = math.isqrt(tokens.shape[1])
-            grid = (side, side)
-        rows, columns = grid
-        if rows * columns != tokens.shape[1]:
-            raise ValueError(
-                f"decode: tokens have L = {tokens.shape[1]} places, grid {grid} has "
-                f"{rows * columns}; pass grid=(rows, columns)"
-            )
-        tokens = tokens.to(self.centroids.device)
-        if tokens.numel() and not -1 <= int(tokens.min()) <= int(tokens.max()) < self.num_clusters:
-            span = f"{int(tokens.min())} .. {int(tokens.max())}"
-            raise ValueError(f"decode: ids must lie in -1 .. {self.num_clusters - 1}, got {span}")
-        pictures = self.centroid_images()
-        grey = torch.full_like(pictures[:1], GREY)
-        patches = torch.cat([pictures, grey])[tokens.long()]  # id -1 is the last picture
-        b, c, p = tokens.shape[0], self.num_channels, self.patch_size
-        images = patches.reshape(b, rows, columns, c, p, p).permute(0, 3, 1, 4, 2, 5)
-        images = images.reshape(b, c, rows * p, columns * p)
-        return images.expand(b, 3, -1, -1).contiguous() if c == 1 else images
+        return pixel_pictures.assemble(self.centroid_images(), tokens, grid)
 
     def to(self, device: torch.device | str) -> PixelTokenizer:
         """The same tokenizer with its centroids on ``device`` (in place, as a Module's)."""
@@ -332,21 +286,3 @@ class PixelTokenizer:
             f"PixelTokenizer(num_clusters={self.num_clusters}, patch_size={self.patch_size}, "
             f"metric={self.metric!r}, settings={self.settings})"
         )
-
-
-_KINDS = {PixelTokenizer.kind: PixelTokenizer}
-
-
-def load_tokenizer(path: str | Path) -> PixelTokenizer:
-    """Read what ``save`` wrote.
-
-    Raises:
-        FileNotFoundError, ValueError: no such file, not a tokenizer file, a newer format.
-    """
-    kind, tensors, settings = storage.read(path)
-    if kind not in _KINDS:
-        raise ValueError(f"load_tokenizer: {path} holds a tokenizer of unknown kind {kind!r}")
-    try:
-        return _KINDS[kind].from_storage(tensors, settings)
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"load_tokenizer: {path} lacks or misnames a setting ({error})") from error

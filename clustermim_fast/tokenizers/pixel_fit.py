@@ -12,12 +12,13 @@ import numpy as np
 import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
+from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings, StreamRows
 from clustermim_fast.tokenizers.image_stream import ImageStream, check_images
 from clustermim_fast.tokenizers.kmeans_init import RandomState, kmeans_plus_plus, random_rows
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EpochTotals, MiniBatch
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Timer, progress
-from clustermim_fast.tokenizers.rows import ImageRows, MatrixRows, PatchSettings, Rows, StreamRows
+from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 
 BATCH_PATCHES = 50_176  # ClusterMIM's: 256 images of 196 patches
 BATCH_BYTES = 32 << 20

@@ -1,13 +1,14 @@
-"""The rows that k-means clusters: a matrix, the patches of images in memory, or a stream of images.
+"""The rows that k-means clusters: what a fit may ask of them, and those of a matrix.
 
-The fits in ``kmeans_lloyd.py`` and ``kmeans_minibatch.py`` see only this interface. Under
-``metric="cosine"`` the rows are the unit vectors of the given ones (spherical k-means).
+The fits in ``kmeans_lloyd.py`` and ``kmeans_minibatch.py`` see only this interface
+(``image_rows.py`` has those of images). Under ``metric="cosine"`` the rows are the unit vectors of
+the given ones (spherical k-means).
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,10 +16,8 @@ import numpy.typing as npt
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
-# Pixels of one block: 16 MiB as uint8, 64 MiB as the float rows that only cosine and re-seeding make.
-BLOCK_VALUES = 1 << 24
+# Values of a block of rows: 16 MiB as float32.
 ROW_BLOCK_VALUES = 1 << 22
 
 
@@ -96,7 +95,7 @@ class Rows(ABC):
     def farthest(
         self, centers: torch.Tensor, count: int
     ) -> tuple[torch.Tensor, npt.NDArray[np.int64]]:
-        """Up to ``count`` rows of different values, farthest from their centroid first, and their index.
+        """Up to ``count`` different rows, farthest from their centroid first, and their index.
 
         Equal distances go to the lower index; rows at distance 0 or of weight 0 are left out.
         """
@@ -166,144 +165,6 @@ class MatrixRows(Rows):
             self.x, centers.to(self.dtype), weights=self.weights, metric=self.metric
         )
         return Step(ids, sums, counts.double(), float(inertia))
-
-
-@dataclass(frozen=True)
-class PatchSettings:
-    """How images become rows; the meaning is that of ``ops.patch_tokens``."""
-
-    patch_size: int
-    mean: tuple[float, ...] | None = None
-    std: tuple[float, ...] | None = None
-    per_patch_norm: bool = False
-    patch_order: str = "hwc"
-
-    def rows(self, images: torch.Tensor) -> torch.Tensor:
-        """Float32 rows [B * L, D] of ``images`` [B, C, H, W]."""
-        return patch_rows_reference(
-            images, self.patch_size, self.mean, self.std, self.per_patch_norm, self.patch_order
-        ).flatten(0, 1)
-
-
-class ImageRows(Rows):
-    """The patches of images [N, C, H, W], uint8 or floating; row = image * L + patch.
-
-    Args:
-        keep_ids: whether ``lloyd_step`` returns ids (int16 or int32, so that many can be kept).
-    """
-
-    dtype = torch.float32
-
-    def __init__(
-        self,
-        images: torch.Tensor,
-        settings: PatchSettings,
-        metric: str = "euclidean",
-        *,
-        keep_ids: bool = False,
-    ) -> None:
-        self.images, self.settings, self.metric, self.keep_ids = images, settings, metric, keep_ids
-        p = settings.patch_size
-        _, channels, height, width = images.shape
-        self.grid = (height // p, width // p)
-        self.patches_per_image = self.grid[0] * self.grid[1]
-        self.num_rows = len(images) * self.patches_per_image
-        self.dim = channels * p * p
-        self.device = images.device
-
-    def _image_blocks(self, values: int) -> Iterator[tuple[int, torch.Tensor]]:
-        size = max(1, values // max(1, self.images[:1].numel()))
-        for start in range(0, len(self.images), size):
-            yield start * self.patches_per_image, self.images[start : start + size]
-
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Patch rows of a few images at a time, about 4 million values."""
-        for start, images in self._image_blocks(ROW_BLOCK_VALUES):
-            rows = self.settings.rows(images)
-            yield start, unit_rows(rows) if self.metric == "cosine" else rows
-
-    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Single patches, gathered without touching the rest of their images."""
-        p, (_, columns) = self.settings.patch_size, self.grid
-        image, patch = np.divmod(index, self.patches_per_image)
-        grid = self.images.unflatten(3, (columns, p)).unflatten(2, (self.grid[0], p))
-        place = (torch.from_numpy(v).to(self.device) for v in (image, *np.divmod(patch, columns)))
-        first, row, column = place
-        small = grid[first, :, row, :, column, :]  # [n, C, p, p]: images of one patch
-        rows = self.settings.rows(small)
-        return unit_rows(rows) if self.metric == "cosine" else rows
-
-    def lloyd_step(self, centers: torch.Tensor) -> Step:
-        """One pass, images streamed through the op; no patch matrix (cosine: block by block)."""
-        if self.metric == "cosine":
-            step = super().lloyd_step(centers)
-            return Step(self._compact(step.ids, len(centers)), step.sums, step.counts, step.inertia)
-        s = self.settings
-        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(centers), dtype=torch.int64, device=self.device)
-        ids, inertia = [], 0.0
-        for _, images in self._image_blocks(BLOCK_VALUES):
-            part = ops.lloyd_step_images(
-                images,
-                centers.to(self.dtype),
-                s.patch_size,
-                mean=s.mean,
-                std=s.std,
-                per_patch_norm=s.per_patch_norm,
-                patch_order=s.patch_order,
-                metric=self.metric,
-            )
-            ids.append(self._compact(part[0].flatten(), len(centers)))
-            sums += part[1]
-            counts += part[2]
-            inertia += float(part[3])
-        kept = torch.cat([i for i in ids if i is not None]) if self.keep_ids else None
-        return Step(kept, sums, counts.double(), inertia)
-
-    def _compact(self, ids: torch.Tensor | None, num_clusters: int) -> torch.Tensor | None:
-        if not self.keep_ids or ids is None:
-            return None
-        return ids.to(torch.int16 if num_clusters <= 2**15 else torch.int32)
-
-
-class StreamRows(Rows):
-    """The patches of a loader that can be passed over again and again.
-
-    ``sample`` are rows kept in memory; what cannot be asked of a stream is answered from them.
-    """
-
-    dtype = torch.float32
-
-    def __init__(self, passes: Callable[[], Iterable[ImageRows]], sample: MatrixRows) -> None:
-        self._passes, self.sample = passes, sample
-        self.metric, self.dim, self.device = sample.metric, sample.dim, sample.device
-        self.num_rows = 0  # known after the first pass
-
-    def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """The sample."""
-        return self.sample.blocks()
-
-    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
-        """Rows of the sample."""
-        return self.sample.take(index)
-
-    def mean_variance(self) -> float:
-        """Of the sample."""
-        return self.sample.mean_variance()
-
-    def lloyd_step(self, centers: torch.Tensor) -> Step:
-        """One pass over the loader; ids are not kept."""
-        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(centers), dtype=torch.float64, device=self.device)
-        inertia, num_rows = 0.0, 0
-        for batch in self._passes():
-            step = batch.lloyd_step(centers)
-            sums += step.sums
-            counts += step.counts
-            inertia += step.inertia
-            num_rows += batch.num_rows
-        self.num_rows = num_rows
-        return Step(None, sums, counts, inertia)
 
 
 def non_finite_row(row: int) -> str:
