@@ -7,9 +7,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
-from clustermim_fast.tokenizers.kmeans_init import RandomState, kmeans_plus_plus, random_rows
+from clustermim_fast.tokenizers.kmeans_init import (
+    RandomState,
+    kmeans_plus_plus,
+    random_rows,
+    row_weights,
+)
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EarlyStop, EpochTotals, MiniBatch
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Progress, Timer, progress
@@ -134,10 +140,13 @@ def _fit_lloyd(
     return FitResult(fitted.centers, fitted.step, fitted.report, iterations, later)
 
 
-def _subset(rows: MatrixRows, index: np.ndarray[Any, Any]) -> MatrixRows:
-    place = torch.from_numpy(index.astype(np.int64)).to(rows.device)
-    weights = None if rows.weights is None else rows.weights[place]
-    return MatrixRows(rows.x[place], weights, rows.metric)
+def _take(x: torch.Tensor, index: npt.NDArray[np.int64]) -> torch.Tensor:
+    return x[torch.from_numpy(index.astype(np.int64)).to(x.device)]
+
+
+def _subset(rows: MatrixRows, index: npt.NDArray[np.int64]) -> MatrixRows:
+    weights = None if rows.weights is None else _take(rows.weights, index)
+    return MatrixRows(_take(rows.x, index), weights, rows.metric)
 
 
 def _fit_minibatch(
@@ -152,9 +161,13 @@ def _fit_minibatch(
     per_epoch = math.ceil(rows.num_rows / batch)
     epoch = EpochTotals.zero(state.counts)
     report.stop = f"max_iter = {settings.max_iter}"
+    # Weights are the probabilities of being drawn, so the drawn rows count 1 each.
+    shares = np.cumsum(row_weights(rows) / row_weights(rows).sum())
+    shares /= shares[-1]
     step = 0
     for step in range(1, num_steps + 1):
-        result = state.step(_subset(rows, random.randint(0, rows.num_rows, batch)))
+        index = np.searchsorted(shares, random.random_sample(batch), side="right")
+        result = state.step(MatrixRows(_take(rows.x, index), None, rows.metric))
         epoch.add(result)
         reason = stop.reason(result, batch)
         if reason or step % per_epoch == 0 or step == num_steps:
