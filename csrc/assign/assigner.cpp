@@ -17,16 +17,33 @@ constexpr double kMaxRowNorm = 0x1p60;       // keeps float32 scores far from ov
 
 typedef float Vec4 __attribute__((vector_size(16)));
 
-// x' = (x - centre) * scale in float32; returns an upper bound on its norm (Inf or NaN if it has any).
+inline Vec4 load4(const float* p) {
+  Vec4 v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+inline Vec4 load4(const double* p) {
+  return Vec4{static_cast<float>(p[0]), static_cast<float>(p[1]), static_cast<float>(p[2]),
+              static_cast<float>(p[3])};
+}
+
+// x' = (x - centre) * scale, float32 rows in float32, float64 rows in float64 and then rounded.
+// Returns an upper bound on its norm (Inf or NaN if it has any).
 template <typename T>
 double centre_row(const T* x, const float* centre, float scale, int64_t dim, float* out) {
   Vec4 sums[4] = {};
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
-    for (int l = 0; l < 16; ++l) out[d + l] = static_cast<float>((x[d + l] - centre[d + l]) * scale);
     for (int v = 0; v < 4; ++v) {
       Vec4 value;
-      __builtin_memcpy(&value, out + d + 4 * v, sizeof(value));
+      if constexpr (__is_same(T, float)) {
+        value = (load4(x + d + 4 * v) - load4(centre + d + 4 * v)) * scale;
+      } else {
+        double wide[4];
+        for (int l = 0; l < 4; ++l) wide[l] = (x[d + 4 * v + l] - centre[d + 4 * v + l]) * scale;
+        value = load4(wide);
+      }
+      __builtin_memcpy(out + d + 4 * v, &value, sizeof(value));
       sums[v] += value * value;
     }
   }
@@ -103,7 +120,7 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
     const T* row = rows + r * stride;
     int64_t entry = -1;
     if (can_win && filterable_[r]) {
-      const double error = book_.filter_error(norms_[r], book_.max_filter_norm, book_.max_bias);
+      const double error = book_.largest_filter_error(norms_[r]);
       const double gap = static_cast<double>(best_[r]) - static_cast<double>(second_[r]);
       entry = gap > 2.0 * error ? index_[r] : rescore(row, r);
     } else if (can_win && all_finite(row, book_.dim)) {

@@ -138,6 +138,9 @@ Status Codebook::pack(int threads) {
     max_bias = std::max<double>(max_bias, bias[e]);
     if (!(filter_norms[e] < kMaxFilterNorm)) filter_usable = false;  // also NaN
   }
+  error_base_ = filter_error(0.0, max_filter_norm, max_bias);
+  error_slope_ = filter_error(1.0, max_filter_norm, max_bias) - error_base_;
+  error_slope_ *= 1.0 + 0x1p-20;  // the subtraction rounds
   return Status();
 }
 

@@ -43,8 +43,11 @@ class Codebook {
   // of x', of c' and of the final subtraction; the bias is rounded once and subtracted once; the last
   // term covers underflow anywhere. 1.01 covers second-order terms and this function's own rounding.
   double filter_error(double x_norm, double c_norm, double abs_bias) const;
+  // The same for the worst entry: linear in x_norm.
+  double largest_filter_error(double x_norm) const { return error_slope_ * x_norm + error_base_; }
 
  private:
+  double error_slope_ = 0.0, error_base_ = 0.0;
   void choose_entries(const std::vector<double>& all, int64_t num_centroids);
   void choose_centre();
   Status pack(int threads);

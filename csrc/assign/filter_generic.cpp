@@ -1,10 +1,13 @@
 #include "assign/filter_kernel.h"
 
 namespace clustermim {
+namespace {
+CMIM_VECTORS(Vectors4, 4);
+}  // namespace
 
-// 16 registers of 4 lanes (SSE2, NEON): 4 x 2 accumulators leave room for operands without FMA.
-using Kernel = Filter<4, 4>;
+// 16 registers of 4 lanes (SSE2, NEON): 6 x 2 accumulators + 2 columns + 1 broadcast.
+using Kernel = Filter<Vectors4, 6>;
 extern const FilterKernel kFilterGeneric;
-const FilterKernel kFilterGeneric = {4, Kernel::kColumns, 4, &Kernel::top2, &Kernel::scores};
+const FilterKernel kFilterGeneric = {Kernel::kLanes, Kernel::kColumns, 6, &Kernel::top2, &Kernel::scores};
 
 }  // namespace clustermim

@@ -8,12 +8,23 @@
 namespace clustermim {
 namespace {
 
-template <int kLanes, int kTileRows>
+// GCC 12 cannot index vectors whose size depends on a template parameter, hence the macro.
+#define CMIM_VECTORS(name, lanes)                                                  \
+  struct name {                                                                    \
+    static constexpr int kLanes = lanes;                                           \
+    typedef float Vec __attribute__((vector_size((lanes) * 4)));                   \
+    typedef float UnalignedVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
+    typedef int32_t IntVec __attribute__((vector_size((lanes) * 4)));              \
+    typedef int32_t UnalignedIntVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
+  }
+
+template <typename Vectors, int kTileRows>
 struct Filter {
-  typedef float Vec __attribute__((vector_size(kLanes * 4)));
-  typedef float UnalignedVec __attribute__((vector_size(kLanes * 4), aligned(4)));
-  typedef int32_t IntVec __attribute__((vector_size(kLanes * 4)));
-  typedef int32_t UnalignedIntVec __attribute__((vector_size(kLanes * 4), aligned(4)));
+  static constexpr int kLanes = Vectors::kLanes;
+  using Vec = typename Vectors::Vec;
+  using UnalignedVec = typename Vectors::UnalignedVec;
+  using IntVec = typename Vectors::IntVec;
+  using UnalignedIntVec = typename Vectors::UnalignedIntVec;
   // Two vectors of centroids share each broadcast of a row's value.
   static constexpr int kColumns = 2 * kLanes;
 
@@ -78,8 +89,9 @@ struct Filter {
                    float* second, int32_t* index) {
     constexpr int kState = 3 * kLanes;
     for (int64_t r = 0; r < num_rows; ++r) {
-      for (int l = 0; l < 2 * kLanes; ++l) state[r * kState + l] = -__FLT_MAX__;
-      for (int l = 0; l < kLanes; ++l) reinterpret_cast<int32_t*>(state + r * kState)[2 * kLanes + l] = 0;
+      store(state + r * kState, Vec{} - __FLT_MAX__);
+      store(state + r * kState + kLanes, Vec{} - __FLT_MAX__);
+      store(state + r * kState + 2 * kLanes, Vec{});
     }
     for (int64_t p = 0; p < num_panels; ++p) {
       const float* panel = panels + p * dim * kColumns;
@@ -97,23 +109,32 @@ struct Filter {
       }
     }
     for (int64_t r = 0; r < num_rows; ++r) {
-      const float* s = state + r * kState;
-      const int32_t* columns = reinterpret_cast<const int32_t*>(s) + 2 * kLanes;
-      float top = -__FLT_MAX__, next = -__FLT_MAX__;
-      int32_t lane_of_top = 0;
-      for (int l = 0; l < kLanes; ++l) {
-        const float lower = s[l] > top ? top : s[l];
-        if (s[l] > top) {
-          top = s[l];
-          lane_of_top = l;
-        }
-        if (lower > next) next = lower;
-        if (s[kLanes + l] > next) next = s[kLanes + l];
-      }
-      best[r] = top;
-      second[r] = next;
-      index[r] = columns[lane_of_top] + lane_of_top;
+      reduce(state + r * kState, best + r, second + r, index + r);
     }
+  }
+
+  // The lanes' bests to the row's best and second best, folding the upper half onto the lower.
+  static inline __attribute__((always_inline)) void reduce(const float* state, float* best,
+                                                           float* second, int32_t* index) {
+    IntVec lane;
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+    Vec top = load(state), next = load(state + kLanes);
+    IntVec column = *reinterpret_cast<const UnalignedIntVec*>(state + 2 * kLanes) + lane;
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      const IntVec from = lane ^ half;
+      const Vec other_top = __builtin_shuffle(top, from), other_next = __builtin_shuffle(next, from);
+      const IntVec other_column = __builtin_shuffle(column, from);
+      const IntVec better = other_top > top;
+      const Vec lower = better ? top : other_top;
+      next = other_next > next ? other_next : next;
+      next = lower > next ? lower : next;
+      top = better ? other_top : top;
+      column = better ? other_column : column;
+    }
+    *best = top[0];
+    *second = next[0];
+    *index = column[0];
   }
 
   static void scores(const float* x, const float* panels, const float* bias, int64_t num_panels,
