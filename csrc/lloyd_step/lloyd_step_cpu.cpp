@@ -7,7 +7,7 @@
 
 #include "assign/assigner.h"
 #include "assign/check_matrix.h"
-#include "core/guard_memory.h"
+#include "core/kernel_call.h"
 #include "core/parallel_for.h"
 
 namespace clustermim {
@@ -168,7 +168,7 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
   constexpr const char* op = "lloyd_step";
   CMIM_RETURN_IF_ERROR(check_matrix(op, "x", x));
   CMIM_RETURN_IF_ERROR(check_outputs(op, args, x.rows, x.cols));
-  return guard_memory(op, [&] {
+  return kernel_call(op, [&] {
     Status status;
     const bool known = visit_matrix_rows(
         x, [&](const auto& source) { status = run<double>(source, x.cols, args, tiers); });
@@ -182,7 +182,7 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
   constexpr const char* op = "lloyd_step_images";
   CMIM_RETURN_IF_ERROR(check_images(op, images));
   CMIM_RETURN_IF_ERROR(check_outputs(op, args, images.batch * images.patches(), images.dim()));
-  return guard_memory(op, [&] {
+  return kernel_call(op, [&] {
     const ImageRows source(images);
     const bool quantised = images.dtype == DType::u8 && (images.per_patch_norm ||
                                                          source.largest_u8_value() <= kLargestQuantised);

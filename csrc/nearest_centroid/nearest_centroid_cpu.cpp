@@ -1,6 +1,6 @@
 #include "assign/assigner.h"
 #include "assign/check_matrix.h"
-#include "core/guard_memory.h"
+#include "core/kernel_call.h"
 #include "nearest_centroid/nearest_centroid.h"
 
 namespace clustermim {
@@ -10,7 +10,7 @@ Status nearest_centroid_cpu(const NearestCentroidArgs& args, TierCounts* tiers) 
   CMIM_RETURN_IF_ERROR(check_matrix(op, "x", args.x));
   CMIM_RETURN_IF_ERROR(check_centroids(op, args.centroids, args.x.cols));
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, args.x.rows > 0));
-  return guard_memory(op, [&] {
+  return kernel_call(op, [&] {
     Codebook codebook;
     CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads));
     Status status;

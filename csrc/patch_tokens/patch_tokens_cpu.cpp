@@ -1,6 +1,6 @@
 #include "assign/assigner.h"
 #include "assign/check_matrix.h"
-#include "core/guard_memory.h"
+#include "core/kernel_call.h"
 #include "patch_tokens/patch_tokens.h"
 
 namespace clustermim {
@@ -11,7 +11,7 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
   CMIM_RETURN_IF_ERROR(check_centroids(op, args.centroids, args.images.dim()));
   const int64_t rows = args.images.batch * args.images.patches();
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, rows > 0));
-  return guard_memory(op, [&] {
+  return kernel_call(op, [&] {
     Codebook codebook;
     CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads));
     const ImageRows source(args.images);

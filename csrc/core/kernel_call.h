@@ -2,13 +2,16 @@
 
 #include <new>
 
+#include "core/float_environment.h"
 #include "core/status.h"
 
 namespace clustermim {
 
-// Runs a kernel's body, which may allocate workspace, and turns bad_alloc into a Status.
+// Runs the body of a kernel's entry point: in the default float environment, whatever the caller set,
+// and with a failed allocation of workspace as a Status.
 template <typename Body>
-Status guard_memory(const char* op, Body&& body) {
+Status kernel_call(const char* op, Body&& body) {
+  const DefaultFloatEnvironment environment;
   try {
     return body();
   } catch (const std::bad_alloc&) {
