@@ -56,8 +56,8 @@ def export_timm(
             "call encoder.reset_classifier(0)"
         )
     arguments = dict(model_args) if model_args is not None else encoder_arguments(encoder)
-    source = encoder.pretrained_cfg
-    architecture = source["architecture"]
+    source: Any = encoder.pretrained_cfg
+    architecture = str(source["architecture"])
     height, width = encoder.patch_embed.img_size
     pretrained_cfg = {
         "tag": "clustermim_fast",
@@ -97,13 +97,14 @@ def export_timm(
 
 def encoder_arguments(encoder: VisionTransformer) -> dict[str, Any]:
     """The keyword arguments with which ``timm.create_model`` makes this VisionTransformer again."""
+    blocks: Any = encoder.blocks
     embed = encoder.patch_embed
     return {
         "img_size": [int(side) for side in embed.img_size],
         "patch_size": int(embed.patch_size[0]),
         "embed_dim": int(encoder.embed_dim),
-        "depth": len(encoder.blocks),
-        "num_heads": int(encoder.blocks[0].attn.num_heads),
+        "depth": len(blocks),
+        "num_heads": int(blocks[0].attn.num_heads),
         "class_token": encoder.cls_token is not None,
         "reg_tokens": int(encoder.num_reg_tokens),
         "global_pool": encoder.global_pool,
@@ -113,7 +114,7 @@ def encoder_arguments(encoder: VisionTransformer) -> dict[str, Any]:
 
 @torch.no_grad()
 def _require_equal(
-    encoder: VisionTransformer, folder: Path, architecture: str, arguments: dict[str, Any]
+    encoder: Any, folder: Path, architecture: str, arguments: dict[str, Any]
 ) -> None:
     try:
         again = timm.create_model(architecture, num_classes=0, **arguments)

@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clustermim_fast.tokenizers import PixelTokenizer
+
 from . import charts, pictures
 from .pictures import Column
 from .view import RunView
 
-__all__ = ["Figure", "figures_of"]
+__all__ = ["Figure", "codebook_picture", "figures_of"]
 
 LINES = 5  # samples in one picture of rows; two pictures stand side by side on a wide screen
 
@@ -139,6 +141,12 @@ def _unpatchify(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
 
 
+def codebook_picture(tokenizer: PixelTokenizer, counts: Tensor) -> Image.Image:
+    """All centroids as patches, by their counts [K]."""
+    patches = tokenizer.decode(torch.arange(tokenizer.num_clusters)[:, None], (1, 1))
+    return pictures.atlas(patches, counts)
+
+
 @torch.no_grad()
 def _tokens(view: RunView) -> Iterator[Figure]:
     tokens = view.tokenizer
@@ -165,13 +173,12 @@ def _tokens(view: RunView) -> Iterator[Figure]:
             pictures.columns_of_images(columns),
         )
     if view.usage is not None:
-        patches = tokens.decode(torch.arange(tokens.num_clusters)[:, None], (1, 1))
         yield Figure(
             "codebook",
             "Codebook",
             f"All {tokens.num_clusters} centroids, most used first, by row. "
             "Centroids that no patch has are framed in red.",
-            pictures.atlas(patches, view.usage),
+            codebook_picture(tokens, view.usage),
         )
         yield Figure(
             "usage",

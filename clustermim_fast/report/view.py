@@ -4,26 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor, nn
 
-__all__ = ["RunView", "Tokens"]
+from clustermim_fast.tokenizers import PixelTokenizer
 
-
-class Tokens(Protocol):
-    """What a report needs of a pixel tokenizer; `tokenizers.PixelTokenizer` is one."""
-
-    num_clusters: int
-    centroids: Tensor
-
-    def __call__(self, images: Tensor, normalized: bool = False) -> Tensor:
-        """uint8 [B, 3, H, W] -> int64 [B, L]."""
-        ...
-
-    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """int64 [B, L] -> float [B, 3, H, W] in [0, 1]."""
-        ...
+__all__ = ["RunView"]
 
 
 @dataclass(frozen=True)
@@ -50,7 +37,7 @@ class RunView:
     run_dir: Path
     method: str
     model: nn.Module
-    tokenizer: Tokens | None
+    tokenizer: PixelTokenizer | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     samples: Tensor

@@ -1,0 +1,16 @@
+"""The driver as functions: pretrain, fit a tokenizer, evaluate, report, export."""
+
+from .evaluating import evaluate_run
+from .exporting import export_run
+from .pretraining import fit_tokenizer, pretrain, starting_config
+from .reporting import report_run, show_tokenizer
+
+__all__ = [
+    "evaluate_run",
+    "export_run",
+    "fit_tokenizer",
+    "pretrain",
+    "report_run",
+    "show_tokenizer",
+    "starting_config",
+]

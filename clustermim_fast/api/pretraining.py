@@ -1,0 +1,179 @@
+"""`pretrain`: from a folder of images to a run folder with report and export."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from clustermim_fast import recipes
+from clustermim_fast.checkpoint import write_text_atomically
+from clustermim_fast.data import ImageSet
+from clustermim_fast.models import ModelConfig
+from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.train import (
+    RunResult,
+    TrainConfig,
+    config_from_overrides,
+    load_config,
+    needs_tokenizer,
+    open_run_images,
+    prepare_tokenizer,
+    resolve,
+    run,
+)
+from clustermim_fast.train.config import ALIASES
+from clustermim_fast.train.prepare import default_out
+
+from .exporting import export_run
+from .fingerprint import images_fingerprint
+from .reporting import report_run
+
+__all__ = ["fit_tokenizer", "pretrain", "starting_config"]
+
+Say = Callable[[str], None]
+
+
+def say_line(line: str) -> None:
+    """Print at once, also into a pipe."""
+    print(line, flush=True)
+
+
+def pretrain(
+    recipe_or_path: str | Path | TrainConfig | None = None,
+    *,
+    say: Say = say_line,
+    report: bool = True,
+    export: bool = True,
+    **overrides: Any,
+) -> RunResult:
+    """Pretrain a masked image model.
+
+        pretrain(data="photos/")                          # sizes chosen by looking at the images
+        pretrain("digits", epochs=50, out="runs/digits")  # a recipe, changed
+        pretrain("runs/digits/config.json", seed=1)       # as another run, changed
+
+    Args:
+        recipe_or_path: a recipe's name, a config.json, a TrainConfig, or a folder of images.
+        say: takes the lines of progress.
+        report, export: write RUN/report.html and RUN/export/ at the end.
+        overrides: settings as in the config, short or dotted: ``epochs=10, **{"optim.lr": 3e-4}``.
+
+    Raises:
+        ValueError: an unknown setting (near misses are named) or settings that do not fit together.
+    """
+    config, images, said = _prepare(recipe_or_path, overrides)
+    if not config.out:
+        config = dataclasses.replace(config, out=str(default_out(config)))
+    for line in said:
+        say(f"chosen: {line}")
+    tokenizer = _cached_tokenizer(config, images, say) if needs_tokenizer(config) else None
+    result = run(config, tokenizer, images, say=say)
+    if export:
+        say(f"encoder for timm: {export_run(result.run_dir)}")
+    if report:
+        say(f"report: {report_run(result.run_dir, images=images)}")
+    return result
+
+
+def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> PixelTokenizer:
+    """Fit the tokenizer that a run with these settings would use, and save it to ``out``."""
+    config, images, said = _prepare(None, overrides)
+    for line in said:
+        say(f"chosen: {line}")
+    if config.tokenizer.path:
+        raise ValueError("tokenizer.path: there is nothing to fit when a tokenizer is given")
+    say(images.summary())
+    tokenizer = prepare_tokenizer(config, images)
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
+    tokenizer.save(out)
+    return tokenizer
+
+
+def starting_config(
+    recipe_or_path: str | Path | TrainConfig | None, overrides: dict[str, Any]
+) -> tuple[TrainConfig, str]:
+    """The config of a run, and one line about what was chosen for the images ("" for a recipe)."""
+    if isinstance(recipe_or_path, TrainConfig):
+        return config_from_overrides(recipe_or_path, overrides), ""
+    name = "" if recipe_or_path is None else str(recipe_or_path)
+    if name in recipes.list_recipes():
+        return config_from_overrides(recipes.get_recipe(name), overrides), ""
+    if name.endswith(".json"):
+        stored = dataclasses.replace(load_config(name), out="")  # like it, not into its folder
+        return config_from_overrides(stored, overrides), ""
+    if name:
+        if name != "digits" and not Path(name).expanduser().is_dir():
+            raise ValueError(
+                f"recipe: expected one of {', '.join(recipes.list_recipes())}, a config.json or a "
+                f"folder of images, got {name!r}"
+            )
+        overrides = {"data": name, **overrides}
+    wanted = config_from_overrides(TrainConfig(), overrides)  # refuses unknown keys early
+    if not wanted.data.path:
+        raise ValueError(
+            'data: expected a folder of images or "digits", got nothing; give data=DIR'
+        )
+    config, said = recipes.auto_recipe(wanted.data.path)
+    given = {ALIASES.get(key, key) for key in overrides}
+    if "model.encoder" in given:  # another encoder's widths mean nothing to this one
+        patch = config.model.patch_size
+        config = dataclasses.replace(config, model=ModelConfig(patch_size=patch))
+    return config_from_overrides(config, overrides), said
+
+
+def _prepare(
+    recipe_or_path: str | Path | TrainConfig | None, overrides: dict[str, Any]
+) -> tuple[TrainConfig, ImageSet, list[str]]:
+    config, said = starting_config(recipe_or_path, overrides)
+    lines = [said] if said else []
+    if config.data.image_size is None:
+        raise ValueError("img_size: expected a size in pixels, got none; give img_size=32")
+    images = open_run_images(config)
+    size = config.optim.batch_size
+    if said and not {"batch_size", "optim.batch_size"} & overrides.keys():
+        while size > 8 and size * 8 > len(images):  # at least eight updates an epoch
+            size //= 2
+    if size != config.optim.batch_size:
+        lines.append(f"batch_size={size} for {len(images):,} images")
+        optim = dataclasses.replace(config.optim, batch_size=size)
+        config = dataclasses.replace(config, optim=optim)
+    return resolve(config, images), images, lines
+
+
+def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> PixelTokenizer:
+    """The run folder's tokenizer where images and settings are the same, else a new one."""
+    file = Path(config.out) / "tokenizer.safetensors"
+    note = Path(config.out) / "tokenizer.json"
+    key = None if config.tokenizer.path else tokenizer_key(config, images)
+    if key is not None and file.is_file() and note.is_file():
+        stored = json.loads(note.read_text(encoding="utf-8"))
+        tokenizer = load_tokenizer(file)
+        if stored == {"key": key, "fingerprint": tokenizer.fingerprint()}:
+            say(f"tokenizer: {file} was fitted on these images with these settings")
+            return tokenizer
+    tokenizer = prepare_tokenizer(config, images)
+    if key is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(file)
+        text = json.dumps({"key": key, "fingerprint": tokenizer.fingerprint()})
+        write_text_atomically(note, text + "\n")
+    return tokenizer
+
+
+def tokenizer_key(config: TrainConfig, images: ImageSet) -> str:
+    """Hash of what a fitted tokenizer depends on: the images it sees, and the settings."""
+    settings = {
+        "tokenizer": asdict(config.tokenizer),
+        "patch_size": config.model.patch_size,
+        "image_size": config.data.image_size,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "seed": config.seed,
+        "images": images_fingerprint(images),
+    }
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,176 @@
+"""The report of a run folder, and a look at a tokenizer file."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clustermim_fast._version import __version__
+from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.masking import random_mask
+from clustermim_fast.report import RunView, codebook_picture, write_report
+from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.train import LoadedRun, load_run, to_dict
+
+__all__ = ["report_run", "show_tokenizer"]
+
+SHOWN = 10
+COUNTED = 4096
+Say = Callable[[str], None]
+
+
+def report_run(
+    run_dir: str | Path, *, checkpoint: str = "last", images: ImageSet | None = None
+) -> Path:
+    """Write RUN/report.html and RUN/figures/, with the evaluations found in RUN/eval.
+
+    images: the run's training images where the caller has them open.
+    Raises ValueError where the folder has no checkpoint or its images are gone.
+    """
+    folder = Path(run_dir)
+    loaded = load_run(folder, checkpoint)
+    images = _open(loaded) if images is None else images
+    samples = torch.from_numpy(_spread(len(images), SHOWN))
+    config = loaded.config
+    rows, columns = loaded.model.grid  # type: ignore[misc]
+    mask = random_mask(rows * columns, config.mask.ratio, config.seed, 0, samples.numpy())
+    usage, counted = None, 0
+    if loaded.tokenizer is not None:
+        usage, counted = _usage(loaded.tokenizer, images)
+    assert config.data.mean is not None
+    assert config.data.std is not None
+    metrics = _metrics(folder / "metrics.jsonl")
+    report = getattr(loaded.tokenizer, "report", None)
+    view = RunView(
+        run_dir=folder,
+        method=config.method,
+        model=loaded.model,
+        tokenizer=loaded.tokenizer,
+        mean=config.data.mean,
+        std=config.data.std,
+        samples=images.images(samples),
+        mask=mask,
+        per_patch_norm=config.loss.norm_pix_loss,
+        usage=usage,
+        usage_images=counted,
+        metrics=metrics,
+        config=to_dict(config),
+        evaluations=_evaluations(folder / "eval"),
+        inertia=[step.inertia for step in report.iterations] if report else [],
+        about=_about(loaded, images, metrics),
+        versions=_versions(),
+    )
+    return write_report(view)
+
+
+def show_tokenizer(path: str | Path, out: str | Path | None = None, *, say: Say = print) -> Path:
+    """Print what a tokenizer file holds and write its codebook as a picture beside it."""
+    tokenizer = load_tokenizer(path)
+    say(f"{path}: K = {tokenizer.num_clusters}, patch_size {tokenizer.patch_size}")
+    for name in ("patch_order", "per_patch_norm", "metric", "mean", "std"):
+        say(f"  {name:<15} {getattr(tokenizer, name, None)}")
+    report = getattr(tokenizer, "report", None)
+    counts = torch.ones(tokenizer.num_clusters, dtype=torch.int64)
+    if report is not None:
+        seconds, rounds = f"{report.seconds:.1f} s", len(report.iterations)
+        say(f"  {'fit':<15} {report.algorithm}, {rounds} iterations, {seconds}: {report.stop}")
+        say(f"  {'patches':<15} {report.num_rows:,}, inertia {report.inertia:.6g}")
+        say(f"  {'unused':<15} {report.unused} of {report.num_clusters} centroids")
+        if len(report.counts) == tokenizer.num_clusters:
+            counts = torch.tensor(report.counts).round().long()
+    target = Path(out) if out else Path(path).with_suffix(".png")
+    codebook_picture(tokenizer, counts).save(target)
+    say(f"  {'codebook':<15} {target}")
+    return target
+
+
+def _open(loaded: LoadedRun) -> ImageSet:
+    data = loaded.config.data
+    assert data.image_size is not None
+    # Few of the images are looked at: reading them from disk is quicker than reading all.
+    return open_images(
+        data.path,
+        size=data.image_size,
+        in_memory="no",
+        holdout=data.holdout,
+        eval_crop=data.eval_crop,
+    )
+
+
+def _spread(count: int, wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """Up to ``wanted`` positions, evenly spaced: a folder is sorted by class."""
+    return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
+
+
+def _usage(tokenizer: PixelTokenizer, images: ImageSet) -> tuple[Tensor, int]:
+    ids = _spread(len(images), COUNTED)
+    counts = torch.zeros(tokenizer.num_clusters, dtype=torch.int64)
+    for part in np.array_split(ids, -(-len(ids) // 256)):
+        tokens = tokenizer(images.images(part)).flatten()
+        counts += torch.bincount(tokens[tokens >= 0], minlength=tokenizer.num_clusters)
+    return counts, len(ids)
+
+
+def _metrics(path: Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    lines = path.read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines if line.strip()]
+
+
+def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
+    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear")}
+    return {
+        kind: json.loads(path.read_text(encoding="utf-8"))
+        for kind, path in found.items()
+        if path.is_file()
+    }
+
+
+def _about(
+    loaded: LoadedRun, images: ImageSet, metrics: list[dict[str, Any]]
+) -> list[tuple[str, str]]:
+    config, model = loaded.config, loaded.model
+    encoder: Any = model.encoder
+    size = sum(p.numel() for p in encoder.parameters()) / 1e6
+    height, width = images.image_size
+    rows, columns = model.grid  # type: ignore[misc]
+    facts = [
+        ("images", f"{len(images):,} from {config.data.path}"),
+        ("image size", f"{height} × {width} px"),
+        ("patches", f"{rows} × {columns} of {config.model.patch_size} px"),
+        ("encoder", f"{config.model.encoder}, {size:.2f} M parameters"),
+        ("masked", f"{100 * config.mask.ratio:.0f} % of the patches"),
+    ]
+    if loaded.tokenizer is not None:
+        facts.append(("centroids", f"K = {loaded.tokenizer.num_clusters}"))
+    facts.append(
+        ("trained", f"{loaded.epoch} of {config.optim.epochs} epochs, {loaded.step:,} steps")
+    )
+    if metrics:
+        last = metrics[-1]
+        floor = f" (ln K = {last['loss_floor_lnK']:.2f})" if "loss_floor_lnK" in last else ""
+        facts.append(("last loss", f"{last['loss']:.3f}{floor}"))
+        if "masked_accuracy" in last:
+            accuracy, chance = 100 * last["masked_accuracy"], 100 * last["chance"]
+            facts.append(("token accuracy", f"{accuracy:.1f} % (chance {chance:.1f} %)"))
+        speed = sorted(line["images_per_s"] for line in metrics)
+        facts.append(("speed", f"{speed[len(speed) // 2]:,.0f} images/s (median)"))
+    if images.broken:
+        facts.append(("unreadable files", f"{len(images.broken)}, in skipped_files.txt"))
+    return facts
+
+
+def _versions() -> dict[str, str]:
+    found = {"clustermim_fast": __version__, "python": platform.python_version()}
+    for name in ("torch", "timm", "torchvision", "numpy", "scikit-learn"):
+        found[name] = importlib.metadata.version(name)
+    return found
