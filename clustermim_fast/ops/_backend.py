@@ -109,7 +109,8 @@ def resolve(
     reasons = availability(device, implemented)
     if name is None:
         fastest_first = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
-        name = next((n for n in fastest_first if n in implemented), "reference")
+        # A list, not next(): torch 2.4's compiler knows no default for it.
+        name = [*(n for n in fastest_first if n in implemented), "reference"][0]  # noqa: RUF015
     if reasons[name] is not None:
         usable = ", ".join(n for n, reason in reasons.items() if reason is None)
         raise RuntimeError(

@@ -40,9 +40,10 @@ def require_tensor(
 ) -> torch.Tensor:
     """Return ``value`` if it is a plain strided tensor of one of ``dtypes`` (and rank ``ndim``)."""
     if not isinstance(value, torch.Tensor):
-        remedy = remedy or "wrap numpy arrays with torch.from_numpy"
+        remedy = "wrap numpy arrays with torch.from_numpy"
         raise bad_type(op, arg, "a torch.Tensor", type(value).__name__, remedy)
-    if hasattr(value, "full_tensor"):  # DTensor: its data_ptr is one shard, not the tensor
+    # DTensor: its data_ptr is one shard. Asked of the type: torch 2.4 cannot compile it of the value.
+    if hasattr(type(value), "full_tensor"):
         raise bad_type(op, arg, "a plain tensor", "a DTensor", "pass .to_local() or .full_tensor()")
     if value.layout is not torch.strided:
         raise bad_type(op, arg, "a dense strided tensor", f"layout {value.layout}", "call .to_dense()")
