@@ -1,4 +1,6 @@
-"""Checkpoints: plain dicts of tensors and numbers, written so that a crash leaves the old or the new."""
+"""Checkpoints: plain dicts of tensors and numbers, written so that a crash leaves the old or the
+new.
+"""
 
 from __future__ import annotations
 

@@ -94,7 +94,9 @@ def pixel_loss(
 
 
 def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """float [B, C, H, W] -> [B, L, p p C], patches row-major, values in (row, column, channel) order."""
+    """float [B, C, H, W] -> [B, L, p p C], patches row-major, values in (row, column, channel)
+    order.
+    """
     batch, channels, height, width = images.shape
     p = patch_size
     grid = images.reshape(batch, channels, height // p, p, width // p, p)

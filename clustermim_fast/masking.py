@@ -18,7 +18,8 @@ class MaskConfig:
 
     Attributes:
         kind: "random": masked patches are a uniformly random subset.
-        ratio: masked share of the patches, in (0, 1); 0.75 hides 147 of 196 (methods: MAE, ClusterMIM).
+        ratio: masked share of the patches, in (0, 1); 0.75 hides 147 of 196 (methods: MAE,
+        ClusterMIM).
     """
 
     kind: str = "random"
@@ -42,7 +43,8 @@ def num_visible(num_patches: int, ratio: float) -> int:
     count = int(num_patches * (1.0 - ratio) + 1e-9)
     if not 0 < count < num_patches:
         raise ValueError(
-            f"mask.ratio = {ratio} leaves {count} of {num_patches} patches visible; at least one must be visible "
+            f"mask.ratio = {ratio} leaves {count} of {num_patches} patches visible; at least one "
+            f"must be visible "
             "and one masked: choose another ratio, a smaller patch_size or larger images"
         )
     return count
@@ -51,7 +53,8 @@ def num_visible(num_patches: int, ratio: float) -> int:
 def random_mask(
     num_patches: int, ratio: float, seed: int, epoch: int, samples: npt.ArrayLike
 ) -> Tensor:
-    """Mask of each sample, bool [B, num_patches], True = masked; every row has the same number of True.
+    """Mask of each sample, bool [B, num_patches], True = masked; every row has the same number of
+    True.
 
     `samples` int64 [B] are data set ids: a sample's mask does not depend on the batch it is in.
     """
@@ -64,7 +67,8 @@ def random_mask(
 
 
 def visible_indices(mask: Tensor, count: int | None = None) -> Tensor:
-    """Sorted positions of the visible patches, int64 [B, count], of a mask [B, L] with equal row counts.
+    """Sorted positions of the visible patches, int64 [B, count], of a mask [B, L] with equal row
+    counts.
 
     With `count` (static) no value is read back from the device.
     """
@@ -75,5 +79,7 @@ def visible_indices(mask: Tensor, count: int | None = None) -> Tensor:
 
 
 def masked_indices(mask: Tensor, count: int | None = None) -> Tensor:
-    """Sorted positions of the masked patches, int64 [B, count]; the counterpart of `visible_indices`."""
+    """Sorted positions of the masked patches, int64 [B, count]; the counterpart of
+    `visible_indices`.
+    """
     return visible_indices(~mask, count)

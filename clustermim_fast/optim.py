@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 import torch
-from timm.optim import param_groups_weight_decay
+from timm.optim import param_groups_weight_decay  # type: ignore[attr-defined]
 from torch import nn
 
 
@@ -63,7 +63,9 @@ class OptimConfig:
 
 
 def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: int) -> float:
-    """Learning rate of update `step` (from 0): linear from peak / warmup, then half a cosine to `floor`."""
+    """Learning rate of update `step` (from 0): linear from peak / warmup, then half a cosine to
+    `floor`.
+    """
     if step < warmup:
         return peak * (step + 1) / warmup
     progress = (step - warmup) / max(1, total - warmup)

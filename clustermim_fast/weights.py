@@ -10,7 +10,7 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import PatchEmbed
+from timm.layers.patch_embed import PatchEmbed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -21,7 +21,8 @@ _NAMES_THAT_WORK = (
 
 
 def create_vit(name: str, **options: Any) -> VisionTransformer:
-    """A timm VisionTransformer without classifier whose last layer is its final norm over all tokens.
+    """A timm VisionTransformer without classifier whose last layer is its final norm over all
+    tokens.
 
     Args:
         name: a timm model name. Its class must be VisionTransformer itself, with a plain PatchEmbed
@@ -39,7 +40,7 @@ def create_vit(name: str, **options: Any) -> VisionTransformer:
     # (fc_norm=False) makes the token features and the pooled feature the same quantity.
     options.setdefault("global_pool", "token" if with_cls else "avg")
     try:
-        encoder = timm.create_model(name, pretrained=False, **options)
+        encoder: VisionTransformer = timm.create_model(name, pretrained=False, **options)  # type: ignore[assignment]
     except (TypeError, AssertionError) as error:
         raise ValueError(
             f"model.encoder: timm cannot make {name!r} with {options}: {error}"
@@ -54,8 +55,10 @@ def require_plain_vit(name: str) -> None:
     reason = None
     if type(probe) is not VisionTransformer:
         reason = (
-            f"it is a {type(probe).__name__}, and an encoder that sees only the visible tokens must "
-            "be a plain VisionTransformer (no windows, no convolution stages, no relative positions)"
+            f"it is a {type(probe).__name__}, and an encoder that sees only the visible tokens "
+            f"must "
+            "be a plain VisionTransformer (no windows, no convolution stages, no relative "
+            "positions)"
         )
     elif type(probe.patch_embed) is not PatchEmbed:
         reason = (
@@ -86,7 +89,8 @@ def _require_divisible(encoder: VisionTransformer) -> None:
         if side % patch:
             raise ValueError(
                 f"img_size {tuple(embed.img_size)} is not a multiple of patch_size {patch}: "
-                f"choose data.image_size = {max(1, round(side / patch)) * patch} or another patch_size"
+                f"choose data.image_size = {max(1, round(side / patch)) * patch} or another "
+                f"patch_size"
             )
 
 
@@ -109,7 +113,7 @@ class Verdict:
 
 
 def read_state(path: str | Path) -> dict[str, Tensor]:
-    """Tensors of a weight file: safetensors, or torch.load(weights_only=True). Nothing is unpickled.
+    """Tensors of a weight file, safetensors or torch.load(weights_only=True): never unpickled.
 
     A nested dict is searched for the usual places ("model", "state_dict", "teacher"), and the
     prefixes "module.", "encoder." and "backbone." are taken off.
@@ -131,7 +135,8 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             state = torch.load(file, map_location="cpu", weights_only=True)
         except UnpicklingError as error:
             raise ValueError(
-                f"weights: {file} holds Python objects besides tensors, which are never unpickled here; "
+                f"weights: {file} holds Python objects besides tensors, which are never "
+                f"unpickled here; "
                 "save its state dict alone, best as safetensors"
             ) from error
     for key in ("model", "state_dict", "teacher", "encoder"):
@@ -172,7 +177,8 @@ def load_weights(module: nn.Module, path: str | Path, *, keep: tuple[str, ...] =
     if not matched:
         raise ValueError(
             f"weights: {path} has no tensor name in common with the model; it has "
-            f"{', '.join(sorted(state)[:4]) or 'none'}, the model has {', '.join(sorted(wanted)[:4])}"
+            f"{', '.join(sorted(state)[:4]) or 'none'}, the model has "
+            f"{', '.join(sorted(wanted)[:4])}"
         )
     module.load_state_dict({name: state[name] for name in matched}, strict=False)
     missing = sorted(wanted.keys() - state.keys())

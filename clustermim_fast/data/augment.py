@@ -83,14 +83,18 @@ def crop_and_resize(
 
 
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [3, h, w] -> uint8 [3, H, W], bicubic, antialiased; the image itself where h, w = H, W."""
+    """uint8 [3, h, w] -> uint8 [3, H, W], bicubic, antialiased; the image itself where h, w = H,
+    W.
+    """
     if tuple(image.shape[-2:]) == size:
         return image
     return transforms.resize(image, list(size), InterpolationMode.BICUBIC, antialias=True)
 
 
 def evaluation_view(image: Tensor, size: tuple[int, int], keep: float) -> Tensor:
-    """Resize uint8 [3, h, w] so that its centre H x W is a share `keep` of each side, and cut it."""
+    """Resize uint8 [3, h, w] so that its centre H x W is a share `keep` of each side, and cut
+    it.
+    """
     height, width = image.shape[-2:]
     target_h, target_w = size[0] / keep, size[1] / keep
     factor = max(target_h / height, target_w / width)

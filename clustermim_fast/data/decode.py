@@ -14,7 +14,8 @@ EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 )
 
-# What Pillow raises on files that are not what they claim to be. A fault of ours is not in the list.
+# What Pillow raises on files that are not what they claim to be. A fault of ours is not in the
+# list.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,

@@ -70,7 +70,8 @@ def _scan(root: Path) -> Listing:
     paths.sort(key=lambda item: item.relative_to(root).as_posix())
     if not paths:
         raise ValueError(
-            f"data: no images below {root} (looked for {', '.join(sorted(EXTENSIONS))}, recursively)"
+            f"data: no images below {root} (looked for {', '.join(sorted(EXTENSIONS))}, "
+            f"recursively)"
         )
     parts = [item.relative_to(root).parts for item in paths]
     if any(len(part) == 1 for part in parts):
@@ -86,7 +87,8 @@ def _scan(root: Path) -> Listing:
 def _hold_out(listing: Listing, root: Path, split: str, holdout: float) -> Listing:
     if holdout == 0.0:
         raise ValueError(
-            f"data: {root} has no train/ and test/ sub-folders, and its test images were asked for; "
+            f"data: {root} has no train/ and test/ sub-folders, and its test images were asked "
+            f"for; "
             "make these sub-folders or set data.holdout, for instance 0.2"
         )
     test = held_out(listing.labels, len(listing.paths), holdout)
@@ -98,7 +100,8 @@ def _hold_out(listing: Listing, root: Path, split: str, holdout: float) -> Listi
 def held_out(
     labels: npt.NDArray[np.int64] | None, size: int, share: float
 ) -> npt.NDArray[np.bool_]:
-    """Which of `size` samples belong to the test split: round(share * n) of each class, bool [size].
+    """Which of `size` samples belong to the test split: round(share * n) of each class, bool
+    [size].
 
     Fixed for ever: it depends on the samples' order and classes only, not on a run's seed.
     """

@@ -1,4 +1,6 @@
-"""Where decoded images lie: one uint8 tensor for small sets, the files themselves for large ones."""
+"""Where decoded images lie: one uint8 tensor for small sets, the files themselves for large
+ones.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,7 @@ class MemoryStore:
 
     def __init__(
         self, pixels: Tensor, shapes: npt.NDArray[np.int64], offsets: npt.NDArray[np.int64]
-    ):
+    ) -> None:
         self._pixels = pixels
         self._shapes = shapes
         self._offsets = offsets
@@ -41,7 +43,9 @@ class MemoryStore:
 
     @classmethod
     def from_arrays(cls, arrays: list[UInt8Array]) -> MemoryStore:
-        """Pack uint8 [h, w, 3] arrays; the list is emptied on the way, so that memory is not held twice."""
+        """Pack uint8 [h, w, 3] arrays; the list is emptied on the way, so that memory is not held
+        twice.
+        """
         shapes = np.array([array.shape[:2] for array in arrays], dtype=np.int64).reshape(-1, 2)
         offsets = _offsets(shapes)
         pixels = np.empty(int(offsets[-1]), dtype=np.uint8)
@@ -81,7 +85,7 @@ class FileStore:
     in_memory = False
     uniform = None
 
-    def __init__(self, paths: list[Path], max_short_side: int):
+    def __init__(self, paths: list[Path], max_short_side: int) -> None:
         self._paths = paths
         self._max_short_side = max_short_side
         self.broken: list[Broken] = []
@@ -111,7 +115,8 @@ def load_files(
 ) -> tuple[MemoryStore, npt.NDArray[np.int64], list[Broken]]:
     """Decode files into memory on as many threads as torch uses (Pillow releases the GIL).
 
-    Returns the store, the indices of the files that could be read, and the broken files with a reason.
+    Returns the store, the indices of the files that could be read, and the broken files with a
+    reason.
     """
     arrays: list[UInt8Array] = []
     kept: list[int] = []

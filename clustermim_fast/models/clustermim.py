@@ -20,7 +20,7 @@ class ClusterMIM(MaskedAutoencoder):
 
     objective = "tokens"
 
-    def __init__(self, config: ModelConfig, image_size: tuple[int, int], num_clusters: int):
+    def __init__(self, config: ModelConfig, image_size: tuple[int, int], num_clusters: int) -> None:
         super().__init__(config, image_size, num_clusters)
 
     def logits(self, images: Tensor, mask: Tensor) -> Tensor:

@@ -11,13 +11,15 @@ from clustermim_fast.models.registry import register_method
 
 @register_method("mae")
 class MAE(MaskedAutoencoder):
-    """Masked autoencoder with a regression head of 3 p^2 values per patch, in (row, column, channel) order."""
+    """Masked autoencoder with a regression head of 3 p^2 values per patch, in (row, column,
+    channel) order.
+    """
 
     objective = "pixels"
 
     def __init__(
         self, config: ModelConfig, image_size: tuple[int, int], num_clusters: int | None = None
-    ):
+    ) -> None:
         super().__init__(config, image_size, None)
 
     def patches(self, images: Tensor, mask: Tensor) -> Tensor:

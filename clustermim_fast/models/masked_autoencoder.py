@@ -15,7 +15,8 @@ class MaskedAutoencoder(nn.Module):
     """A timm VisionTransformer that sees the visible patches, and a decoder that fills in the rest.
 
     Position embeddings of both are fixed sines and cosines; the encoder's is written into
-    `encoder.pos_embed`, so that the encoder alone is an ordinary timm model. Weights start as MAE's:
+    `encoder.pos_embed`, so that the encoder alone is an ordinary timm model. Weights start as
+    MAE's:
     Xavier-uniform linear layers, zero biases, normal(0.02) tokens.
 
     Args:
@@ -26,10 +27,13 @@ class MaskedAutoencoder(nn.Module):
 
     objective = ""
 
-    def __init__(self, config: ModelConfig, image_size: tuple[int, int], head_dim: int | None):
+    def __init__(
+        self, config: ModelConfig, image_size: tuple[int, int], head_dim: int | None
+    ) -> None:
         super().__init__()
         options = config.timm_options()
         self.encoder = create_vit(config.encoder, img_size=image_size, **options)
+        self.decoder_positions: Tensor
         width = int(self.encoder.embed_dim)
         self.patch_size = int(self.encoder.patch_embed.patch_size[0])
         self.grid: tuple[int, int] = tuple(self.encoder.patch_embed.grid_size)
@@ -65,8 +69,7 @@ class MaskedAutoencoder(nn.Module):
                 nn.init.normal_(token, std=0.02)
         prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
         positions = sincos_positions(self.grid, int(encoder.embed_dim), prefix)
-        encoder.pos_embed.data.copy_(positions[None])
-        encoder.pos_embed.requires_grad_(False)
+        encoder.pos_embed = nn.Parameter(positions[None], requires_grad=False)
 
     def forward(self, images: Tensor, mask: Tensor, visible: Tensor | None = None) -> Tensor:
         """Decoder features of every token.
@@ -91,12 +94,17 @@ class MaskedAutoencoder(nn.Module):
         tokens = encoder.patch_embed(images)
         if tokens.dim() == 4:  # dynamic_img_size keeps the grid
             tokens = tokens.flatten(1, 2)
-        prefix = 0 if encoder.no_embed_class else self.num_prefix_tokens
-        tokens = tokens + encoder.pos_embed[:, prefix:]
+        tokens = tokens + self._patch_positions()
         tokens = tokens.gather(1, visible[..., None].expand(-1, -1, tokens.shape[-1]))
         tokens = torch.cat([*self._prefix(len(tokens)), tokens], dim=1)
         tokens = encoder.norm_pre(encoder.pos_drop(tokens))
         return encoder.norm(encoder.blocks(tokens))
+
+    def _patch_positions(self) -> Tensor:
+        positions = self.encoder.pos_embed
+        if positions is None:  # create_vit refuses such encoders
+            raise ValueError("encoder.pos_embed: expected a position embedding, got None")
+        return positions[:, positions.shape[1] - self.num_patches :]
 
     def _prefix(self, batch: int) -> list[Tensor]:
         # The fixed positions of prefix tokens are zero, so nothing is added to them.
@@ -115,7 +123,9 @@ class MaskedAutoencoder(nn.Module):
 
 
 def decoder_sizes(config: ModelConfig, width: int, depth: int) -> tuple[int, int, int]:
-    """(dim, depth, heads) of the decoder: the config's, else MAE's, else scaled to a small encoder."""
+    """(dim, depth, heads) of the decoder: the config's, else MAE's, else scaled to a small
+    encoder.
+    """
     if width >= 768:
         dim, blocks, heads = 512, 8, 16
     elif width >= 384:
@@ -127,6 +137,7 @@ def decoder_sizes(config: ModelConfig, width: int, depth: int) -> tuple[int, int
     heads = config.decoder_heads or (heads if dim % heads == 0 else max(1, dim // 32))
     if dim % heads or dim % 4:
         raise ValueError(
-            f"model.decoder_dim must be a multiple of 4 and of model.decoder_heads, got {dim} and {heads}"
+            f"model.decoder_dim must be a multiple of 4 and of model.decoder_heads, got {dim} "
+            f"and {heads}"
         )
     return dim, config.decoder_depth or blocks, heads

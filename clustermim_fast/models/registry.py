@@ -1,4 +1,6 @@
-"""Pretraining methods by name; registering one puts it under the tests that run over all of them."""
+"""Pretraining methods by name; registering one puts it under the tests that run over all of
+them.
+"""
 
 from __future__ import annotations
 

@@ -36,7 +36,9 @@ def cifar10_vit_tiny() -> TrainConfig:
 
 @register_recipe
 def digits_demo() -> TrainConfig:
-    """scikit-learn's 1,797 digits at 32 px: the same small ViT, K = 32, 100 epochs, minutes on two cores."""
+    """scikit-learn's 1,797 digits at 32 px: the same small ViT, K = 32, 100 epochs, minutes on two
+    cores.
+    """
     return TrainConfig(
         method="clustermim",
         data=DataConfig(

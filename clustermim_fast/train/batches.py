@@ -1,4 +1,6 @@
-"""The order of the samples and the batches made from it: pure functions of (seed, epoch, position)."""
+"""The order of the samples and the batches made from it: pure functions of (seed, epoch,
+position).
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ class Plan:
 
 
 class _Keys(Sampler[BatchKey]):
-    def __init__(self, plan: Plan, first_step: int):
+    def __init__(self, plan: Plan, first_step: int) -> None:
         self._plan = plan
         self._first_step = first_step
 
@@ -98,7 +100,9 @@ class _Keys(Sampler[BatchKey]):
 class TrainingBatches(Dataset[Batch]):
     """Crops and masks of a batch key; the same in any process."""
 
-    def __init__(self, images: ImageSet, data: DataConfig, mask: MaskConfig, patch: int, seed: int):
+    def __init__(
+        self, images: ImageSet, data: DataConfig, mask: MaskConfig, patch: int, seed: int
+    ) -> None:
         self._images = images
         self._data = data
         self._seed = seed
@@ -134,7 +138,8 @@ def choose_workers(asked: int | None, images: ImageSet) -> int:
     """Loader processes: what was asked for, none for small images in memory, else one per core."""
     if asked is not None:
         return asked
-    # A 32-pixel crop takes 45 microseconds: another process would take more from the step than it gives.
+    # A 32-pixel crop takes 45 microseconds: another process would take more from the step than it
+    # gives.
     if images.in_memory and max(images.image_size) < _SMALL_SIDE:
         return 0
     return min(MAX_WORKERS, len(os.sched_getaffinity(0)))

@@ -151,7 +151,8 @@ def config_from_overrides(recipe: TrainConfig, overrides: Mapping[str, Any]) -> 
     pairs); others must have that type.
 
     Raises:
-        ValueError: an unknown key, naming near misses, or a value that does not fit, naming the type.
+        ValueError: an unknown key, naming near misses, or a value that does not fit, naming the
+        type.
     """
     nested: dict[str, Any] = {}
     for key, value in overrides.items():

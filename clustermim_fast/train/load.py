@@ -41,8 +41,6 @@ def load_run(run_dir: str | Path, checkpoint: str = "last", *, use_ema: bool = T
         raise ValueError(f"{run_dir}: no checkpoint {checkpoint!r}; there: {there}")
     state = load_checkpoint(file)
     config = from_dict(state["config"])
-    if config.data.image_size is None:
-        raise ValueError(f"checkpoint: {file} has no data.image_size")
     model = random_model(config)
     model.load_state_dict(state["ema"] if use_ema and state["ema"] is not None else state["model"])
     tokenizer_file = Path(run_dir) / "tokenizer.safetensors"
@@ -51,12 +49,13 @@ def load_run(run_dir: str | Path, checkpoint: str = "last", *, use_ema: bool = T
         tokenizer = load_tokenizer(str(tokenizer_file))
         if tokenizer.fingerprint() != state["tokenizer"]:
             raise ValueError(f"{tokenizer_file} is not the tokenizer that {file} was trained with")
-    return LoadedRun(config, model.eval(), tokenizer, int(state["step"]), int(state["epoch"]))  # type: ignore[arg-type]
+    return LoadedRun(config, model.eval(), tokenizer, int(state["step"]), int(state["epoch"]))
 
 
 def random_model(config: TrainConfig) -> nn.Module:
     """The model of a resolved config as it was before the first step, eval mode."""
-    assert config.data.image_size is not None
+    if config.data.image_size is None:
+        raise ValueError("config: expected a resolved one, got data.image_size = None")
     return create_model(
         config.method,
         config.model,

@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 
-
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.train.step import StepResult
 
@@ -18,7 +17,7 @@ from clustermim_fast.train.step import StepResult
 class Window:
     """Sums over the forward passes since the last line. Adding waits for no device."""
 
-    def __init__(self, num_clusters: int | None, device: torch.device):
+    def __init__(self, num_clusters: int | None, device: torch.device) -> None:
         self._num_clusters = num_clusters
         self._device = device
         self.clear()
@@ -98,9 +97,11 @@ class Window:
 
 
 class MetricsFile:
-    """metrics.jsonl: one JSON object per line of progress; cut back to the step a run resumes from."""
+    """metrics.jsonl: one JSON object per line of progress; cut back to the step a run resumes
+    from.
+    """
 
-    def __init__(self, path: Path, first_step: int):
+    def __init__(self, path: Path, first_step: int) -> None:
         kept = []
         if path.exists() and first_step > 0:
             for line in path.read_text(encoding="utf-8").splitlines():
@@ -133,7 +134,7 @@ def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
     if "loss_floor_lnK" in row:
         parts += [
             f"loss {row['loss']:.4f} (ln K {row['loss_floor_lnK']:.3f})",
-            f"accuracy {100 * row['masked_accuracy']:.1f} % "
+            f"accuracy {100 * row['masked_accuracy']:.1f} %",
             f"(chance {100 * row['chance']:.1f}, commonest token {100 * row['majority']:.1f})",
             f"perplexity {row['token_perplexity']:.1f}",
         ]

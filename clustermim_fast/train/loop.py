@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
 from clustermim_fast.data import ImageSet
@@ -77,7 +77,8 @@ def run(
     Raises:
         ValueError: settings that do not fit together, or a run folder of another run.
         NonFiniteError: NaN or infinity in the loss or the weights; nothing is written for it.
-        Interrupted: SIGTERM or Ctrl-C, after the checkpoint was written (a SystemExit, code 143 or 130).
+        Interrupted: SIGTERM or Ctrl-C, after the checkpoint was written (a SystemExit, code 143 or
+        130).
     """
     images = open_run_images(config) if images is None else images
     config = resolve(config, images)
@@ -104,7 +105,7 @@ class _Trainer:
         images: ImageSet,
         say: Say,
         on_epoch: Callable[[int, nn.Module], None] | None,
-    ):
+    ) -> None:
         self.config, self.images, self.say, self.on_epoch = config, images, say, on_epoch
         self.out = Path(config.out)
         self.device = choose_device(config.efficiency.device)
@@ -117,10 +118,9 @@ class _Trainer:
         self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
         checkpoint = find_checkpoint(config, self.fingerprint)
 
-        assert config.data.image_size and config.data.mean and config.data.std
         clusters = config.tokenizer.num_clusters
         model = create_model(
-            config.method, config.model, config.data.image_size, clusters, seed=config.seed
+            config.method, config.model, images.image_size, clusters, seed=config.seed
         )
         if config.model.weights and checkpoint is None:
             say(f"encoder weights: {load_encoder_weights(model, config.model.weights).line()}")
@@ -289,8 +289,10 @@ class _Trainer:
             )
         self.say(
             f"effective batch {plan.effective_batch} ({plan.batch_size} x {plan.accumulate}), "
-            f"lr {self.peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, "
-            f"{self.warmup} of warm-up; {self.device}, {'bf16 autocast' if self.amp else 'float32'}, "
+            f"lr {self.peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in "
+            f"all, "
+            f"{self.warmup} of warm-up; {self.device}, "
+            f"{'bf16 autocast' if self.amp else 'float32'}, "
             f"{torch.get_num_threads()} threads"
         )
         if self.state.step:

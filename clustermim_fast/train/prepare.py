@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
 from clustermim_fast.models import method_class
@@ -67,8 +67,9 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     """
     settings = config.tokenizer
     if settings.path:
-        return load_tokenizer(settings.path)  # type: ignore[return-value]
-    assert config.data.mean is not None and config.model.patch_size is not None
+        return load_tokenizer(settings.path)
+    if config.data.mean is None or config.model.patch_size is None:
+        raise ValueError("config: expected a resolved one (train.resolve), got data.mean = None")
     count = min(len(images), settings.max_images)
     ids = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     return PixelTokenizer.fit(
@@ -98,7 +99,8 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -
             abs(a - b) > _TOLERANCE for a, b in zip(values, wanted, strict=True)
         ):
             raise ValueError(
-                f"tokenizer: its {name} is {values}, the run's data.{name} is {list(wanted)}; fit a "
+                f"tokenizer: its {name} is {values}, the run's data.{name} is {list(wanted)}; "
+                f"fit a "
                 f"tokenizer on this data, or set data.mean and data.std to the tokenizer's"
             )
     if tokenizer.patch_size != config.model.patch_size:
@@ -120,11 +122,11 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-def describe(config: TrainConfig, model: nn.Module) -> str:
+def describe(config: TrainConfig, model: Any) -> str:
     """One line: the network and its size."""
-    encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6  # type: ignore[union-attr, operator]
+    encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6
     total = sum(p.numel() for p in model.parameters()) / 1e6
-    height, width = model.grid  # type: ignore[misc]
+    height, width = model.grid
     return (
         f"{config.method} on {config.model.encoder}: {encoder:.2f} M parameters in the encoder, "
         f"{total:.2f} M in all; {height} x {width} patches of {config.model.patch_size} px"

@@ -14,7 +14,7 @@ class SkippedFiles:
         path: Path,
         broken: Iterable[tuple[str | Path, str]],
         say: Callable[[str], None],
-    ):
+    ) -> None:
         self._path = path
         self._say = say
         self._seen: set[str] = set()

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils import ModelEmaV3
+from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
@@ -19,7 +19,9 @@ from clustermim_fast.train.log import Window
 
 @dataclass
 class TrainState:
-    """All that changes while a run goes on. No random state: randomness is a function of the step."""
+    """All that changes while a run goes on. No random state: randomness is a function of the
+    step.
+    """
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -96,7 +98,8 @@ def find_checkpoint(config: TrainConfig, fingerprint: str) -> dict[str, Any] | N
     if differences:
         raise ValueError(
             f"{out} holds a run with other settings, and going on from it would mix the two: "
-            f"{'; '.join(differences)}. Choose another out=, or resume=restart to delete its checkpoints"
+            f"{'; '.join(differences)}. Choose another out=, or resume=restart to delete its "
+            f"checkpoints"
         )
     return checkpoint
 

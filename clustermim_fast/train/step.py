@@ -6,9 +6,9 @@ images -> tokens = tokenizer(images) -> hidden = model(images, mask) -> masked l
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from clustermim_fast.losses import OBJECTIVES, LossConfig, Targets
 
@@ -22,7 +22,7 @@ class StepResult(NamedTuple):
 
 
 def forward_step(
-    model: nn.Module,
+    model: Any,
     tokenizer: Callable[[Tensor], Tensor] | None,
     images: Tensor,
     mask: Tensor,
@@ -31,11 +31,14 @@ def forward_step(
     std: Tensor,
     config: LossConfig,
 ) -> StepResult:
-    """images uint8 [B, 3, H, W], mask bool [B, L], visible int64 [B, Lv]; mean, std [3, 1, 1]."""
+    """`model`, a registered method, on one batch.
+
+    images uint8 [B, 3, H, W], mask bool [B, L], visible int64 [B, Lv]; mean, std float [3, 1, 1].
+    """
     tokens = tokenizer(images) if tokenizer is not None else None
     pixels = (images.float() / 255 - mean) / std
     hidden = model(pixels, mask, visible)
     masked_per_sample = mask.shape[1] - visible.shape[1]
-    targets = Targets(pixels, tokens, mask, masked_per_sample, model.patch_size)  # type: ignore[arg-type]
-    loss, accuracy = OBJECTIVES[model.objective](hidden, model.head, targets, config)  # type: ignore[index, arg-type]
+    targets = Targets(pixels, tokens, mask, masked_per_sample, model.patch_size)
+    loss, accuracy = OBJECTIVES[model.objective](hidden, model.head, targets, config)
     return StepResult(loss, accuracy, tokens)

@@ -13,9 +13,11 @@ from torch import Tensor, nn
 
 
 class Interrupted(SystemExit):
-    """Raised after SIGTERM or Ctrl-C, once the checkpoint is written; exit code 128 + signal (143, 130)."""
+    """Raised after SIGTERM or Ctrl-C, once the checkpoint is written; exit code 128 + signal (143,
+    130).
+    """
 
-    def __init__(self, signal_number: int, message: str):
+    def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(128 + signal_number)
         self.message = message
 
@@ -35,7 +37,8 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """SIGTERM and Ctrl-C set a flag that the loop looks at after each step; a second Ctrl-C ends at once.
+    """SIGTERM and Ctrl-C set a flag that the loop looks at after each step; a second Ctrl-C ends
+    at once.
 
     Outside the main thread, where Python takes no signals, the flag stays 0.
     """
