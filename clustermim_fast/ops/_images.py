@@ -19,6 +19,8 @@ def require_images(op: str, images: torch.Tensor, patch_size: int) -> torch.Tens
     _checks.require_tensor(op, "images", images, dtypes=IMAGE_DTYPES, ndim=4, shape="[B, C, H, W]")
     if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
         raise _checks.bad_value(op, "patch_size", "an int >= 1", repr(patch_size))
+    if images.shape[1] == 0:
+        raise _checks.bad_value(op, "images", "[B, C, H, W] with C >= 1", tuple(images.shape))
     height, width = images.shape[2:]
     if height % patch_size or width % patch_size:
         raise _checks.bad_value(

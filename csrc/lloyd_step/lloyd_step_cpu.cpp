@@ -14,7 +14,10 @@ namespace clustermim {
 namespace {
 
 constexpr double kQuantum = 0x1p-28;         // clustermim_fast/ops/lloyd_step/reference.py has it too
-constexpr float kLargestQuantised = 0x1p20;  // above, int64 sums of 2^15 rows could overflow
+// Normalised pixels are below 3 in practice. Beyond this, or with so many rows that an int64 sum could
+// overflow, sums are float64.
+constexpr double kLargestQuantised = 64.0;
+constexpr double kLargestSum = 0x1p63 * kQuantum;
 constexpr int64_t kSuperblockBytes = 4 << 20;  // assigned rows wait for accumulation in cache
 constexpr int64_t kMaxSuperblockRows = 8192;
 constexpr int64_t kColumnsPerTask = 16;  // two cache lines of float64 sums
@@ -184,8 +187,10 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
   CMIM_RETURN_IF_ERROR(check_outputs(op, args, images.batch * images.patches(), images.dim()));
   return kernel_call(op, [&] {
     const ImageRows source(images);
-    const bool quantised = images.dtype == DType::u8 && (images.per_patch_norm ||
-                                                         source.largest_u8_value() <= kLargestQuantised);
+    const double largest = images.per_patch_norm ? std::sqrt(static_cast<double>(images.dim()))
+                                                 : static_cast<double>(source.largest_u8_value());
+    const bool quantised = images.dtype == DType::u8 && largest <= kLargestQuantised &&
+                           largest * static_cast<double>(source.num_rows()) < kLargestSum;
     const RowSource<float>& rows = source;
     return quantised ? run<int64_t>(rows, images.dim(), args, tiers)
                      : run<double>(rows, images.dim(), args, tiers);
