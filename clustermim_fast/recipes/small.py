@@ -29,7 +29,7 @@ def cifar10_vit_tiny() -> TrainConfig:
         data=DataConfig(image_size=(32, 32), normalize="data", crop_scale=(0.2, 1.0)),
         model=SMALL_VIT,
         tokenizer=TokenizerConfig(num_clusters=50),
-        optim=OptimConfig(epochs=10, batch_size=256, blr=1.5e-3),
+        optim=OptimConfig(epochs=10, batch_size=128, blr=2e-3),
         log=LogConfig(keep=2),
     )
 
