@@ -132,7 +132,8 @@ class MaskedLinearCrossEntropyLoss(nn.Module):
             **options,
         )
         loss.register_parameter("weight", linear.weight)
-        loss.register_parameter("bias", linear.bias)
+        bias: Any = linear.bias
+        loss.register_parameter("bias", bias)
         loss.train(linear.training)
         loss._shared_with = weakref.ref(linear)
         return loss

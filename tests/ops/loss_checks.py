@@ -1,0 +1,73 @@
+"""Comparing the losses with their truth: shared by the tests of both."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+UNIT = {
+    torch.float64: 2.0**-53,
+    torch.float32: 2.0**-24,
+    torch.float16: 2.0**-11,
+    torch.bfloat16: 2.0**-8,
+}
+SMALLEST = {
+    torch.float64: 0.0,
+    torch.float32: 2.0**-149,
+    torch.float16: 2.0**-24,
+    torch.bfloat16: 2.0**-133,
+}
+BACKENDS = ("reference", "cpu")
+
+
+def array(tensor: torch.Tensor) -> np.ndarray:
+    return tensor.detach().double().numpy()
+
+
+def assert_within(name: str, got: torch.Tensor, want: np.ndarray, bound: np.ndarray) -> None:
+    """``got`` is ``want`` but for ``bound`` and one rounding to its own dtype."""
+    assert tuple(got.shape) == np.shape(want), (name, tuple(got.shape), np.shape(want))
+    value = array(got)
+    same = (value == want) | (np.isnan(value) & np.isnan(want))
+    with np.errstate(invalid="ignore"):
+        error = np.where(same, 0.0, abs(value - want))
+    allowed = (
+        bound * (1 + UNIT[got.dtype])
+        + UNIT[got.dtype] * abs(np.nan_to_num(want))
+        + SMALLEST[got.dtype]
+    )
+    worst = np.max(error - allowed, initial=-np.inf)
+    assert worst <= 0, (
+        f"{name}: error {error.max():.3g}, allowed {np.max(allowed):.3g} over by {worst:.3g}"
+    )
+
+
+def assert_no_farther(
+    name: str, ours: torch.Tensor, torchs: torch.Tensor, want: np.ndarray, bound: np.ndarray
+) -> None:
+    """The error budget, element by element: |ours - truth| <= |torch's - truth| + 2 bound.
+
+    ``bound`` is that of float32 arithmetic. The value of ``ours``' dtype that is nearest to the
+    truth is at least as near as torch's, and rounding a value off by ``bound`` adds at most twice
+    that.
+    """
+    error, theirs = abs(array(ours) - want), abs(array(torchs) - want)
+    assert (error <= theirs + 2 * bound).all(), (name, float((error - theirs - 2 * bound).max()))
+    # And as a whole, where the bound is loose: root mean square, within what reordering can change.
+    assert rms(error) <= 1.25 * rms(theirs) + UNIT[torch.float32] * rms(want), (
+        name,
+        rms(error),
+        rms(theirs),
+    )
+
+
+def rms(values: Any) -> float:
+    return float(np.sqrt(np.mean(np.square(values)))) if np.size(values) else 0.0
+
+
+def tokens_mask(batch: int, tokens: int, masked: int) -> torch.Tensor:
+    """bool [B, L] with exactly ``masked`` True in each row."""
+    order = torch.rand(batch, tokens).argsort(1)
+    return order < masked

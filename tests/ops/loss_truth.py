@@ -1,0 +1,165 @@
+"""The masked losses by an independent formula in numpy float64, and what float32 may miss it by.
+
+Shares no code with the ops, nor with torch: a loop over tokens, softmax and gradient written out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import combinations, product
+from typing import Any
+
+import numpy as np
+
+
+@dataclass
+class Truth:
+    """Exact values, and for each a bound on the rounding error of float32 (float64) arithmetic.
+
+    ``loss`` and ``d*`` are float64; ``*_bound`` have the same shapes. The bounds are the textbook
+    ones: a sum of n products misses by at most (n + c) u times the sum of their absolute values.
+    """
+
+    loss: np.ndarray
+    dz: np.ndarray  # [N, K], zeros at tokens that do not count
+    counted: np.ndarray  # [N] bool
+    loss_bound: np.ndarray
+    dz_bound: np.ndarray
+    dx: np.ndarray | None = None
+    dw: np.ndarray | None = None
+    db: np.ndarray | None = None
+    dx_bound: np.ndarray | None = None
+    dw_bound: np.ndarray | None = None
+    db_bound: np.ndarray | None = None
+    correct: int = 0
+    histogram: np.ndarray | None = None
+
+
+def logits_truth(
+    z: np.ndarray,
+    target: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    grad_output: Any = 1.0,
+    reduction: str = "mean",
+    ignore_index: int = -100,
+    label_smoothing: float = 0.0,
+    weight: np.ndarray | None = None,
+    token_weight: np.ndarray | None = None,
+    z_error: np.ndarray | float = 0.0,
+    unit: float = 2.0**-24,
+) -> Truth:
+    """``z`` [N, K], ``target``, ``mask``, ``token_weight`` [N]; ``z_error``: how wrong z may be."""
+    z = np.asarray(z, np.float64)
+    rows, classes = z.shape
+    w = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
+    tw = np.ones(rows) if token_weight is None else np.asarray(token_weight, np.float64)
+    counted = np.zeros(rows, bool)
+    row_loss, row_bound = np.zeros(rows), np.zeros(rows)
+    slope, slope_bound = np.zeros((rows, classes)), np.zeros((rows, classes))
+    total_weight = 0.0
+    correct, histogram = 0, np.zeros(classes, np.int64)
+    z_error = np.broadcast_to(z_error, z.shape)
+    for n in range(rows):
+        if target[n] == ignore_index or (mask is not None and not mask[n]):
+            continue
+        counted[n] = True
+        y, row = int(target[n]), z[n]
+        top = row.max()
+        lse = top + np.log(np.exp(row - top).sum())
+        p = np.exp(row - lse)
+        soft = label_smoothing / classes * w
+        hard = (1 - label_smoothing) * w[y]
+        nll = lse - row
+        row_loss[n] = hard * nll[y] + (soft[soft > 0] * nll[soft > 0]).sum()
+        mass = hard + soft.sum()
+        slope[n] = mass * p - soft
+        slope[n, y] -= hard
+        total_weight += tw[n] * w[y]
+        best = int(np.argmax(row))
+        correct += best == y
+        histogram[best] += 1
+        # The exponent misses by both logits' errors and the subtraction's; exp and sum add theirs.
+        spread = top - row[np.isfinite(row)].min()
+        relative = 2 * z_error[n].max() + unit * (2 * spread + classes + 24)
+        row_bound[n] = mass * relative + unit * 4 * (abs(row_loss[n]) + np.log(classes) + 1)
+        slope_bound[n] = mass * p * relative + 8 * unit * (mass * p + soft)
+        slope_bound[n, y] += 8 * unit * hard
+    grad = np.asarray(grad_output, np.float64)
+    if reduction == "none":
+        loss, loss_bound = row_loss * tw, (row_bound + 2 * unit * abs(row_loss)) * tw
+        scale = grad.reshape(-1) * tw if grad.ndim else np.full(rows, float(grad)) * tw
+    else:
+        divisor = total_weight if reduction == "mean" else 1.0
+        with np.errstate(invalid="ignore"):
+            loss = np.float64((row_loss * tw)[counted].sum()) / divisor if divisor else np.nan
+        loss_bound = (row_bound * tw).sum() / divisor if divisor else 0.0
+        loss_bound += 4 * unit * abs(loss) if np.isfinite(loss) else 0.0
+        scale = tw * (float(grad) / divisor if divisor else 0.0)
+    scale = np.where(counted, scale, 0.0)[:, None]
+    return Truth(
+        np.asarray(loss),
+        scale * slope,
+        counted,
+        np.asarray(loss_bound),
+        abs(scale) * (slope_bound + 4 * unit * abs(slope)),
+        correct=correct,
+        histogram=histogram,
+    )
+
+
+def linear_truth(
+    x: np.ndarray,
+    w: np.ndarray,
+    b: np.ndarray | None,
+    target: np.ndarray,
+    mask: np.ndarray | None = None,
+    *,
+    unit: float = 2.0**-24,
+    **options: Any,
+) -> Truth:
+    """``x`` [N, d] without prefix, ``w`` [K, d], ``b`` [K]; the options of :func:`logits_truth`."""
+    x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
+    bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
+    counts = np.ones(len(x), bool) if mask is None else np.asarray(mask, bool)
+    x = np.where(counts[:, None], x, 0.0)  # what stands at the others never matters
+    z = x @ w.T + bias
+    dim, rows = x.shape[1], int(counts.sum())
+    finite_bias = np.where(np.isfinite(bias), abs(bias), 0.0)
+    z_error = (dim + 4) * unit * (abs(x) @ abs(w).T + finite_bias)
+    t = logits_truth(z, target, counts, unit=unit, z_error=z_error, **options)
+    x = np.where(t.counted[:, None], x, 0.0)
+    t.dx, t.dw, t.db = t.dz @ w, t.dz.T @ x, t.dz.sum(0)
+    # The smoothing's constant part is summed apart from the rest: terms up to dz + 2 * that part.
+    smoothing = options.get("label_smoothing", 0.0) / len(w)
+    scale = abs(t.dz).sum(1, keepdims=True) if smoothing else 0.0
+    magnitude = abs(t.dz) + 4 * smoothing * scale
+    t.dx_bound = t.dz_bound @ abs(w) + (len(w) + 8) * unit * (magnitude @ abs(w))
+    t.dw_bound = t.dz_bound.T @ abs(x) + (rows + 8) * unit * (magnitude.T @ abs(x))
+    t.db_bound = t.dz_bound.sum(0) + (rows + 8) * unit * magnitude.sum(0)
+    return t
+
+
+def pairwise(**factors: list[Any]) -> list[dict[str, Any]]:
+    """Cases in which every pair of values of every two factors occurs, greedily few."""
+    names = list(factors)
+    missing = {
+        (a, i, b, j)
+        for a, b in combinations(names, 2)
+        for i, j in product(range(len(factors[a])), range(len(factors[b])))
+    }
+    rng = np.random.default_rng(0)
+    cases = []
+    while missing:
+        best, gained = None, -1
+        ordered = sorted(missing)  # a set's own order changes from process to process
+        for _ in range(60):
+            a, i, b, j = ordered[rng.integers(len(ordered))]
+            pick = {n: int(rng.integers(len(factors[n]))) for n in names} | {a: i, b: j}
+            gain = sum(pick[a] == i and pick[b] == j for a, i, b, j in missing)
+            if gain > gained:
+                best, gained = pick, gain
+        assert best is not None
+        missing -= {m for m in missing if best[m[0]] == m[1] and best[m[2]] == m[3]}
+        cases.append({n: factors[n][k] for n, k in best.items()})
+    return cases
