@@ -11,7 +11,7 @@ from typing import Any
 
 import timm
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from timm.models.vision_transformer import VisionTransformer
 
 __all__ = ["encoder_arguments", "export_timm"]
@@ -86,7 +86,8 @@ def export_timm(
     folder = Path(out_dir)
     folder.mkdir(parents=True, exist_ok=True)
     state = {k: v.detach().cpu().contiguous() for k, v in encoder.state_dict().items()}
-    save_file(state, folder / f"{WEIGHTS}.partial", metadata={"format": "pt"})
+    # Not save_file, whose files only their owner may read: an export is made to be shared.
+    (folder / f"{WEIGHTS}.partial").write_bytes(save(state, metadata={"format": "pt"}))
     os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_file is not None:

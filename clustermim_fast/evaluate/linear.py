@@ -71,8 +71,9 @@ def linear_predict(
         )
     scores: dict[float, float] = {}
     if len(penalties) > 1:
-        scores = _held_out_scores(x, y, sorted(penalties, reverse=True), held_out, max_search_rows,
-                                  max_iter, seed, progress)  # fmt: skip
+        rows = np.random.default_rng(seed).permutation(len(x))[:max_search_rows]
+        strong_first = sorted(penalties, reverse=True)
+        scores = _scores(x[rows], y[rows], strong_first, held_out, max_iter, seed, progress)
     best = max(scores, key=lambda penalty: scores[penalty]) if scores else float(penalties[0])
     scaler = StandardScaler().fit(x)
     model = _model(best, len(x), max_iter)
@@ -88,23 +89,22 @@ def linear_predict(
     )
 
 
-def _held_out_scores(
+def _scores(
     x: NDArray[np.float32],
     y: NDArray[np.int64],
     penalties: Sequence[float],
     held_out: float,
-    max_rows: int,
     max_iter: int,
     seed: int,
     progress: bool,
 ) -> dict[float, float]:
-    rows = np.random.default_rng(seed).permutation(len(x))[:max_rows]
-    counts = np.unique(y[rows], return_counts=True)[1]
+    """Accuracy of each penalty on a ``held_out`` share of the rows after a fit on the others."""
+    counts = np.unique(y, return_counts=True)[1]
     # Every class needs a row on both sides to be stratified; a set with single images is split
     # freely.
-    fits = counts.min() >= 2 and round(held_out * len(rows)) >= len(counts)
+    fits = counts.min() >= 2 and round(held_out * len(x)) >= len(counts)
     fit_rows, check_rows = train_test_split(
-        rows, test_size=held_out, random_state=seed, stratify=y[rows] if fits else None
+        np.arange(len(x)), test_size=held_out, random_state=seed, stratify=y if fits else None
     )
     if len(np.unique(y[fit_rows])) < 2:
         raise ValueError(

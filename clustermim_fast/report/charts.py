@@ -21,7 +21,7 @@ Perplexity = tuple[float, int]
 
 
 @contextmanager
-def chart(width: float = 6.4, height: float = 3.6) -> Iterator[tuple[Axes, list[Image.Image]]]:
+def chart(width: float = 5.2, height: float = 3.2) -> Iterator[tuple[Axes, list[Image.Image]]]:
     """An empty chart; the finished picture is put into the list."""
     # A Figure of our own, without pyplot: no global state, no display, nothing to close.
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -44,6 +44,11 @@ def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
     return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
 
 
+def line(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """A line, with its points where there are few: one point alone draws no line."""
+    return {"linewidth": 1.8, "marker": "o" if len(metrics) < 12 else "", "markersize": 4}
+
+
 def loss_curve(
     metrics: Sequence[dict[str, Any]], num_clusters: int | None, perplexity: float | None = None
 ) -> Image.Image:
@@ -52,7 +57,7 @@ def loss_curve(
     ``perplexity`` of the tokens adds what knowing only their frequencies reaches.
     """
     with chart() as (axes, pictures):
-        axes.plot(*series(metrics, "loss"), color=BLUE, linewidth=1.8, label="loss")
+        axes.plot(*series(metrics, "loss"), color=BLUE, **line(metrics), label="loss")
         if num_clusters:
             floor = math.log(num_clusters)
             label = f"ln K = {floor:.2f} (uniform guess, K = {num_clusters})"
@@ -74,7 +79,7 @@ def accuracy_curve(
     with chart() as (axes, pictures):
         epochs, values = series(metrics, key)
         percent = [100 * value for value in values]
-        axes.plot(epochs, percent, color=ORANGE, linewidth=1.8, label="masked patches")
+        axes.plot(epochs, percent, color=ORANGE, **line(metrics), label="masked patches")
         axes.axhline(100 * chance, color=GREY, linestyle="--", linewidth=1.2, label="chance, 1 / K")
         if majority is not None:
             label = "always the commonest token"

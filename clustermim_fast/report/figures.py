@@ -23,12 +23,13 @@ LINES = 5  # samples in one picture of rows; two pictures stand side by side on 
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture with its file name, section, and the sentence below it."""
+    """A picture: file name, section, the sentence below it, the one at the section's head."""
 
     name: str
     section: str
     caption: str
     image: Image.Image
+    intro: str = ""
 
 
 def figures_of(view: RunView) -> Iterator[Figure]:
@@ -75,12 +76,13 @@ def _rows(view: RunView) -> Iterator[Figure]:
         yield Figure(
             f"predictions_{number}",
             "What the model sees and predicts",
-            "" if number > 1 else _ROWS_CAPTION[view.tokenizer is not None],
+            "",
             pictures.columns_of_images(part),
+            _ROWS_INTRO[view.tokenizer is not None],
         )
 
 
-_ROWS_CAPTION = {
+_ROWS_INTRO = {
     True: "Image; what the encoder sees; every patch as its nearest centroid (the target); "
     "the model's most likely token in each masked patch, decoded.",
     False: "Image; what the encoder sees; the model's pixels in the masked patches; "
@@ -162,15 +164,16 @@ def _tokens(view: RunView) -> Iterator[Figure]:
             Column("token map", painted[part]),
             Column("both", overlay[part]),
         ]
-        caption = (
+        intro = (
             "Each patch in the colour of its token; centroids that are alike have like colours "
             "(first three principal components of the centroids)."
         )
         yield Figure(
             f"token_maps_{number}",
             "Token maps",
-            "" if number > 1 else caption,
+            "",
             pictures.columns_of_images(columns),
+            intro,
         )
     if view.usage is not None:
         yield Figure(

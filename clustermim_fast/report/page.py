@@ -67,6 +67,7 @@ def _embedded(figure: Figure, data: bytes) -> dict[str, Any]:
     return {
         "name": figure.name,
         "caption": figure.caption,
+        "intro": figure.intro,
         "width": figure.image.width,
         "height": figure.image.height,
         "data": base64.b64encode(data).decode(),

@@ -81,15 +81,15 @@ def columns_of_images(columns: list[Column], side: int = 128) -> Image.Image:
     return picture
 
 
-def atlas(patches: Tensor, counts: Tensor, side: int = 40, width: int = 980) -> Image.Image:
+def atlas(patches: Tensor, counts: Tensor, width: int = 960) -> Image.Image:
     """Every centroid as a patch, most used first; unused ones are framed in red.
 
     patches float [K, 3, p, p] in [0, 1], counts int64 [K].
     """
     order = counts.argsort(descending=True, stable=True)
-    tiles = enlarge(patches.float().cpu()[order.cpu()], side)
     gap = 4
-    across = max(1, min(len(tiles), width // (tiles.shape[-1] + gap)))
+    across = 16 if len(patches) <= 128 else 32
+    tiles = enlarge(patches.float().cpu()[order.cpu()], width // across - gap)
     picture = to_picture(make_grid(tiles, nrow=across, padding=gap, pad_value=1.0))
     draw = ImageDraw.Draw(picture)
     for place, centroid in enumerate(order.tolist()):

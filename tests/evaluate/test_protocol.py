@@ -1,0 +1,128 @@
+"""Features and the three rows of an evaluation."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+pytest.importorskip("timm", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+
+import timm
+import torch
+
+from clustermim_fast.evaluate import (
+    FeatureOptions,
+    encoder_features,
+    format_table,
+    knn,
+    linear,
+    pixel_features,
+)
+from clustermim_fast.evaluate.features import pooled
+from clustermim_fast.evaluate.intervals import accuracy_interval, gain_interval
+
+
+@pytest.mark.parametrize("evaluate", [knn, linear])
+def test_three_rows_with_sizes_and_intervals(subject, evaluate):
+    result = evaluate(subject(0))
+    assert [row["name"] for row in result["rows"]] == ["pretrained", "random_init", "raw_pixels"]
+    assert [row["dim"] for row in result["rows"]] == [32, 32, 3 * 16 * 16]
+    assert (result["train_images"], result["test_images"], result["classes"]) == (60, 30, 3)
+    for row in result["rows"]:
+        low, high = row["interval95_percent"]
+        assert 0 <= low <= row["accuracy_percent"] <= high <= 100
+    gain = result["gain_points"]["random_init"]["gain"]
+    first, second = (row["accuracy_percent"] for row in result["rows"][:2])
+    assert gain == pytest.approx(first - second)
+    assert json.loads(json.dumps(result)) == result
+    table = format_table(result)
+    for text in ("random initialisation", "raw pixels", "95 % interval", "30 test images"):
+        assert text in table
+    assert all(len(line) <= 110 for line in table.splitlines()[:6])
+
+
+def test_features_are_the_mean_of_patches_and_cls(subject):
+    subject = subject(0)
+    encoder = subject.encoders["pretrained"].train()
+    kwargs = {"mean": subject.mean, "std": subject.std}
+    images = (subject.test.images.pixels.float() / 255 - 0.5) / 0.25
+    mean = encoder_features(encoder, subject.test.images, batch_size=7, **kwargs)
+    cls = encoder_features(encoder, subject.test.images, pool="cls", **kwargs)
+    assert encoder.training
+    assert encoder.blocks[0].training
+    tokens = encoder.eval().forward_features(images)
+    torch.testing.assert_close(mean, tokens[:, 1:].mean(1), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(cls, tokens[:, 0], rtol=1e-5, atol=1e-5)
+
+
+def test_training_mode_anywhere_is_refused(subject):
+    encoder = subject(0).encoders["pretrained"].eval()
+    encoder.blocks[1].mlp.train()
+    with pytest.raises(ValueError, match="eval mode in every module"):
+        pooled(encoder, torch.zeros(1, 3, 16, 16), "mean")
+
+
+def test_pools_that_do_not_exist(subject):
+    encoder = subject(0).encoders["pretrained"].eval()
+    with pytest.raises(ValueError, match='"mean" or "cls"'):
+        pooled(encoder, torch.zeros(1, 3, 16, 16), "max")
+    encoder = timm.create_model(
+        "vit_tiny_patch16_224",
+        img_size=16,
+        patch_size=4,
+        depth=1,
+        class_token=False,
+        global_pool="avg",
+    ).eval()
+    with pytest.raises(ValueError, match=r"without \[cls\]"):
+        pooled(encoder, torch.zeros(1, 3, 16, 16), "cls")
+
+
+def test_features_are_computed_once(subject, tmp_path):
+    options = FeatureOptions(cache_dir=tmp_path / "features")
+    first = subject(0)
+    one = knn(first, options=options)
+    asked = first.train.images.asked
+    again = subject(0)
+    two = knn(again, options=options)
+    assert two["rows"] == one["rows"]
+    assert again.train.images.asked < asked  # raw pixels only
+    changed = subject(0)
+    with torch.no_grad():
+        changed.encoders["pretrained"].blocks[0].mlp.fc1.weight.add_(1.0)
+    three = knn(changed, options=options)
+    assert changed.train.images.asked > again.train.images.asked
+    assert three["rows"][1:] == one["rows"][1:]
+
+
+def test_large_pixels_are_averaged_down():
+    class Large:
+        def __len__(self):
+            return 2
+
+        def images(self, indices):
+            return torch.full((len(indices), 3, 96, 64), 255, dtype=torch.uint8)
+
+    rows = pixel_features(Large(), mean=(0.0,) * 3, std=(1.0,) * 3)
+    assert rows.shape == (2, 3 * 32 * 21)
+    assert torch.equal(rows, torch.ones_like(rows))
+
+
+def test_intervals():
+    accuracy, low, high = accuracy_interval(np.array([True] * 90 + [False] * 10))
+    assert accuracy == pytest.approx(90)
+    assert (low, high) == (pytest.approx(82.6, abs=0.1), pytest.approx(94.5, abs=0.1))  # Wilson
+    assert accuracy_interval(np.ones(10, bool))[2] == pytest.approx(100)
+    ours = np.array([True] * 60 + [False] * 40)
+    other = np.array([True] * 50 + [False] * 50)
+    gain, half = gain_interval(ours, other)
+    assert gain == pytest.approx(10)
+    assert half == pytest.approx(196 * np.sqrt(0.1 * 0.9 / 100))
+    assert gain_interval(ours, ours) == (0.0, 0.0)
+    with pytest.raises(ValueError, match="like ours"):
+        gain_interval(ours, other[:-1])
+    with pytest.raises(ValueError, match="at least one"):
+        accuracy_interval(np.zeros(0, bool))
