@@ -1,0 +1,123 @@
+"""The standard checks of an op, and the ways of running one: reference and every CPU path."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from clustermim_fast.ops import _backend
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+CPU_PATHS = ("generic", "avx2", "avx512")
+PATHS = ("reference", *CPU_PATHS)
+METRICS = ("euclidean", "cosine", "dot")
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+every_path = pytest.mark.parametrize("path", PATHS)
+every_cpu_path = pytest.mark.parametrize("path", CPU_PATHS)
+every_metric = pytest.mark.parametrize("metric", METRICS)
+
+
+@contextmanager
+def running(path: str) -> Iterator[str]:
+    """Run on one of :data:`PATHS`; yields the back-end's name. Skips what this machine lacks."""
+    if path == "reference":
+        yield "reference"
+        return
+    reason = _backend.core_unavailable_reason()
+    if reason:
+        pytest.skip(reason)
+    core = _backend.core()
+    usable = core.build_info()["isa_paths"][path]
+    if usable != "usable":
+        pytest.skip(f"ISA path {path}: {usable}")
+    core.set_isa(name=path)
+    try:
+        yield "cpu"
+    finally:
+        core.set_isa(name="auto")
+
+
+def usable_paths() -> list[str]:
+    """The reference and every CPU path of this machine; an error without the compiled core."""
+    paths = _backend.core().build_info()["isa_paths"]
+    return ["reference", *(name for name in CPU_PATHS if paths[name] == "usable")]
+
+
+def flat(result: Any) -> list[torch.Tensor]:
+    return [result] if isinstance(result, torch.Tensor) else list(result)
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Same dtype, shape and bits (NaN equal to NaN, 0 not equal to -0)."""
+    if a.dtype != b.dtype or a.shape != b.shape:
+        return False
+    a, b = a.contiguous().view(-1), b.contiguous().view(-1)
+    return torch.equal(a.view(torch.uint8), b.view(torch.uint8))
+
+
+def assert_same(result: Any, expected: Any) -> None:
+    for a, b in zip(flat(result), flat(expected), strict=True):
+        assert same(a, b), f"{a.dtype} {tuple(a.shape)} differs from {b.dtype} {tuple(b.shape)}"
+
+
+def check_opcheck(overload: Any, *args: Any) -> None:
+    """All four tests of ``torch.library.opcheck``."""
+    tests = (
+        "test_schema",
+        "test_autograd_registration",
+        "test_faketensor",
+        "test_aot_dispatch_dynamic",
+    )
+    assert set(torch.library.opcheck(overload, args, test_utils=tests).values()) == {"SUCCESS"}
+
+
+def check_compile(call: Callable[..., Any], *args: Any, compiler: str = "aot_eager") -> None:
+    """``torch.compile(fullgraph=True)`` equals eager; a second call does not recompile."""
+    torch._dynamo.reset()
+    compiled = torch.compile(call, fullgraph=True, backend=compiler)
+    assert_same(compiled(*args), call(*args))
+    with torch.compiler.set_stance("fail_on_recompile"):
+        compiled(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
+
+
+def check_threads(
+    set_threads: Callable[[int], None], call: Callable[[], Any], counts: Sequence[int] = (1, 2, 3)
+) -> None:
+    """The same bits at every thread count."""
+    results = []
+    for count in counts:
+        set_threads(count)
+        results.append(call())
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+def check_refusal(call: Callable[[], Any], error: type[Exception], *words: str) -> None:
+    """``call`` raises ``error`` with a message that holds all ``words``."""
+    with pytest.raises(error) as caught:
+        call()
+    missing = [w for w in words if w not in str(caught.value)]
+    assert not missing, f"{missing} not in {str(caught.value)!r}"
+
+
+def run_python(code: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """``code`` in a fresh interpreter that imports the same package as this one."""
+    package_parent = str(Path(_backend.__file__).resolve().parents[2])
+    path = os.pathsep.join([package_parent, str(REPOSITORY), os.environ.get("PYTHONPATH", "")])
+    return subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path, **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
