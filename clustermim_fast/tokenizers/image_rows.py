@@ -11,9 +11,10 @@ import torch
 
 from clustermim_fast import ops
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
-from clustermim_fast.tokenizers.rows import ROW_BLOCK_VALUES, MatrixRows, Rows, Step, unit_rows
+from clustermim_fast.tokenizers.rows import MatrixRows, Rows, Step, unit_rows
 
 BLOCK_PIXELS = 1 << 24  # given to the op at once: 16 MiB of uint8
+BLOCK_VALUES = 1 << 20  # made into float rows at once, where rows are needed
 
 
 @dataclass(frozen=True)
@@ -65,32 +66,40 @@ class ImageRows(Rows):
             yield start * self.patches_per_image, self.images[start : start + size]
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
-        """Patch rows of a few images at a time, about 4 million values."""
-        for start, images in self._image_blocks(ROW_BLOCK_VALUES):
-            rows = self.settings.rows(images)
-            yield start, unit_rows(rows) if self.metric == "cosine" else rows
+        """Patch rows of a few images at a time."""
+        for start, images in self._image_blocks(BLOCK_VALUES):
+            yield start, self._values(self.settings.rows(images))
+
+    def _values(self, rows: torch.Tensor) -> torch.Tensor:
+        return unit_rows(rows) if self.metric == "cosine" else rows
 
     def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
         """Single patches, gathered without touching the rest of their images."""
         p, (_, columns) = self.settings.patch_size, self.grid
-        image, patch = np.divmod(index, self.patches_per_image)
         grid = self.images.unflatten(3, (columns, p)).unflatten(2, (self.grid[0], p))
-        place = (torch.from_numpy(v).to(self.device) for v in (image, *np.divmod(patch, columns)))
-        first, row, column = place
-        small = grid[first, :, row, :, column, :]  # [n, C, p, p]: images of one patch
-        rows = self.settings.rows(small)
-        return unit_rows(rows) if self.metric == "cosine" else rows
+        out = torch.empty(len(index), self.dim, dtype=self.dtype, device=self.device)
+        size = max(1, BLOCK_VALUES // self.dim)
+        for start in range(0, len(index), size):
+            image, patch = np.divmod(index[start : start + size], self.patches_per_image)
+            places = (image, *np.divmod(patch, columns))
+            first, row, column = (torch.from_numpy(v).to(self.device) for v in places)
+            small = grid[first, :, row, :, column, :]  # [n, C, p, p]: images of one patch
+            out[start : start + size] = self._values(self.settings.rows(small))
+        return out
 
     def lloyd_step(self, centers: torch.Tensor) -> Step:
         """One pass, images streamed through the op; no patch matrix (cosine: block by block)."""
+        kept = self._new_ids(len(centers)) if self.keep_ids else None
         if self.metric == "cosine":
             step = super().lloyd_step(centers)
-            return Step(self._compact(step.ids, len(centers)), step.sums, step.counts, step.inertia)
+            if kept is not None and step.ids is not None:
+                kept.copy_(step.ids)
+            return Step(kept, step.sums, step.counts, step.inertia)
         s = self.settings
         sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
         counts = torch.zeros(len(centers), dtype=torch.int64, device=self.device)
-        ids, inertia = [], 0.0
-        for _, images in self._image_blocks(BLOCK_PIXELS):
+        inertia = 0.0
+        for start, images in self._image_blocks(BLOCK_PIXELS):
             part = ops.lloyd_step_images(
                 images,
                 centers.to(self.dtype),
@@ -101,17 +110,16 @@ class ImageRows(Rows):
                 patch_order=s.patch_order,
                 metric=self.metric,
             )
-            ids.append(self._compact(part[0].flatten(), len(centers)))
+            if kept is not None:
+                kept[start : start + part[0].numel()] = part[0].flatten()
             sums += part[1]
             counts += part[2]
             inertia += float(part[3])
-        kept = torch.cat([i for i in ids if i is not None]) if self.keep_ids else None
         return Step(kept, sums, counts.double(), inertia)
 
-    def _compact(self, ids: torch.Tensor | None, num_clusters: int) -> torch.Tensor | None:
-        if not self.keep_ids or ids is None:
-            return None
-        return ids.to(torch.int16 if num_clusters <= 2**15 else torch.int32)
+    def _new_ids(self, num_clusters: int) -> torch.Tensor:
+        dtype = torch.int16 if num_clusters <= 2**15 else torch.int32
+        return torch.empty(self.num_rows, dtype=dtype, device=self.device)
 
 
 class StreamRows(Rows):

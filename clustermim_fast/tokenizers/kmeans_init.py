@@ -76,7 +76,8 @@ def _squared_distances(rows: Rows, points: torch.Tensor, wide: bool) -> npt.NDAr
         # This mode subtracts before it squares; the other one is |a|^2 - 2ab + |b|^2 by a GEMM,
         # whose bits change with the thread count.
         d = torch.cdist(points, block.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
-        out[:, start : start + len(block)] = d.double().square_().cpu().numpy()
+        distance = d.cpu().numpy()
+        np.multiply(distance, distance, out=out[:, start : start + len(block)], dtype=np.float64)
     return out
 
 

@@ -77,20 +77,19 @@ class Rows(ABC):
     def mean_variance(self) -> float:
         """Mean over features of their variances, weights ignored; ValueError on NaN or Inf.
 
-        Two assignments to a single centroid give sums and squared distances, in the ops' order, so
-        that the result does not depend on the thread count.
+        Two assignments to a single centroid give the sums and the squared distances, in the ops'
+        order, so that the result does not depend on the thread count.
         """
         origin = torch.zeros(1, self.dim, dtype=torch.float64, device=self.device)
-        sums = torch.zeros_like(origin)
-        for start, rows in self.blocks():
-            ids, part, _, _ = ops.lloyd_step(rows, origin.to(self.dtype))
-            bad = torch.nonzero(ids < 0)
+        step = self.lloyd_step(origin)
+        if step.ids is not None:
+            bad = torch.nonzero(step.ids < 0)
             if len(bad):
-                raise ValueError(non_finite_row(start + int(bad[0])))
-            sums += part
-        mean = (sums / self.num_rows).to(self.dtype)
-        total = sum(float(ops.lloyd_step(rows, mean)[3]) for _, rows in self.blocks())
-        return total / (self.num_rows * self.dim)
+                raise ValueError(non_finite_row(int(bad[0])))
+        mean = step.sums / self.num_rows
+        if self.metric == "cosine":  # unit rows: the mean of |x|^2 is 1
+            return max(0.0, 1.0 - float(mean.square().sum())) / self.dim
+        return self.lloyd_step(mean).inertia / (self.num_rows * self.dim)
 
     def farthest(
         self, centers: torch.Tensor, count: int
@@ -156,6 +155,11 @@ class MatrixRows(Rows):
     def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
         """The rows at ``index``."""
         return self._values(self.x[torch.from_numpy(index).to(self.device)])
+
+    def mean_variance(self) -> float:
+        """As scikit-learn's tolerance: weights do not count."""
+        plain = self if self.weights is None else MatrixRows(self.x, None, self.metric)
+        return super(MatrixRows, plain).mean_variance()
 
     def lloyd_step(self, centers: torch.Tensor) -> Step:
         """One pass; euclidean rows go to the op as they are."""
