@@ -28,8 +28,8 @@ def make_environment(folder: Path, wheel: Path) -> Path:
     venv.create(folder, clear=True, with_pip=False, symlinks=True)
     python = folder / "bin" / "python"
     target = next((folder / "lib").glob("python*/site-packages"))
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", str(target)]
-    subprocess.run([*pip, str(wheel.resolve())], check=True)
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", "--no-deps"]
+    subprocess.run([*pip, "--target", str(target), str(wheel.resolve())], check=True)
     # A plain path line: unlike the borrowed folder's own .pth files, which would bring an editable
     # install of the checkout along, it is taken as it is.
     borrowed = [sysconfig.get_paths()["purelib"], sysconfig.get_paths()["platlib"]]
@@ -54,13 +54,13 @@ def main() -> int:
         environment["CLUSTERMIM_DATA"] = data
         code = "import clustermim_fast; print(clustermim_fast.__file__)"
         where = subprocess.check_output(
-            [python, "-c", code], cwd=folder, env=environment, text=True
+            [str(python), "-c", code], cwd=folder, env=environment, text=True
         ).strip()
         if not Path(where).is_relative_to(python.parents[1]):
             print(f"the tests would import {where}, not the wheel")
             return 1
         print(f"testing {where}", flush=True)
-        command = [python, "-m", "pytest", *pytest_arguments]
+        command = [str(python), "-m", "pytest", *pytest_arguments]
         return subprocess.run(command, cwd=folder, env=environment, check=False).returncode
 
 
