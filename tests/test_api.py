@@ -1,0 +1,207 @@
+"""`pretrain()` and what follows it, on shapes drawn here."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+
+pytest.importorskip("timm", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+pytest.importorskip("jinja2", reason="the extra [train] is not installed")
+
+import timm
+import torch
+
+import clustermim_fast
+from clustermim_fast import api
+from clustermim_fast.train import load_run, random_model
+from tests.shapes import TINY, draw_folder
+
+
+@pytest.fixture(scope="module")
+def shapes(tmp_path_factory):
+    return draw_folder(tmp_path_factory.mktemp("data") / "shapes", 16)
+
+
+@pytest.fixture(scope="module")
+def finished(shapes, tmp_path_factory):
+    """A finished run; tests that change it work on a copy."""
+    out = tmp_path_factory.mktemp("runs") / "run"
+    result = clustermim_fast.pretrain(data=shapes, out=out, say=lambda line: None, **TINY)
+    assert result.run_dir == out
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+def test_run_folder_is_complete(finished):
+    for name in (
+        "config.json",
+        "metrics.jsonl",
+        "checkpoints/last.pt",
+        "tokenizer.safetensors",
+        "report.html",
+        "figures/loss.png",
+        "export/model.safetensors",
+        "export/config.json",
+        "export/tokenizer.safetensors",
+    ):
+        assert (finished / name).is_file(), name
+
+
+def test_export_has_the_encoders_features(finished):
+    loaded = load_run(finished)
+    again = timm.create_model(f"local-dir:{finished / 'export'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(
+        loaded.model.encoder.forward_features(images), again.forward_features(images)
+    )
+    assert tuple(again.pretrained_cfg["mean"]) == pytest.approx(loaded.config.data.mean)
+
+
+def test_tokenizer_is_cached_by_content(shapes, run, tmp_path, monkeypatch):
+    said = []
+    options = {"data": shapes, "out": run, "report": False, "export": False, "say": said.append}
+    before = (run / "tokenizer.safetensors").read_bytes()
+    monkeypatch.setattr(api.pretraining, "prepare_tokenizer", None)  # would be called to fit
+    api.pretrain(**options, **TINY)
+    assert any("fitted on these images" in line for line in said)
+    assert any("is complete" in line for line in said)
+    assert (run / "tokenizer.safetensors").read_bytes() == before
+
+    # Other images under the same names: the cache must not be used.
+    other = shutil.copytree(shapes, tmp_path / "shapes")
+    shutil.copyfile(other / "disc" / "000.png", other / "cross" / "000.png")
+    with pytest.raises(TypeError):
+        api.pretrain(**{**options, "data": other, "resume": "restart"}, **TINY)
+
+
+def test_evaluations_and_their_report(run):
+    tables = []
+    knn = api.evaluate_run("knn", run, k=5, say=tables.append)
+    linear = api.evaluate_run("linear", run, say=tables.append)
+    assert json.loads((run / "eval" / "knn.json").read_text()) == knn
+    assert [row["name"] for row in linear["rows"]] == ["pretrained", "random_init", "raw_pixels"]
+    assert linear["train_images"] + linear["test_images"] == 48
+    (note,) = knn["notes"]
+    assert note.startswith("Test: 20 %")
+    assert note.endswith("pretraining saw them, without labels.")
+    assert "random initialisation" in tables[0]
+    assert knn["step"] == load_run(run).step
+    text = api.report_run(run).read_text()
+    assert "Not evaluated yet" not in text
+    assert "logistic" in text or "linear probe" in text
+
+
+def test_random_init_row_is_the_same_network_untrained(finished, monkeypatch):
+    """Same shapes, the weights the run began with, and not those it ended with."""
+    seen = {}
+
+    def spy(subject, **options):
+        seen.update(subject.encoders)
+        raise KeyboardInterrupt  # only the encoders are of interest
+
+    monkeypatch.setattr(api.evaluating.evaluate, "knn", spy)
+    with pytest.raises(KeyboardInterrupt):
+        api.evaluate_run("knn", finished, cache=False)
+    trained, untrained = (seen[name].state_dict() for name in ("pretrained", "random_init"))
+    begun = random_model(load_run(finished).config).encoder.state_dict()
+    assert trained.keys() == untrained.keys()
+    moved = 0
+    for name in trained:
+        assert trained[name].shape == untrained[name].shape
+        assert torch.equal(untrained[name], begun[name])
+        moved += not torch.equal(trained[name], untrained[name])
+    assert moved > len(trained) / 2
+
+
+def test_evaluates_an_exported_encoder(finished, shapes):
+    result = api.evaluate_run("knn", finished / "export", data=str(shapes), k=5, say=lambda _: None)
+    ours = api.evaluate_run("knn", finished, data=str(shapes), k=5, cache=False, say=lambda _: None)
+    assert result["rows"][0] == ours["rows"][0]
+    assert result["rows"][2] == ours["rows"][2]
+
+
+def test_no_labels_is_refused_with_what_is_needed(finished, shapes, tmp_path):
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    for number, path in enumerate(sorted(shapes.rglob("*.png"))[:10]):
+        shutil.copyfile(path, flat / f"{number}.png")
+    with pytest.raises(ValueError, match=r"needs labels.*DIR/<class>/"):
+        api.evaluate_run("knn", finished, data=str(flat))
+
+
+def test_test_classes_are_matched_by_name(finished, tmp_path):
+    """A class that is missing from the test folder must not shift the numbers of the others."""
+    root = tmp_path / "split"
+    draw_folder(root / "train", 12)
+    draw_folder(root / "test", 6, seed=1)
+    full = api.evaluate_run("knn", finished, data=str(root), k=3, cache=False, say=lambda _: None)
+    assert full["notes"] == []
+    shutil.rmtree(root / "test" / "cross")
+    part = api.evaluate_run("knn", finished, data=str(root), k=1, cache=False, say=lambda _: None)
+    assert part["test_images"] == 12
+    shutil.copytree(root / "train", root / "same")
+    shutil.rmtree(root / "test")
+    (root / "same").rename(root / "test")
+    shutil.rmtree(root / "test" / "cross")
+    same = api.evaluate_run("knn", finished, data=str(root), k=1, cache=False, say=lambda _: None)
+    assert same["rows"][2]["accuracy_percent"] == 100  # each image is its own nearest neighbour
+    (root / "test" / "disc").rename(root / "test" / "ellipse")
+    with pytest.raises(ValueError, match="lacks: ellipse"):
+        api.evaluate_run("knn", finished, data=str(root))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"maskratio": 0.5}, "mask_ratio"),
+        ({"optim.lrr": 0.5}, "optim.lr"),
+        ({"data": ""}, "give data=DIR"),
+        ({"data": "no/such/folder"}, "not an existing folder"),
+        ({"method": "dino"}, "clustermim, mae"),
+    ],
+)
+def test_refusals(change, message):
+    with pytest.raises(ValueError, match=message):
+        api.pretrain(**({"data": "digits"} | change))
+
+
+def test_recipe_names_and_paths(finished, shapes):
+    config, said = api.starting_config("digits_demo", {"epochs": "3"})
+    assert (config.data.path, config.optim.epochs, said) == ("digits", 3, "")
+    config, _ = api.starting_config(finished / "config.json", {"seed": 4})
+    assert (config.seed, config.out, config.model.embed_dim) == (4, "", 32)
+    config, said = api.starting_config(shapes, {})
+    assert config.data.path == str(shapes)
+    assert config.data.image_size == (16, 16)
+    assert "16 x 16" in said
+    # Another encoder is not squeezed into the width that was chosen for small images.
+    config, _ = api.starting_config(None, {"data": shapes, "model": "vit_small_patch16_224"})
+    assert config.model.embed_dim is None
+    with pytest.raises(ValueError, match=r"digits_demo.*or a folder"):
+        api.starting_config("digit_demo", {})
+
+
+def test_mae_run_has_no_tokenizer(shapes, tmp_path):
+    settings = {**TINY, "epochs": "1", "method": "mae", "norm_pix_loss": "true"}
+    result = api.pretrain(shapes, out=tmp_path / "mae", say=lambda _: None, **settings)
+    assert not (result.run_dir / "tokenizer.safetensors").exists()
+    assert not (result.run_dir / "export" / "tokenizer.safetensors").exists()
+    assert (result.run_dir / "figures" / "predictions_1.png").is_file()
+    assert not (result.run_dir / "figures" / "codebook.png").exists()
+
+
+def test_fit_tokenizer_is_the_runs(finished, shapes, tmp_path):
+    said = []
+    out = tmp_path / "deep" / "t.safetensors"
+    fitted = api.fit_tokenizer(out, data=shapes, say=said.append, **TINY)
+    assert fitted.fingerprint() == load_run(finished).tokenizer.fingerprint()
+    picture = api.show_tokenizer(out, say=said.append)
+    assert picture == tmp_path / "deep" / "t.png"
+    assert "K = 8" in "\n".join(said)

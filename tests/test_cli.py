@@ -1,0 +1,186 @@
+"""The console script: one command from images to report, and errors that fit on a line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("timm", reason="the extra [train] is not installed")
+pytest.importorskip("sklearn", reason="the extra [train] is not installed")
+pytest.importorskip("jinja2", reason="the extra [train] is not installed")
+
+from clustermim_fast import __version__, cli
+from tests.shapes import TINY, draw_folder
+
+SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
+
+
+def clustermim(*arguments, cwd, **environment):
+    """A real process, as a user's shell starts it."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return subprocess.run(
+        [sys.executable, "-m", "clustermim_fast", *map(str, arguments)],
+        cwd=cwd,
+        env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+def test_end_to_end(tmp_path, capsys, monkeypatch):
+    """Only data= and sizes that make it quick: pretrain, evaluate, report, export, tokenizer."""
+    draw_folder(tmp_path / "shapes", 12)
+    done = clustermim("pretrain", "data=shapes", "out=run", *SETTINGS, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    printed = done.stdout
+    assert "chosen:" in printed
+    assert "run/report.html" in printed
+    assert (tmp_path / "run" / "export" / "model.safetensors").is_file()
+
+    monkeypatch.chdir(tmp_path)
+
+    def succeed(*arguments):
+        assert cli.main(arguments) == 0
+        return capsys.readouterr().out
+
+    printed = succeed("evaluate", "knn", "run", "k=5")
+    for row in ("pretrained", "random initialisation", "raw pixels"):
+        assert row in printed
+    assert (tmp_path / "run" / "eval" / "knn.json").is_file()
+    assert "k nearest neighbours" in (tmp_path / "run" / "report.html").read_text()
+
+    printed = succeed("export", "run", "out=vit")
+    assert "local-dir:vit" in printed
+    printed = succeed("tokenizer", "show", "run/tokenizer.safetensors")
+    assert "K = 8" in printed
+    assert (tmp_path / "run" / "tokenizer.png").is_file()
+
+
+def test_the_same_command_finds_the_run_complete(tmp_path, capsys, monkeypatch):
+    draw_folder(tmp_path / "shapes", 8)
+    monkeypatch.chdir(tmp_path)
+    command = ["pretrain", "data=shapes", "report=no", "export=no", *SETTINGS, "epochs=1"]
+    command.remove("epochs=2")
+    assert cli.main(command) == 0
+    assert "epoch" in capsys.readouterr().out
+    assert cli.main(command) == 0
+    printed = capsys.readouterr().out
+    assert "is complete" in printed
+    assert "fitted on these images" in printed
+    assert not (tmp_path / "runs" / "clustermim_shapes" / "report.html").exists()
+
+
+@pytest.mark.parametrize(
+    ("command", "message"),
+    [
+        ("pretrain data=nowhere", "not an existing folder"),
+        ("pretrain", "give data=DIR"),
+        ("pretrain digits_dmo", "digits_demo"),
+        ("pretrain data=digits maskratio=0.5", "did you mean mask_ratio"),
+        ("pretrain data=digits epochs=ten", "optim.epochs: expected int, got 'ten'"),
+        ("pretrain data=digits epochs", "expected key=value, got 'epochs'"),
+        ("pretrain data=digits seed=1 seed=2", "seed is given twice"),
+        ("evaluate knn nowhere", "no such run folder"),
+        ("evaluate knn {empty}", "neither a run folder"),
+        ("evaluate knn {empty} kk=3", "unknown setting 'kk' of evaluate knn; did you mean k?"),
+        ("evaluate knn {empty} k=few", "k: cannot read 'few'"),
+        ("evaluate linear {empty} k=3", "unknown setting 'k' of evaluate linear"),
+        ("report {empty}", "no checkpoint 'last'"),
+        ("report {empty} chekpoint=x", "did you mean checkpoint?"),
+        ("export nowhere", "no checkpoint 'last'"),
+        ("tokenizer show nowhere.safetensors", "nowhere.safetensors"),
+        ("tokenizer fit data=digits out=t.pt", "ending in .safetensors"),
+    ],
+)
+def test_errors_are_one_line(command, message, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("CLUSTERMIM_DEBUG", raising=False)
+    (tmp_path / "empty").mkdir()
+    assert cli.main(command.format(empty="empty").split()) == 1
+    printed = capsys.readouterr()
+    assert message in printed.err
+    assert printed.err.startswith("clustermim: error: ")
+    assert printed.err.count("\n") == 1
+    assert "Traceback" not in printed.err
+
+
+def test_debug_shows_the_traceback(tmp_path, monkeypatch):
+    monkeypatch.setenv("CLUSTERMIM_DEBUG", "1")
+    with pytest.raises(ValueError, match="no checkpoint"):
+        cli.main(["report", str(tmp_path)])
+
+
+def test_errors_of_a_process(tmp_path):
+    done = clustermim("pretrain", "datta=x", cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert "unknown setting 'datta'" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command",
+    ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show", "evaluate", "evaluate knn",
+     "evaluate linear", "report", "export", "bench", "info"],
+)  # fmt: skip
+def test_help(command, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main([*command.split(), "--help"])
+    assert stop.value.code == 0
+    printed = capsys.readouterr().out
+    assert "usage: clustermim" in printed
+    assert len(printed.splitlines()) > 4
+
+
+def test_lists_recipes_and_settings(capsys):
+    assert cli.main(["pretrain", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert "digits_demo" in printed
+    assert "optim.blr" in printed
+
+
+def test_version_bench_and_info(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["--version"])
+    assert __version__ in capsys.readouterr().out
+    assert cli.main(["bench"]) == 0
+    assert "benchmarks" in capsys.readouterr().out
+    assert cli.main(["info"]) == 0
+    assert __version__ in capsys.readouterr().out
+
+
+def test_info_needs_torch_and_numpy_only(tmp_path):
+    """No scikit-learn, timm, matplotlib, ...: `info` is what tells that they are missing."""
+    program = (
+        "import sys\n"
+        "from clustermim_fast.cli import main\n"
+        "main(['info'])\n"
+        "heavy = {'timm', 'torchvision', 'sklearn', 'matplotlib', 'jinja2', 'safetensors', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)), file=sys.stderr)\n"
+    )
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stderr.strip().endswith("[]")
+
+
+def test_a_missing_extra_is_named(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("CLUSTERMIM_DEBUG", raising=False)
+
+    def missing(parsed):
+        raise ModuleNotFoundError("No module named 'timm'", name="timm")
+
+    monkeypatch.setattr(cli, "run_report", missing)
+    assert cli.main(["report", str(tmp_path)]) == 1
+    assert 'pip install "clustermim_fast[train]"' in capsys.readouterr().err
