@@ -12,6 +12,7 @@ import torch
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
 from clustermim_fast.tokenizers.kmeans_init import RandomState
 from clustermim_fast.tokenizers.kmeans_report import Progress
+from clustermim_fast.tokenizers.pixel_settings import check_channels
 
 # Un-normalised pixels lie in [0, 1]; interpolation may overshoot a little.
 LOWEST, HIGHEST = -0.5, 1.5
@@ -32,6 +33,7 @@ def check_images(images: torch.Tensor, settings: PatchSettings, where: str) -> t
             f"PixelTokenizer.fit: {where} are {height} x {width} pixels, not multiples of "
             f"patch_size = {p}; crop or resize them"
         )
+    check_channels(settings, images.shape[1])
     if images.dtype == torch.uint8 or not images.numel():
         return images
     size = max(1, CHECK_VALUES // images[:1].numel())

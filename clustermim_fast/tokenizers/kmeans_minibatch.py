@@ -39,8 +39,11 @@ class MiniBatch:
     reassignment_ratio: float = 0.01
     rows_since_reassignment: int = 0
 
-    def step(self, rows: Rows) -> BatchResult:
-        """One batch: assign to the old centroids, then move each by its rows at rate 1 / count."""
+    def step(self, rows: Rows, *, reseed: bool = True) -> BatchResult:
+        """One batch: assign to the old centroids, then move each by its rows at rate 1 / count.
+
+        ``reseed=False`` leaves starved clusters to an explicit :meth:`reseed`.
+        """
         before = self.centers
         result = rows.lloyd_step(before)
         totals = self.counts + result.counts
@@ -48,7 +51,8 @@ class MiniBatch:
         means = (before * self.counts[:, None] + result.sums) / totals.clamp(min=1e-300)[:, None]
         self.centers = project(torch.where(hit, means, before), rows.metric, before)
         self.counts = totals
-        reseeded = self._reassign(rows) if self._is_due(rows.num_rows) else 0
+        due = reseed and self._is_due(rows.num_rows)
+        reseeded = self.reseed(rows, self.counts) if due else 0
         shift = float((self.centers - before).square().sum())
         return BatchResult(result.inertia, shift, reseeded, result.counts)
 
@@ -59,9 +63,9 @@ class MiniBatch:
             return self.reassignment_ratio > 0
         return False
 
-    def _reassign(self, rows: Rows) -> int:
-        """Replace starved centroids by random rows of the batch, at most half a batch of them."""
-        counts = self.counts.cpu().numpy()
+    def reseed(self, rows: Rows, judged: torch.Tensor) -> int:
+        """Replace centroids starved by ``judged`` counts [K] with random rows, at most N / 2."""
+        counts = judged.cpu().numpy()
         starved = counts < self.reassignment_ratio * counts.max()
         if starved.sum() > 0.5 * rows.num_rows:
             starved[np.argsort(counts, kind="stable")[int(0.5 * rows.num_rows) :]] = False
@@ -72,7 +76,7 @@ class MiniBatch:
         mask = torch.from_numpy(starved).to(self.centers.device)
         self.centers = self.centers.clone()
         self.centers[mask] = rows.take(index).double()
-        self.counts[mask] = float(counts[~starved].min())
+        self.counts[mask] = self.counts[~mask].min()
         return number
 
 

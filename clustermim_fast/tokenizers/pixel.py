@@ -16,6 +16,12 @@ from clustermim_fast import ops
 from clustermim_fast.tokenizers import centroid_files, pixel_fit, pixel_pictures, storage
 from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
+from clustermim_fast.tokenizers.pixel_settings import (
+    channel_tuple,
+    check_channels,
+    check_settings,
+    require_count,
+)
 
 
 class PixelTokenizer:
@@ -43,7 +49,7 @@ class PixelTokenizer:
     ) -> None:
         if metric not in ("euclidean", "cosine"):
             raise ValueError(f"metric must be 'euclidean' or 'cosine', got {metric!r}")
-        pixel_fit.check_settings(settings)
+        check_settings(settings)
         if centroids.dim() != 2 or 0 in centroids.shape:
             expected = "of shape [K, D], K >= 1"
             raise ValueError(f"centroids must be {expected}, got {tuple(centroids.shape)}")
@@ -56,7 +62,7 @@ class PixelTokenizer:
                 f"patch_size = {settings.patch_size}; give the patch_size they were fitted with"
             )
         self.num_channels = centroids.shape[1] // area
-        pixel_fit.check_channels(settings, self.num_channels)
+        check_channels(settings, self.num_channels)
         self.centroids = centroids.detach().to(torch.float32).contiguous()
         self.settings = settings
         self.metric = metric
@@ -143,14 +149,14 @@ class PixelTokenizer:
             TypeError: not images.
         """
         settings = PatchSettings(
-            pixel_fit.require_count("patch_size", patch_size),
-            pixel_fit.channel_tuple("mean", mean),
-            pixel_fit.channel_tuple("std", std),
+            require_count("patch_size", patch_size),
+            channel_tuple("mean", mean),
+            channel_tuple("std", std),
             bool(per_patch_norm),
             patch_order,
         )
         options = pixel_fit.FitOptions(
-            num_clusters=pixel_fit.require_count("num_clusters", num_clusters),
+            num_clusters=require_count("num_clusters", num_clusters),
             metric=metric,
             algorithm=algorithm,
             max_iter=max_iter,
@@ -188,9 +194,9 @@ class PixelTokenizer:
         """
         centroids = centroid_files.as_centroids(array)
         settings = PatchSettings(
-            pixel_fit.require_count("patch_size", patch_size),
-            pixel_fit.channel_tuple("mean", mean),
-            pixel_fit.channel_tuple("std", std),
+            require_count("patch_size", patch_size),
+            channel_tuple("mean", mean),
+            channel_tuple("std", std),
             bool(per_patch_norm),
             patch_order,
         )

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +16,15 @@ from clustermim_fast.tokenizers.image_stream import ImageStream, check_images
 from clustermim_fast.tokenizers.kmeans_init import RandomState, kmeans_plus_plus, random_rows
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EpochTotals, MiniBatch
-from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Timer, progress
+from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Progress, Timer, progress
+from clustermim_fast.tokenizers.pixel_settings import check_settings, require_choice, require_count
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 
 BATCH_PATCHES = 50_176  # ClusterMIM's: 256 images of 196 patches
 BATCH_BYTES = 32 << 20
 SAMPLE_BYTES = 32 << 20
 IDS_BYTES = 16 << 20
+MENDING_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -41,9 +42,9 @@ class FitOptions:
     verbose: bool
 
     def __post_init__(self) -> None:
-        _require_choice("metric", self.metric, ("euclidean", "cosine"))
-        _require_choice("algorithm", self.algorithm, ("minibatch", "lloyd"))
-        _require_choice("init", self.init, ("k-means++", "random"))
+        require_choice("metric", self.metric, ("euclidean", "cosine"))
+        require_choice("algorithm", self.algorithm, ("minibatch", "lloyd"))
+        require_choice("init", self.init, ("k-means++", "random"))
         for name in ("max_iter", "batch_size"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
@@ -100,11 +101,16 @@ def _minibatch(
     state = MiniBatch(
         centers, torch.zeros(len(centers), dtype=torch.float64, device=centers.device), random
     )
+    state.step(data.sample, reseed=False)  # rows from everywhere: no centroid starts unanchored
     epoch = EpochTotals.zero(state.counts)
     for number in range(options.passes):
         epoch = EpochTotals.zero(state.counts)
         for batch in data.batches(number):
-            epoch.add(state.step(batch))
+            epoch.add(state.step(batch, reseed=False))
+        # Judged by a whole pass, not by the last batches as in scikit-learn: in a loader that is
+        # sorted by class, the centroids of classes to come would be taken for starved.
+        if number + 1 < options.passes:
+            epoch.reseeded = state.reseed(data.sample, epoch.counts)
         report.iterations.append(epoch.iteration(timer()))
         report.reseeded += epoch.reseeded
         bar.advance(inertia=f"{epoch.inertia:.6g}", reseeded=epoch.reseeded or None)
@@ -112,6 +118,12 @@ def _minibatch(
     centers = state.centers.float().double()
     if isinstance(data, _Images):
         finish(report, data.rows.lloyd_step(centers))
+        if report.unused:  # Lloyd's rule gives such a centroid the patch farthest from its own
+            mend = lloyd(data.rows, centers, max_iter=MENDING_PASSES, tol=0.0, progress=Progress())
+            centers = mend.centers
+            report.reseeded += mend.report.reseeded
+            report.iterations += mend.report.iterations
+            finish(report, mend.step)
     else:  # another pass over a loader may cost more than the fit: the last one has to do
         report.inertia, report.counts, report.exact = epoch.inertia, epoch.counts.tolist(), False
         report.unused = int((epoch.counts == 0).sum())
@@ -198,47 +210,3 @@ def require_enough(num_patches: int, num_clusters: int) -> None:
             f"PixelTokenizer.fit: the images have {num_patches} patches, fewer than "
             f"num_clusters = {num_clusters}; use more images or fewer clusters"
         )
-
-
-def require_count(name: str, value: Any) -> int:
-    """``value`` as an int >= 1."""
-    if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"PixelTokenizer: {name} must be an int >= 1, got {value!r}")
-    return int(value)
-
-
-def channel_tuple(name: str, values: Any) -> tuple[float, ...] | None:
-    """``mean`` or ``std`` as floats."""
-    if values is None:
-        return None
-    if isinstance(values, torch.Tensor):
-        values = values.flatten().tolist()
-    floats = (values,) if isinstance(values, (int, float)) else tuple(values)
-    return tuple(float(v) for v in floats)
-
-
-def check_settings(settings: PatchSettings) -> None:
-    """Raise ValueError for settings that no images can have."""
-    _require_choice("patch_order", settings.patch_order, ("hwc", "chw"))
-    for name in ("mean", "std"):
-        values = getattr(settings, name)
-        if values is not None and not all(math.isfinite(v) for v in values):
-            raise ValueError(f"PixelTokenizer: {name} must be finite, got {values}")
-    if settings.std is not None and min(settings.std) <= 0:
-        raise ValueError(f"PixelTokenizer: std must be > 0, got {settings.std}")
-
-
-def check_channels(settings: PatchSettings, channels: int) -> None:
-    """Raise ValueError when mean or std have another number of values than there are channels."""
-    for name in ("mean", "std"):
-        values: Sequence[float] | None = getattr(settings, name)
-        if values is not None and len(values) not in (1, channels):
-            raise ValueError(
-                f"PixelTokenizer: {name} must have one value a channel ({channels}), got {values}"
-            )
-
-
-def _require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        expected = ", ".join(map(repr, choices))
-        raise ValueError(f"PixelTokenizer: {name} must be one of {expected}, got {value!r}")

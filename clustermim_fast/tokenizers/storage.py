@@ -61,10 +61,14 @@ def read(path: str | Path) -> tuple[str, dict[str, torch.Tensor], dict[str, Any]
             f"(format {metadata.get('format')!r}, expected {FORMAT!r}); "
             "for bare centroids use PixelTokenizer.from_centroids"
         )
-    version = int(metadata.get("format_version", "0"))
-    if version > FORMAT_VERSION:
+    version = metadata.get("format_version", "")
+    if not version.isdecimal() or int(version) > FORMAT_VERSION:
         raise ValueError(
             f"load_tokenizer: {path} has format version {version}, this package reads up to "
             f"{FORMAT_VERSION}; update clustermim_fast"
         )
-    return metadata["kind"], tensors, json.loads(metadata["settings"])
+    try:
+        settings = json.loads(metadata["settings"])
+    except (KeyError, json.JSONDecodeError) as error:
+        raise ValueError(f"load_tokenizer: {path} has unreadable settings ({error!r})") from error
+    return metadata.get("kind", ""), tensors, settings
