@@ -5,6 +5,7 @@ new.
 from __future__ import annotations
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -63,6 +64,8 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
     file = Path(path)
     if not file.is_file():
         raise ValueError(f"checkpoint: no such file: {file}")
+    if not zipfile.is_zipfile(file):  # torch would try an older format, made of pickles
+        raise ValueError(f"checkpoint: {file} cannot be read: it is damaged or of another kind")
     try:
         state = torch.load(file, map_location="cpu", weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError, OSError) as error:

@@ -126,15 +126,12 @@ def decoder_sizes(config: ModelConfig, width: int, depth: int) -> tuple[int, int
     """(dim, depth, heads) of the decoder: the config's, else MAE's, else scaled to a small
     encoder.
     """
-    if width >= 768:
-        dim, blocks, heads = 512, 8, 16
-    elif width >= 384:
-        dim, blocks, heads = 256, 8, 8
+    if width >= 384:
+        dim, blocks = (512 if width >= 768 else 256), 8
     else:
-        dim = max(64, 64 * round(width / 128))
-        blocks, heads = (2 if depth <= 6 else 4), dim // 32
+        dim, blocks = max(64, 64 * round(width / 128)), (2 if depth <= 6 else 4)
     dim = config.decoder_dim or dim
-    heads = config.decoder_heads or (heads if dim % heads == 0 else max(1, dim // 32))
+    heads = config.decoder_heads or max(1, dim // 32)  # 32 wide each, as both sizes of MAE
     if dim % heads or dim % 4:
         raise ValueError(
             f"model.decoder_dim must be a multiple of 4 and of model.decoder_heads, got {dim} "

@@ -63,11 +63,16 @@ def needs_tokenizer(config: TrainConfig) -> bool:
 def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     """The tokenizer of a resolved config: the file it names, or k-means of the run's images.
 
-    The fit sees un-augmented evaluation views, evenly spaced over the set, in shuffled order.
+    A run that goes on takes the one it began with, from its folder. The fit sees un-augmented evaluation views, evenly spaced over the set, in shuffled order.
     """
     settings = config.tokenizer
     if settings.path:
         return load_tokenizer(settings.path)
+    begun = Path(config.out) / "tokenizer.safetensors"
+    if config.out and config.resume != "restart" and _has_checkpoint(config) and begun.exists():
+        tokenizer = load_tokenizer(begun)
+        if tokenizer.num_clusters == settings.num_clusters:
+            return tokenizer
     if config.data.mean is None or config.model.patch_size is None:
         raise ValueError("config: expected a resolved one (train.resolve), got data.mean = None")
     count = min(len(images), settings.max_images)
@@ -84,6 +89,10 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
         seed=config.seed,
         verbose=sys.stderr.isatty(),
     )
+
+
+def _has_checkpoint(config: TrainConfig) -> bool:
+    return (Path(config.out) / "checkpoints" / "last.pt").exists()
 
 
 def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -> None:

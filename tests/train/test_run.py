@@ -1,0 +1,286 @@
+"""A run from images to checkpoint: what it writes, what it refuses, how it resumes."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from clustermim_fast import train
+from clustermim_fast.models import list_methods
+from clustermim_fast.train.batches import Plan, TrainingBatches, make_loader
+
+QUIET = {"say": lambda line: None}
+
+
+def states_equal(first, second):
+    a = torch.load(first / "checkpoints" / "last.pt", weights_only=True)
+    b = torch.load(second / "checkpoints" / "last.pt", weights_only=True)
+
+    def same(x, y):
+        if isinstance(x, torch.Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
+        if isinstance(x, (list, tuple)):
+            return len(x) == len(y) and all(map(same, x, y))
+        return x == y
+
+    return all(same(a[key], b[key]) for key in ("model", "ema", "optimizer", "step", "window"))
+
+
+def rows(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    timing = ("images_per_s", "data_wait_pct")
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_what_a_run_leaves(tiny, method):
+    said = []
+    result = train.run(tiny(method=method), say=said.append)
+    assert (result.step, result.epoch) == (10, 2)
+    assert math.isfinite(result.final_loss)
+    stored = rows(result.run_dir)
+    assert [row["step"] for row in stored] == [2, 4, 6, 8, 10]
+    assert stored[-1]["loss"] == result.final_loss
+    text = "\n".join(said)
+    assert "effective batch 8 (8 x 1), lr 1.000e-03, 5 steps per epoch, 10 in all" in text
+    assert "mask: 12 of 16 patches" in text
+    config = train.load_config(result.run_dir / "config.json")
+    assert config.data.mean is not None
+    loaded = train.load_run(result.run_dir)
+    assert (loaded.config, loaded.step, loaded.epoch) == (config, 10, 2)
+    assert not loaded.model.training
+    names = sorted(path.name for path in (result.run_dir / "checkpoints").iterdir())
+    assert names == ["epoch_0002.pt", "last.pt"]
+    if method == "clustermim":
+        assert stored[-1]["loss_floor_lnK"] == math.log(6)
+        assert 0 <= stored[-1]["masked_accuracy"] <= 1
+        assert 1 <= stored[-1]["token_perplexity"] <= 6
+        assert "(ln K 1.792)" in text
+        assert "chance 16.7" in text
+        assert loaded.tokenizer.num_clusters == 6
+
+
+def test_the_tokenizer_is_no_part_of_the_model(tiny):
+    result = train.run(tiny(), **QUIET)
+    loaded = train.load_run(result.run_dir)
+    state = torch.load(result.run_dir / "checkpoints" / "last.pt", weights_only=True)
+    centroids = loaded.tokenizer.centroids
+    for tensor in [*state["model"].values(), *loaded.model.buffers(), *loaded.model.parameters()]:
+        assert tensor.shape != centroids.shape
+    assert not any("token" in name and "mask_token" not in name and "cls_token" not in name
+                   for name in state["model"])  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"accum_iter": 2, "optim__ema_decay": 0.9, "optim__clip_grad": 1.0}, {"method": "mae"}],
+    ids=["plain", "accumulation-ema-clip", "mae"],
+)
+@pytest.mark.parametrize("stop_at", [1, 5, 7])
+def test_resume_is_bitwise(tiny, tmp_path, options, stop_at):
+    """A run that was cut at any step ends with the same bits as one that was not."""
+    whole = train.run(tiny(out=tmp_path / "whole", **options), **QUIET)
+    stop_at = min(stop_at, whole.step - 1)
+    cut = tiny(out=tmp_path / "cut", log__checkpoint_every_steps=1, **options)
+
+    class Cut(Exception):
+        pass
+
+    from clustermim_fast.train import loop
+
+    real = loop.save_state
+
+    def save_then_die(state, *rest):
+        path = real(state, *rest)
+        if state.step == stop_at:
+            raise Cut
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_state", save_then_die)
+        with pytest.raises(Cut):
+            train.run(cut, **QUIET)
+    said = []
+    resumed = train.run(cut, say=said.append)
+    assert f"going on from step {stop_at}" in "\n".join(said)
+    assert resumed.final_loss == whole.final_loss
+    assert states_equal(whole.run_dir, resumed.run_dir)
+    assert rows(whole.run_dir) == rows(resumed.run_dir)
+
+
+def test_workers_and_memory_change_nothing(tiny, tmp_path):
+    plain = train.run(tiny(out=tmp_path / "a"), **QUIET)
+    workers = train.run(tiny(out=tmp_path / "b", workers=2, data__in_memory="no"), **QUIET)
+    assert states_equal(plain.run_dir, workers.run_dir)
+
+
+def test_complete_run_is_left_alone(tiny):
+    first = train.run(tiny(), **QUIET)
+    before = (first.run_dir / "checkpoints" / "last.pt").stat().st_mtime_ns
+    said = []
+    again = train.run(tiny(), say=said.append)
+    assert "nothing to do" in said[-1]
+    assert dataclasses.replace(again, metrics={}) == dataclasses.replace(first, metrics={})
+    assert (first.run_dir / "checkpoints" / "last.pt").stat().st_mtime_ns == before
+
+
+def test_another_config_is_refused(tiny):
+    train.run(tiny(), **QUIET)
+    with pytest.raises(ValueError, match=r"optim\.lr 0\.001 there, 0\.002 here.*resume=restart"):
+        train.run(tiny(lr=2e-3), **QUIET)
+    assert train.run(tiny(lr=2e-3, resume="restart"), **QUIET).step == 10
+    # what cannot change the result may differ
+    assert train.run(tiny(lr=2e-3, log__every_steps=3), **QUIET).step == 10
+
+
+def test_must_resume(tiny):
+    with pytest.raises(ValueError, match="resume=must: there is no checkpoint"):
+        train.run(tiny(resume="must"), **QUIET)
+
+
+def test_a_tokenizer_for_other_pixels_is_refused(tiny):
+    config = tiny()
+    images = train.open_run_images(config)
+    resolved = train.resolve(config, images)
+    tokenizer = train.prepare_tokenizer(resolved, images)
+    with pytest.raises(ValueError, match=r"tokenizer: its mean is .*data\.mean is \[0\.5"):
+        train.run(tiny(data__mean="0.5,0.5,0.5", data__std="1,1,1"), tokenizer, images, **QUIET)
+    with pytest.raises(ValueError, match="its patch_size is 3, the model's is 4"):
+        train.run(tiny(patch_size=4), tokenizer, images, **QUIET)
+
+
+def test_tokenizer_file(tiny, tmp_path):
+    first = train.run(tiny(), **QUIET)
+    file = first.run_dir / "tokenizer.safetensors"
+    second = train.run(tiny(out=tmp_path / "b", tokenizer=file, num_clusters=99), **QUIET)
+    assert second.final_loss == first.final_loss
+    assert train.load_run(second.run_dir).config.tokenizer.num_clusters == 6
+
+
+@pytest.mark.parametrize("where", ["loss", "weights"])
+def test_nan_stops_the_run_and_is_never_saved(tiny, where):
+    from clustermim_fast.train import loop
+
+    real = loop.forward_step
+    calls = 0
+
+    def poisoned(model, *rest):
+        nonlocal calls
+        calls += 1
+        result = real(model, *rest)
+        if calls != 8:
+            return result
+        if where == "loss":
+            return result._replace(loss=result.loss * math.nan)
+        model.head.bias.data[0] = math.inf
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "forward_step", poisoned)
+        # lines every 1000 steps: the weights must be found by the save, not by a line
+        with pytest.raises(train.NonFiniteError, match=r"Last good checkpoint: .*last\.pt") as info:
+            train.run(tiny(log__every_steps=1000), **QUIET)
+    assert "optim.blr" in str(info.value)
+    state = torch.load(f"{tiny().out}/checkpoints/last.pt", weights_only=True)
+    assert state["step"] == 5
+    assert all(torch.isfinite(value).all() for value in state["model"].values())
+
+
+def test_unreadable_files_are_listed_and_skipped(tiny, pictures):
+    (pictures / "a.jpg").write_text("text")
+    whole = (pictures / "05.png").read_bytes()
+    (pictures / "z.png").write_bytes(whole[: len(whole) // 2])
+    for in_memory in ("yes", "no"):
+        said = []
+        result = train.run(tiny(resume="restart", data__in_memory=in_memory), say=said.append)
+        listed = (result.run_dir / "skipped_files.txt").read_text().splitlines()
+        assert len(listed) == 2
+        assert any("2 unreadable files skipped, listed in" in line for line in said)
+
+
+def test_a_handful_of_images(tiny, tmp_path):
+    folder = tmp_path / "few"
+    folder.mkdir()
+    for index in range(5):
+        Image.effect_noise((20, 20), 50).convert("RGB").save(folder / f"{index}.png")
+    result = train.run(tiny(data=folder, batch_size=64, accum_iter=4), **QUIET)
+    assert (result.step, result.epoch) == (2, 2)
+
+
+def test_overfits_one_batch(tiny):
+    """Forty images, seen whole, are learned by heart: the loss falls far below ln K."""
+    config = tiny(
+        epochs=150, lr=1e-2, batch_size=40, model__embed_dim=32, model__depth=2,
+        model__decoder_dim=32, optim__weight_decay=0, data__crop_scale="1,1", data__crop_ratio="1,1",
+        data__flip=False, mask_ratio=0.5, log__checkpoint_every_epochs=1000,
+    )  # fmt: skip
+    result = train.run(config, **QUIET)
+    assert result.final_loss < 0.75 * math.log(6)
+    assert result.metrics["masked_accuracy"] > 2 * result.metrics["chance"]
+
+
+def test_plan_covers_each_epoch_once():
+    plan = Plan.of(23, 4, 2, 3, seed=1)
+    assert (plan.effective_batch, plan.steps_per_epoch, plan.total_steps) == (8, 2, 6)
+    keys = list(plan.keys(0))
+    assert len(keys) == 12
+    for epoch in range(3):
+        seen = [i for key in keys if key.epoch == epoch for i in key.samples]
+        assert len(set(seen)) == len(seen) == 16
+    later = list(plan.keys(3))
+    assert [k.samples.tolist() for k in later] == [k.samples.tolist() for k in keys[6:]]
+
+
+def test_any_number_of_workers_gives_the_same_batches(tiny):
+    config = tiny()
+    images = train.open_run_images(config)
+    batches = TrainingBatches(images, config.data, config.mask, 3, seed=0)
+    plan = Plan.of(len(images), 8, 1, 2, 0)
+    first = [b.images for b in make_loader(batches, plan, 0, workers=0, pin_memory=False)]
+    second = [b.images for b in make_loader(batches, plan, 0, workers=2, pin_memory=False)]
+    assert len(first) == 10
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def test_load_run_names_what_is_there(tiny):
+    result = train.run(tiny(), **QUIET)
+    with pytest.raises(ValueError, match="there: epoch_0002, last"):
+        train.load_run(result.run_dir, "epoch_0009")
+    assert train.load_run(result.run_dir, "epoch_0002").step == 10
+
+
+def test_ema_weights_are_what_is_loaded(tiny):
+    result = train.run(tiny(optim__ema_decay=0.5), **QUIET)
+    ema = train.load_run(result.run_dir).model.state_dict()
+    raw = train.load_run(result.run_dir, use_ema=False).model.state_dict()
+    assert not torch.equal(ema["head.weight"], raw["head.weight"])
+
+
+def test_encoder_weights_from_a_file(tiny, tmp_path):
+    first = train.run(tiny(), **QUIET)
+    encoder = train.load_run(first.run_dir).model.encoder.state_dict()
+    torch.save(encoder, tmp_path / "encoder.pth")
+    said = []
+    train.run(tiny(out=tmp_path / "b", model__weights=tmp_path / "encoder.pth"), say=said.append)
+    line = next(line for line in said if line.startswith("encoder weights"))
+    assert f"{len(encoder) - 1} tensors loaded" in line
+    assert line.endswith("complete")
+
+
+def test_bf16_on_the_cpu_when_asked(tiny):
+    said = []
+    result = train.run(tiny(efficiency__amp="bf16"), say=said.append)
+    assert math.isfinite(result.final_loss)
+    assert any("bf16 autocast" in line for line in said)
+
+
+def test_tensorboard(tiny):
+    result = train.run(tiny(log__tensorboard=True), **QUIET)
+    assert list((result.run_dir / "tensorboard").iterdir())

@@ -1,0 +1,97 @@
+"""A real process that is killed or asked to stop, and the one that goes on from there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from clustermim_fast import train
+
+PROGRAM = """
+import sys, time
+from clustermim_fast import train
+from clustermim_fast.train import loop
+
+config = train.load_config(sys.argv[1])
+if sys.argv[2] == "slow":
+    real = loop.forward_step
+    loop.forward_step = lambda *a: (time.sleep(0.15), real(*a))[1]
+train.run(config)
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    running = []
+
+    def begin(config, pace):
+        file = tmp_path / f"{Path(config.out).name}.json"
+        train.save_config(config, file)
+        root = str(Path(train.__file__).resolve().parents[2])
+        environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, str(file), pace],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        )  # fmt: skip
+        running.append(process)
+        return process
+
+    yield begin
+    for process in running:
+        process.kill()
+        if not process.stdout.closed:
+            process.communicate()
+
+
+def wait_for(path, process):
+    end = time.monotonic() + 90
+    while not path.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < end, f"no {path}"
+        time.sleep(0.01)
+
+
+def last_row(run_dir):
+    return json.loads((Path(run_dir) / "metrics.jsonl").read_text().splitlines()[-1])
+
+
+def test_sigkill_and_sigterm_within_an_epoch(tiny, start, threads, tmp_path):
+    """Killed, then stopped, then finished: the loss of the end equals the uninterrupted run's."""
+    options = {"epochs": 4, "log__checkpoint_every_steps": 2, "log__every_steps": 3}
+    threads(1)
+    whole = train.run(tiny(out=tmp_path / "whole", **options), say=lambda line: None)
+    cut_config = tiny(out=tmp_path / "cut", **options)
+    cut = start(cut_config, "slow")
+    last = tmp_path / "cut" / "checkpoints" / "last.pt"
+    wait_for(last, cut)  # step 2 of 5 in the first epoch
+    cut.send_signal(signal.SIGKILL)
+    cut.communicate()
+    killed_at = train.load_run(tmp_path / "cut").step
+    assert killed_at % 5 != 0
+
+    before = last.stat().st_mtime_ns
+    stopped = start(cut_config, "slow")
+    while last.stat().st_mtime_ns == before:
+        assert stopped.poll() is None, stopped.communicate()[0]
+        time.sleep(0.01)
+    stopped.send_signal(signal.SIGTERM)
+    output = stopped.communicate(timeout=60)[0]
+    assert stopped.returncode == 143, output
+    assert "stopped by signal 15 at step" in output
+    assert f"going on from step {killed_at} of 20" in output
+    assert killed_at < train.load_run(tmp_path / "cut").step < 20
+
+    resumed = start(cut_config, "fast")
+    output = resumed.communicate(timeout=90)[0]
+    assert resumed.returncode == 0, output
+    assert last_row(tmp_path / "cut")["loss"] == whole.final_loss
+    assert last_row(tmp_path / "cut")["step"] == 20
+    a, b = (train.load_run(tmp_path / name).model.state_dict() for name in ("whole", "cut"))
+    assert all((a[key] == b[key]).all() for key in a)
