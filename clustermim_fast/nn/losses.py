@@ -131,8 +131,9 @@ class MaskedLinearCrossEntropyLoss(nn.Module):
             device="meta",
             **options,
         )
-        loss.register_parameter("weight", linear.weight)
+        weight: Any = linear.weight  # typed as Tensor there
         bias: Any = linear.bias
+        loss.register_parameter("weight", weight)
         loss.register_parameter("bias", bias)
         loss.train(linear.training)
         loss._shared_with = weakref.ref(linear)
