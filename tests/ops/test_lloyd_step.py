@@ -1,0 +1,346 @@
+"""lloyd_step and lloyd_step_images: sums, counts and inertia beside plain numpy float64."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from clustermim_fast import ops
+from tests.ops.harness import (
+    DTYPES,
+    assert_same,
+    check_compile,
+    check_opcheck,
+    check_refusal,
+    check_threads,
+    every_metric,
+    every_path,
+    running,
+    usable_paths,
+)
+from tests.ops.truth import nearest_ids, to_numpy
+
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+QUANTUM = 2.0**-28  # of uint8 images: values and costs are rounded to multiples of it
+UNIT = 2.0**-53
+
+
+def costs(x: np.ndarray, c: np.ndarray, metric: str) -> np.ndarray:
+    if metric == "euclidean":
+        return np.square(x - c).sum(1)
+    dot = (x * c).sum(1)
+    if metric == "dot":
+        return -dot
+    size = np.sqrt(np.square(x).sum(1) * np.square(c).sum(1))
+    return 1 - np.where(size == 0, 0.0, dot / np.where(size == 0, 1.0, size))
+
+
+def check(x, c, metric="euclidean", weights=None, path=None) -> None:
+    """ids are the truth's; the rest is within what float64 summation in any order can lose."""
+    ids = nearest_ids(x, c, metric)
+    kept = ids >= 0
+    rows, winners = to_numpy(x)[kept].astype(np.longdouble), ids[kept]
+    w = np.ones(len(x)) if weights is None else to_numpy(weights)
+    w = w[kept].astype(np.longdouble)
+    sums, size = np.zeros((2, *c.shape), np.longdouble)
+    np.add.at(sums, winners, w[:, None] * rows)
+    np.add.at(size, winners, np.abs(w[:, None] * rows))
+    counts = np.bincount(winners, weights=w.astype(float), minlength=len(c))
+    centres = to_numpy(c)[winners].astype(np.longdouble)
+    cost = w * costs(rows, centres, metric)
+    # The relative error of one cost times its largest term, and of a sum of N of them.
+    term = w * (np.abs(rows * centres).sum(1) if metric == "dot" else np.abs(cost) + 4 * w)
+    slack = (len(x) + x.shape[1] + 8) * UNIT
+    for name in [path] if path else usable_paths():
+        with running(name) as backend:
+            got = ops.lloyd_step(x, c, weights=weights, metric=metric, backend=backend)
+        np.testing.assert_array_equal(got[0].numpy(), ids, err_msg=name)
+        assert [t.dtype for t in got[:2]] == [torch.int64, torch.float64]
+        assert got[2].dtype == (torch.int64 if weights is None else torch.float64)
+        assert got[3].dtype == torch.float64
+        assert got[3].shape == ()
+        assert (np.abs(got[1].numpy() - sums) <= slack * size).all(), name
+        assert (np.abs(got[2].numpy() - counts) <= slack * counts).all(), name
+        if weights is None:
+            assert int(got[2].sum()) == kept.sum()
+        assert abs(got[3].item() - cost.sum()) <= slack * (term.sum() + np.abs(cost).sum()), name
+
+
+# ---- rows of a matrix
+
+
+@every_metric
+@pytest.mark.parametrize(
+    ("n", "d", "k"),
+    [(0, 5, 3), (1, 1, 1), (7, 3, 9), (300, 48, 50), (500, 17, 257), (230, 100, 7), (40, 768, 100)],
+)
+def test_sizes(n, d, k, metric):
+    check(torch.randn(n, d), torch.randn(k, d), metric)
+
+
+def test_more_rows_than_one_block_of_accumulation():
+    check(torch.randn(20_001, 6), torch.randn(5, 6))
+
+
+@pytest.mark.parametrize("x_dtype, c_dtype", list(itertools.product(DTYPES, DTYPES)))
+def test_dtypes(x_dtype, c_dtype):
+    check(torch.randn(60, 12).to(x_dtype), torch.randn(9, 12).to(c_dtype))
+
+
+@every_metric
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_weights(dtype, metric):
+    weights = (torch.rand(200) * 5).to(dtype)
+    weights[::7] = 0
+    check(torch.randn(200, 12), torch.randn(9, 12), metric, weights)
+
+
+@every_path
+def test_weights_of_one_are_no_weights(path):
+    x, c = torch.randn(200, 12), torch.randn(9, 12)
+    with running(path) as backend:
+        plain = ops.lloyd_step(x, c, backend=backend)
+        ones = ops.lloyd_step(x, c, weights=torch.ones(200), backend=backend)
+    assert torch.equal(plain[2].double(), ones[2])
+    assert_same((ones[0], ones[1], ones[3]), (plain[0], plain[1], plain[3]))
+
+
+@every_metric
+def test_rows_of_minus_one_are_left_out(metric):
+    x, c = torch.randn(100, 8), torch.randn(5, 8)
+    x[3, 1], x[50, 7], x[99, 0] = float("nan"), float("inf"), -float("inf")
+    check(x, c, metric)
+    check(x, c, metric, weights=torch.rand(100))
+    c[2, 2] = float("nan")
+    check(x, c, metric)
+    for path in usable_paths():
+        with running(path) as backend:
+            ids, sums, counts, inertia = ops.lloyd_step(x, c.log() - 1e3, backend=backend)
+        assert (ids == -1).all()
+        assert not sums.any()
+        assert not counts.any()
+        assert inertia == 0
+
+
+def test_bug08_inertia_is_direct():
+    """Distances of 1e-4 at an offset of 1e4: the expanded formula loses every digit (bug 8)."""
+    c = torch.randn(6, 20, dtype=torch.float64) + 1e4
+    check(c.repeat(30, 1) + 1e-4 * torch.randn(180, 20, dtype=torch.float64), c)
+
+
+@pytest.mark.slow
+def test_bug09_counts_beyond_2_to_24():
+    """Counts and sums in float32 stop at 2^24 (bug 9)."""
+    n = 2**24 + 9
+    _, sums, counts, inertia = ops.lloyd_step(
+        torch.ones(1, 1).expand(n, 1), torch.tensor([[0.0], [9.0]]), backend="cpu"
+    )
+    assert counts.tolist() == [n, 0]
+    assert sums[0, 0] == inertia == n
+
+
+@pytest.mark.parametrize(("n", "d"), [(5000, 48), (300, 7), (3000, 200)])
+def test_thread_counts_give_the_same_bits(n, d, threads):
+    """Sums of floats in another order would differ in the last bits."""
+    x, c = torch.randn(n, d) * torch.rand(n, 1).exp(), torch.randn(50, d)
+    for weights in (None, torch.rand(n)):
+        check_threads(threads, lambda w=weights: ops.lloyd_step(x, c, weights=w, backend="cpu"))
+
+
+@every_path
+def test_layouts(path):
+    wide, c = torch.randn(150, 30), torch.randn(9, 12)
+    for x in (wide[:, 3:15], wide[:, 3:27:2], wide[:1, :12].expand(70, 12), torch.randn(12, 90).T):
+        check(x, c, path=path)
+        check(x, torch.randn(12, 9).T, path=path)
+    check(wide[:, 3:15], c, weights=torch.rand(300)[::2], path=path)
+
+
+# ---- patches of images
+
+
+def photo(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
+
+def rows_of(images: torch.Tensor, p: int, mean, std) -> torch.Tensor:
+    """float32 [N, D] in (row, column, channel) order; F.unfold gives (channel, row, column)."""
+    pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    patches = torch.nn.functional.unfold(pixels, p, stride=p).transpose(1, 2)
+    grid = patches.reshape(*patches.shape[:2], images.shape[1], p * p)
+    return grid.transpose(2, 3).reshape(-1, p * p * images.shape[1])
+
+
+@every_path
+@every_metric
+@pytest.mark.parametrize("kind", ["uint8", "float"])
+def test_images_equal_their_rows(kind, metric, path):
+    """Within the rounding of each uint8 value and cost to a multiple of 2^-28."""
+    images = photo(9, 3, 16, 24) if kind == "uint8" else torch.rand(9, 3, 16, 24)
+    x, c = rows_of(images, 4, MEAN, STD), torch.randn(20, 48)
+    with running(path) as backend:
+        ids, sums, counts, inertia = ops.lloyd_step_images(
+            images, c, 4, mean=MEAN, std=STD, metric=metric, backend=backend
+        )
+        rows = ops.lloyd_step(x, c, metric=metric, backend=backend)
+    assert ids.shape == (9, 24)
+    assert torch.equal(ids.flatten(), rows[0])
+    assert torch.equal(counts, rows[2])
+    half = 0.5 * QUANTUM if kind == "uint8" else 0.0
+    assert ((sums - rows[1]).abs() <= half * counts[:, None] + 1e-13 * x.abs().sum(0)).all()
+    assert (inertia - rows[3]).abs() <= half * len(x) + 1e-12 * rows[3].abs() + 1e-9 * half
+    tokens = ops.patch_tokens(images, c, 4, mean=MEAN, std=STD, metric=metric, backend="reference")
+    assert torch.equal(ids, tokens)
+
+
+@every_path
+@pytest.mark.parametrize("order", ["hwc", "chw"])
+@pytest.mark.parametrize("per_patch_norm", [False, True])
+def test_image_options(order, per_patch_norm, path):
+    """Every option means what it means to patch_tokens; a permuted codebook permutes the sums."""
+    images, c = photo(6, 3, 16, 16), torch.randn(11, 48)
+    options = {"mean": MEAN, "std": STD, "per_patch_norm": per_patch_norm, "patch_order": order}
+    with running(path) as backend:
+        ids, sums, counts, _ = ops.lloyd_step_images(images, c, 4, **options, backend=backend)
+    assert torch.equal(ids, ops.patch_tokens(images, c, 4, **options))
+    x = rows_of(images, 4, MEAN, STD)
+    if per_patch_norm:
+        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-6).sqrt()
+    if order == "chw":
+        x = x.reshape(-1, 16, 3).transpose(1, 2).reshape(-1, 48)
+    expected = torch.zeros(11, 48, dtype=torch.float64).index_add_(0, ids.flatten(), x.double())
+    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-4)
+    assert torch.equal(counts, ids.flatten().bincount(minlength=11))
+
+
+@every_path
+@every_metric
+@pytest.mark.parametrize("per_patch_norm", [False, True])
+def test_uint8_parts_add_up_bit_for_bit(per_patch_norm, metric, path):
+    """Any split, any order: the sums are integers in units of 2^-28."""
+    images, c = photo(31, 3, 16, 16), torch.randn(13, 48)
+    options = {"mean": MEAN, "std": STD, "per_patch_norm": per_patch_norm, "metric": metric}
+    with running(path) as backend:
+        whole = ops.lloyd_step_images(images, c, 4, **options, backend=backend)
+        for size in (1, 7, 30):
+            parts = [
+                ops.lloyd_step_images(part, c, 4, **options, backend=backend)
+                for part in images.split(size)
+            ]
+            added = [sum(p[i] for p in reversed(parts)) for i in (1, 2, 3)]
+            assert_same(added, whole[1:])
+    assert torch.equal(whole[1] / QUANTUM, (whole[1] / QUANTUM).round())
+
+
+def test_uint8_sums_are_the_same_on_every_path():
+    images, c = photo(20, 3, 32, 32), torch.randn(50, 48)
+    results = []
+    for path in usable_paths():
+        with running(path) as backend:
+            results.append(
+                ops.lloyd_step_images(images, c, 4, mean=MEAN, std=STD, backend=backend)[:3]
+            )
+    for other in results[1:]:
+        assert_same(other, results[0])
+
+
+def test_images_at_every_thread_count(threads):
+    c = torch.randn(50, 48)
+    for images in (photo(40, 3, 32, 32), torch.rand(40, 3, 32, 32)):
+        check_threads(threads, lambda i=images: ops.lloyd_step_images(i, c, 4, mean=MEAN, std=STD))
+
+
+def test_sums_of_large_values_do_not_overflow():
+    """65,536 values of 1e6 in units of 2^-28 are beyond 2^63."""
+    images = torch.full((1, 1, 256, 256), 255, dtype=torch.uint8)
+    for path in usable_paths():
+        with running(path) as backend:
+            _, sums, counts, inertia = ops.lloyd_step_images(
+                images, torch.zeros(1, 1), 1, mean=0.0, std=1e-6, backend=backend
+            )
+        assert counts.item() == 65536
+        np.testing.assert_allclose(sums.item(), 65536e6, rtol=1e-6, err_msg=path)
+        np.testing.assert_allclose(inertia.item(), 65536e12, rtol=1e-6, err_msg=path)
+
+
+@every_path
+def test_float_images_leave_out_spoilt_patches(path):
+    images, c = torch.rand(2, 3, 8, 8), torch.randn(4, 48)
+    images[1, 0, 0, 5] = float("nan")
+    with running(path) as backend:
+        ids, sums, counts, inertia = ops.lloyd_step_images(images, c, 4, backend=backend)
+    assert ids.flatten().tolist().count(-1) == 1
+    assert ids[1, 1] == -1
+    assert counts.sum() == 7
+    assert sums.isfinite().all()
+    assert inertia.isfinite()
+
+
+@every_path
+@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 0, 8)])
+def test_no_images(shape, path):
+    with running(path) as backend:
+        ids, sums, counts, inertia = ops.lloyd_step_images(
+            torch.zeros(shape, dtype=torch.uint8), torch.randn(4, 48), 4, backend=backend
+        )
+    assert ids.shape == (shape[0], shape[2] // 4 * 2)
+    assert not sums.any()
+    assert not counts.any()
+    assert inertia == 0
+
+
+# ---- the standard checks
+
+
+def test_refusals():
+    x, c, call = torch.randn(6, 8), torch.randn(3, 8), ops.lloyd_step
+    w = torch.ones(6)
+    for wrong, error, words in (
+        (lambda: call(x[None], c), ValueError, ("x must be 2-dimensional [N, D]", "(1, 6, 8)")),
+        (lambda: call(x[:, :5], c), ValueError, ("x must be [N, D]", "= 8", "(6, 5)")),
+        (lambda: call(x.int(), c), TypeError, ("x must be of dtype", "int32")),
+        (lambda: call(x, c[:0]), ValueError, ("centroids", "K >= 1")),
+        (lambda: call(x, c, weights=w[:5]), ValueError, ("weights", "N = 6", "(5,)")),
+        (lambda: call(x, c, weights=w.long()), TypeError, ("weights", "int64")),
+        (lambda: call(x, c, weights=w[None]), ValueError, ("weights", "1-dimensional")),
+        (lambda: call(x, c, weights=[1.0]), TypeError, ("weights", "torch.Tensor", "list")),
+        (lambda: call(x, c, metric="l2"), ValueError, ("metric", "'l2'")),
+        (lambda: call(x, c.to("meta")), ValueError, ("centroids must be on cpu", "meta")),
+    ):
+        check_refusal(wrong, error, "lloyd_step: ", *words)
+    images, c, call = photo(2, 3, 8, 10), torch.randn(5, 48), ops.lloyd_step_images
+    for wrong, error, words in (
+        (lambda: call(images, c, 4), ValueError, ("patch_size = 4", "W = 10")),
+        (lambda: call(images[..., :8], c[:, 1:], 4), ValueError, ("centroids", "= 48")),
+        (lambda: call(images[..., :8].int(), c, 4), TypeError, ("images", "uint8", "int32")),
+        (lambda: call(images[..., :8], c, 4, std=[0.0]), ValueError, ("std", "> 0")),
+        (lambda: call(images[..., :8], c, 4, patch_order="x"), ValueError, ("patch_order",)),
+    ):
+        check_refusal(wrong, error, "lloyd_step_images: ", *words)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+def test_opcheck(backend):
+    overload = torch.ops.clustermim.lloyd_step.default
+    x, c = torch.randn(9, 4), torch.randn(3, 4).half()
+    check_opcheck(overload, x, c, None, "euclidean", backend)
+    check_opcheck(overload, x[:0], c, None, "dot", backend)
+    check_opcheck(overload, x.T.contiguous().T, c, torch.rand(9), "cosine", backend)
+    overload = torch.ops.clustermim.lloyd_step_images.default
+    options = (4, list(MEAN), list(STD), False, "hwc", "euclidean", backend)
+    check_opcheck(overload, photo(2, 3, 8, 12), torch.randn(5, 48), *options)
+
+
+def test_compile_fullgraph():
+    def rows(x, c):
+        return ops.lloyd_step(x * 2, c, metric="cosine")
+
+    def patches(images, c):
+        return ops.lloyd_step_images(images, c, 4, mean=MEAN, std=STD)
+
+    check_compile(rows, torch.randn(9, 4), torch.randn(3, 4))
+    check_compile(patches, photo(2, 3, 8, 8), torch.randn(5, 48))
