@@ -1,4 +1,4 @@
-"""lloyd_step and lloyd_step_images: sums, counts and inertia beside plain numpy float64."""
+"""lloyd_step: sums, counts and inertia beside plain numpy, within what float64 can lose."""
 
 from __future__ import annotations
 
@@ -23,8 +23,6 @@ from tests.ops.harness import (
 )
 from tests.ops.truth import nearest_ids, to_numpy
 
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-QUANTUM = 2.0**-28  # of uint8 images: values and costs are rounded to multiples of it
 UNIT = 2.0**-53
 
 
@@ -159,140 +157,6 @@ def test_layouts(path):
     check(wide[:, 3:15], c, weights=torch.rand(300)[::2], path=path)
 
 
-# ---- patches of images
-
-
-def photo(*shape: int) -> torch.Tensor:
-    return torch.randint(0, 256, shape, dtype=torch.uint8)
-
-
-def rows_of(images: torch.Tensor, p: int, mean, std) -> torch.Tensor:
-    """float32 [N, D] in (row, column, channel) order; F.unfold gives (channel, row, column)."""
-    pixels = images.float() / 255 if images.dtype == torch.uint8 else images.float()
-    pixels = (pixels - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
-    patches = torch.nn.functional.unfold(pixels, p, stride=p).transpose(1, 2)
-    grid = patches.reshape(*patches.shape[:2], images.shape[1], p * p)
-    return grid.transpose(2, 3).reshape(-1, p * p * images.shape[1])
-
-
-@every_path
-@every_metric
-@pytest.mark.parametrize("kind", ["uint8", "float"])
-def test_images_equal_their_rows(kind, metric, path):
-    """Within the rounding of each uint8 value and cost to a multiple of 2^-28."""
-    images = photo(9, 3, 16, 24) if kind == "uint8" else torch.rand(9, 3, 16, 24)
-    x, c = rows_of(images, 4, MEAN, STD), torch.randn(20, 48)
-    with running(path) as backend:
-        ids, sums, counts, inertia = ops.lloyd_step_images(
-            images, c, 4, mean=MEAN, std=STD, metric=metric, backend=backend
-        )
-        rows = ops.lloyd_step(x, c, metric=metric, backend=backend)
-    assert ids.shape == (9, 24)
-    assert torch.equal(ids.flatten(), rows[0])
-    assert torch.equal(counts, rows[2])
-    half = 0.5 * QUANTUM if kind == "uint8" else 0.0
-    assert ((sums - rows[1]).abs() <= half * counts[:, None] + 1e-13 * x.abs().sum(0)).all()
-    assert (inertia - rows[3]).abs() <= half * len(x) + 1e-12 * rows[3].abs() + 1e-9 * half
-    tokens = ops.patch_tokens(images, c, 4, mean=MEAN, std=STD, metric=metric, backend="reference")
-    assert torch.equal(ids, tokens)
-
-
-@every_path
-@pytest.mark.parametrize("order", ["hwc", "chw"])
-@pytest.mark.parametrize("per_patch_norm", [False, True])
-def test_image_options(order, per_patch_norm, path):
-    """Every option means what it means to patch_tokens; a permuted codebook permutes the sums."""
-    images, c = photo(6, 3, 16, 16), torch.randn(11, 48)
-    options = {"mean": MEAN, "std": STD, "per_patch_norm": per_patch_norm, "patch_order": order}
-    with running(path) as backend:
-        ids, sums, counts, _ = ops.lloyd_step_images(images, c, 4, **options, backend=backend)
-    assert torch.equal(ids, ops.patch_tokens(images, c, 4, **options))
-    x = rows_of(images, 4, MEAN, STD)
-    if per_patch_norm:
-        x = (x - x.mean(1, keepdim=True)) / (x.var(1, keepdim=True) + 1e-6).sqrt()
-    if order == "chw":
-        x = x.reshape(-1, 16, 3).transpose(1, 2).reshape(-1, 48)
-    expected = torch.zeros(11, 48, dtype=torch.float64).index_add_(0, ids.flatten(), x.double())
-    torch.testing.assert_close(sums, expected, rtol=1e-5, atol=1e-4)
-    assert torch.equal(counts, ids.flatten().bincount(minlength=11))
-
-
-@every_path
-@every_metric
-@pytest.mark.parametrize("per_patch_norm", [False, True])
-def test_uint8_parts_add_up_bit_for_bit(per_patch_norm, metric, path):
-    """Any split, any order: the sums are integers in units of 2^-28."""
-    images, c = photo(31, 3, 16, 16), torch.randn(13, 48)
-    options = {"mean": MEAN, "std": STD, "per_patch_norm": per_patch_norm, "metric": metric}
-    with running(path) as backend:
-        whole = ops.lloyd_step_images(images, c, 4, **options, backend=backend)
-        for size in (1, 7, 30):
-            parts = [
-                ops.lloyd_step_images(part, c, 4, **options, backend=backend)
-                for part in images.split(size)
-            ]
-            added = [sum(p[i] for p in reversed(parts)) for i in (1, 2, 3)]
-            assert_same(added, whole[1:])
-    assert torch.equal(whole[1] / QUANTUM, (whole[1] / QUANTUM).round())
-
-
-def test_uint8_sums_are_the_same_on_every_path():
-    images, c = photo(20, 3, 32, 32), torch.randn(50, 48)
-    results = []
-    for path in usable_paths():
-        with running(path) as backend:
-            results.append(
-                ops.lloyd_step_images(images, c, 4, mean=MEAN, std=STD, backend=backend)[:3]
-            )
-    for other in results[1:]:
-        assert_same(other, results[0])
-
-
-def test_images_at_every_thread_count(threads):
-    c = torch.randn(50, 48)
-    for images in (photo(40, 3, 32, 32), torch.rand(40, 3, 32, 32)):
-        check_threads(threads, lambda i=images: ops.lloyd_step_images(i, c, 4, mean=MEAN, std=STD))
-
-
-def test_sums_of_large_values_do_not_overflow():
-    """65,536 values of 1e6 in units of 2^-28 are beyond 2^63."""
-    images = torch.full((1, 1, 256, 256), 255, dtype=torch.uint8)
-    for path in usable_paths():
-        with running(path) as backend:
-            _, sums, counts, inertia = ops.lloyd_step_images(
-                images, torch.zeros(1, 1), 1, mean=0.0, std=1e-6, backend=backend
-            )
-        assert counts.item() == 65536
-        np.testing.assert_allclose(sums.item(), 65536e6, rtol=1e-6, err_msg=path)
-        np.testing.assert_allclose(inertia.item(), 65536e12, rtol=1e-6, err_msg=path)
-
-
-@every_path
-def test_float_images_leave_out_spoilt_patches(path):
-    images, c = torch.rand(2, 3, 8, 8), torch.randn(4, 48)
-    images[1, 0, 0, 5] = float("nan")
-    with running(path) as backend:
-        ids, sums, counts, inertia = ops.lloyd_step_images(images, c, 4, backend=backend)
-    assert ids.flatten().tolist().count(-1) == 1
-    assert ids[1, 1] == -1
-    assert counts.sum() == 7
-    assert sums.isfinite().all()
-    assert inertia.isfinite()
-
-
-@every_path
-@pytest.mark.parametrize("shape", [(0, 3, 8, 8), (2, 3, 0, 8)])
-def test_no_images(shape, path):
-    with running(path) as backend:
-        ids, sums, counts, inertia = ops.lloyd_step_images(
-            torch.zeros(shape, dtype=torch.uint8), torch.randn(4, 48), 4, backend=backend
-        )
-    assert ids.shape == (shape[0], shape[2] // 4 * 2)
-    assert not sums.any()
-    assert not counts.any()
-    assert inertia == 0
-
-
 # ---- the standard checks
 
 
@@ -312,15 +176,6 @@ def test_refusals():
         (lambda: call(x, c.to("meta")), ValueError, ("centroids must be on cpu", "meta")),
     ):
         check_refusal(wrong, error, "lloyd_step: ", *words)
-    images, c, call = photo(2, 3, 8, 10), torch.randn(5, 48), ops.lloyd_step_images
-    for wrong, error, words in (
-        (lambda: call(images, c, 4), ValueError, ("patch_size = 4", "W = 10")),
-        (lambda: call(images[..., :8], c[:, 1:], 4), ValueError, ("centroids", "= 48")),
-        (lambda: call(images[..., :8].int(), c, 4), TypeError, ("images", "uint8", "int32")),
-        (lambda: call(images[..., :8], c, 4, std=[0.0]), ValueError, ("std", "> 0")),
-        (lambda: call(images[..., :8], c, 4, patch_order="x"), ValueError, ("patch_order",)),
-    ):
-        check_refusal(wrong, error, "lloyd_step_images: ", *words)
 
 
 @pytest.mark.parametrize("backend", ["reference", "cpu"])
@@ -330,17 +185,10 @@ def test_opcheck(backend):
     check_opcheck(overload, x, c, None, "euclidean", backend)
     check_opcheck(overload, x[:0], c, None, "dot", backend)
     check_opcheck(overload, x.T.contiguous().T, c, torch.rand(9), "cosine", backend)
-    overload = torch.ops.clustermim.lloyd_step_images.default
-    options = (4, list(MEAN), list(STD), False, "hwc", "euclidean", backend)
-    check_opcheck(overload, photo(2, 3, 8, 12), torch.randn(5, 48), *options)
 
 
 def test_compile_fullgraph():
     def rows(x, c):
         return ops.lloyd_step(x * 2, c, metric="cosine")
 
-    def patches(images, c):
-        return ops.lloyd_step_images(images, c, 4, mean=MEAN, std=STD)
-
     check_compile(rows, torch.randn(9, 4), torch.randn(3, 4))
-    check_compile(patches, photo(2, 3, 8, 8), torch.randn(5, 48))
