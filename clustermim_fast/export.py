@@ -118,7 +118,7 @@ def _require_equal(
     encoder: Any, folder: Path, architecture: str, arguments: dict[str, Any]
 ) -> None:
     try:
-        again = timm.create_model(architecture, num_classes=0, **arguments)
+        again: Any = timm.create_model(architecture, num_classes=0, **arguments)
         again.load_state_dict(load_file(folder / WEIGHTS))
     except (RuntimeError, TypeError) as error:
         raise ValueError(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,26 @@ def test_no_labels_is_refused_with_what_is_needed(finished, shapes, tmp_path):
         shutil.copyfile(path, flat / f"{number}.png")
     with pytest.raises(ValueError, match=r"needs labels.*DIR/<class>/"):
         api.evaluate_run("knn", finished, data=str(flat))
+    single = draw_folder(tmp_path / "single", 1)
+    with pytest.raises(ValueError, match="at most 1 images of a class"):
+        api.evaluate_run("knn", finished, data=str(single))
+
+
+def test_few_images_get_small_sizes_unless_given(tmp_path):
+    few = draw_folder(tmp_path / "few", 1)
+    said = []
+    options = {"say": said.append, "report": False, "export": False, "epochs": 1}
+    result = api.pretrain(few, out=tmp_path / "a", **options)
+    (chosen,) = [line for line in said if line.startswith("chosen")]
+    assert "img_size=16x16 patch_size=4" in chosen
+    assert "num_clusters=3" in chosen  # 48 patches
+    assert "batch_size=8" in chosen
+    config = load_run(result.run_dir).config
+    assert (config.tokenizer.num_clusters, config.optim.batch_size) == (3, 8)
+    assert Path(config.data.path).is_absolute()
+    result = api.pretrain(few, out=tmp_path / "b", num_clusters=5, batch_size=2, **options)
+    config = load_run(result.run_dir).config
+    assert (config.tokenizer.num_clusters, config.optim.batch_size) == (5, 2)
 
 
 def test_test_classes_are_matched_by_name(finished, tmp_path):

@@ -17,6 +17,7 @@ from torch import nn
 from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.data.folder import list_folder
 from clustermim_fast.evaluate import FeatureOptions, Labelled, Subject
 from clustermim_fast.train import load_run, random_model
 from clustermim_fast.train.prepare import choose_device
@@ -78,7 +79,8 @@ def evaluate_run(
     if kind not in evaluators:
         raise ValueError(f"kind: expected one of {', '.join(evaluators)}, got {kind!r}")
     source = _open_source(run, checkpoint)
-    path = data or source.data
+    path = data if data in ("", "digits") else str(Path(data).expanduser().resolve())
+    path = path or source.data
     if not path:
         raise ValueError(f"data: {run} knows no images; give data=DIR with labelled images")
     train, test, notes = _open_splits(path, source)
@@ -183,13 +185,14 @@ def _from_timm(name: str, shown: str) -> Source:
 
 
 def _open_splits(path: str, source: Source) -> tuple[ImageSet, ImageSet, list[str]]:
-    root = Path(path).expanduser()
+    root = Path(path)
     holdout, notes = source.holdout, []
     if path != "digits" and not (root / "train").is_dir():
         if path == source.data and holdout:
             notes.append(f"Test: the {100 * holdout:.0f} % held out of {path} (data.holdout).")
         else:
             holdout = HOLDOUT
+            _require_enough_to_hold_out(path)
             seen = "; pretraining saw them, without labels" if path == source.data else ""
             notes.append(f"Test: {100 * holdout:.0f} % of {path}, by class{seen}.")
     train, test = (
@@ -203,6 +206,15 @@ def _open_splits(path: str, source: Source) -> tuple[ImageSet, ImageSet, list[st
         for split in ("train", "test")
     )
     return train, test, notes
+
+
+def _require_enough_to_hold_out(path: str) -> None:
+    labels = list_folder(path, "all", 0.0).labels
+    if labels is not None and round(HOLDOUT * int(np.bincount(labels).max())) == 0:
+        raise ValueError(
+            f"data: {path} has at most {np.bincount(labels).max()} images of a class, too few to "
+            f"hold {100 * HOLDOUT:.0f} % of each out as a test set; give data=DIR with more"
+        )
 
 
 def _labels(

@@ -130,19 +130,52 @@ def _prepare(
     recipe_or_path: str | Path | TrainConfig | None, overrides: dict[str, Any]
 ) -> tuple[TrainConfig, ImageSet, list[str]]:
     config, said = starting_config(recipe_or_path, overrides)
-    lines = [said] if said else []
+    lines: list[str] = []
     if config.data.image_size is None:
         raise ValueError("img_size: expected a size in pixels, got none; give img_size=32")
+    if config.data.path != "digits":  # the run must find its images from any folder
+        path = str(Path(config.data.path).expanduser().resolve())
+        config = dataclasses.replace(config, data=dataclasses.replace(config.data, path=path))
     images = open_run_images(config)
-    size = config.optim.batch_size
-    if said and not {"batch_size", "optim.batch_size"} & overrides.keys():
-        while size > 8 and size * 8 > len(images):  # at least eight updates an epoch
-            size //= 2
-    if size != config.optim.batch_size:
-        lines.append(f"batch_size={size} for {len(images):,} images")
-        optim = dataclasses.replace(config.optim, batch_size=size)
-        config = dataclasses.replace(config, optim=optim)
-    return resolve(config, images), images, lines
+    config = resolve(config, images)
+    if said:
+        config = _fit_to_number(config, len(images), {ALIASES.get(k, k) for k in overrides})
+        lines = [f"{said.partition(': ')[0]}: {_sizes(config)}"]
+    return config, images, lines
+
+
+def _fit_to_number(config: TrainConfig, num_images: int, given: set[str]) -> TrainConfig:
+    """A smaller batch and codebook for few images, unless somebody asked for theirs."""
+    optim, tokenizer = config.optim, config.tokenizer
+    size = optim.batch_size
+    while size > 8 and size * 8 > num_images:  # at least eight updates an epoch
+        size //= 2
+    if "optim.batch_size" not in given:
+        optim = dataclasses.replace(optim, batch_size=size)
+    assert config.data.image_size is not None
+    assert config.model.patch_size is not None
+    height, width = config.data.image_size
+    patches = num_images * (height // config.model.patch_size) * (width // config.model.patch_size)
+    if not {"tokenizer.num_clusters", "tokenizer.path"} & given:
+        clusters = min(tokenizer.num_clusters, max(2, patches // 16))
+        tokenizer = dataclasses.replace(tokenizer, num_clusters=clusters)
+    return dataclasses.replace(config, optim=optim, tokenizer=tokenizer)
+
+
+def _sizes(config: TrainConfig) -> str:
+    """What a run will use, chosen or given, as settings that the next command could have."""
+    assert config.data.image_size is not None
+    height, width = config.data.image_size
+    model = config.model
+    widths = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
+    parts = [f"img_size={height}x{width}", f"patch_size={model.patch_size}"]
+    parts += [f"model={model.encoder}"]
+    parts += [f"model.{name}={value}" for name, value in widths.items() if value is not None]
+    if needs_tokenizer(config):
+        parts.append(f"num_clusters={config.tokenizer.num_clusters}")
+    return " ".join(
+        [*parts, f"epochs={config.optim.epochs}", f"batch_size={config.optim.batch_size}"]
+    )
 
 
 def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> PixelTokenizer:

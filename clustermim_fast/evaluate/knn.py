@@ -56,7 +56,7 @@ def knn_predict(
         )
     if not temperature > 0:
         raise ValueError(f"temperature: expected a positive number, got {temperature}")
-    bank = F.normalize(train.float(), dim=1).T.contiguous()
+    bank = F.normalize(train.float(), dim=1).T
     queries = F.normalize(test.float(), dim=1)
     classes = int(train_labels.max()) + 1
     weighted, plain = [], []

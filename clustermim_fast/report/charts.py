@@ -11,6 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 from PIL import Image
 
@@ -21,7 +22,7 @@ Perplexity = tuple[float, int]
 
 
 @contextmanager
-def chart(width: float = 5.2, height: float = 3.2) -> Iterator[tuple[Axes, list[Image.Image]]]:
+def chart(width: float = 5.2, height: float = 3.5) -> Iterator[tuple[Axes, list[Image.Image]]]:
     """An empty chart; the finished picture is put into the list."""
     # A Figure of our own, without pyplot: no global state, no display, nothing to close.
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
@@ -42,6 +43,11 @@ def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
     lines = [line for line in metrics if isinstance(line.get(key), (int, float))]
     lines = [line for line in lines if math.isfinite(line[key])]
     return [float(line["epoch"]) for line in lines], [float(line[key]) for line in lines]
+
+
+def legend(axes: Axes) -> None:
+    """Above the plot, where it hides nothing."""
+    axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 0.99))
 
 
 def line(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -68,7 +74,7 @@ def loss_curve(
                 axes.axhline(entropy, color=GREY, linestyle=":", linewidth=1.2, label=label)
         axes.set_xlabel("epoch")
         axes.set_ylabel("cross-entropy, nats" if num_clusters else "mean squared error")
-        axes.legend(frameon=False, fontsize=9)
+        legend(axes)
     return pictures[0]
 
 
@@ -87,7 +93,7 @@ def accuracy_curve(
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel("token accuracy, %")
-        axes.legend(frameon=False, fontsize=9)
+        legend(axes)
     return pictures[0]
 
 
@@ -98,22 +104,33 @@ def usage(counts: NDArray[np.int64]) -> Perplexity:
 
 
 def usage_chart(counts: NDArray[np.int64]) -> Image.Image:
-    """Share of patches by token, most used first, on a log scale."""
+    """Share of patches by token, most used first; on a log scale where they differ much."""
     perplexity, dead = usage(counts)
     share = np.sort(counts)[::-1] / max(1, counts.sum()) * 100
     with chart() as (axes, pictures):
         axes.bar(
-            np.arange(len(share)), share, width=1.0, color=BLUE, edgecolor="white", linewidth=0.3
+            np.arange(len(share)),
+            share,
+            width=1.0,
+            color=BLUE,
+            edgecolor="white",
+            linewidth=0.3,
+            label=f"perplexity {perplexity:.1f} of {len(counts)}, {dead} unused",
         )
-        axes.axhline(100 / len(share), color=GREY, linestyle="--", linewidth=1.2, label="equal use")
-        if share[-1] != share[0]:
+        axes.axhline(
+            100 / len(share),
+            color=GREY,
+            linestyle="--",
+            linewidth=1.2,
+            label=f"equal use, {100 / len(share):.2g} %",
+        )
+        used = share[share > 0]
+        if len(used) and used[0] > 30 * used[-1]:
             axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.set_xlabel("token, most used first")
         axes.set_ylabel("share of patches, %")
-        axes.set_title(
-            f"perplexity {perplexity:.1f} of {len(counts)}, {dead} unused", fontsize=10, loc="left"
-        )
-        axes.legend(frameon=False, fontsize=9)
+        legend(axes)
     return pictures[0]
 
 

@@ -172,7 +172,7 @@ def _tokens(view: RunView) -> Iterator[Figure]:
             f"token_maps_{number}",
             "Token maps",
             "",
-            pictures.columns_of_images(columns),
+            pictures.columns_of_images(columns, side=170),
             intro,
         )
     if view.usage is not None:
