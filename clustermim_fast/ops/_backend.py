@@ -92,7 +92,9 @@ def availability(device: torch.device, implemented: tuple[str, ...]) -> dict[str
                 core_unavailable_reason() if on_cpu else f"it needs CPU tensors, got {device}"
             )
         else:
-            reasons[name] = None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
+            reasons[name] = (
+                None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
+            )
     return reasons
 
 

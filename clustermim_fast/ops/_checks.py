@@ -46,7 +46,9 @@ def require_tensor(
     if hasattr(type(value), "full_tensor"):
         raise bad_type(op, arg, "a plain tensor", "a DTensor", "pass .to_local() or .full_tensor()")
     if value.layout is not torch.strided:
-        raise bad_type(op, arg, "a dense strided tensor", f"layout {value.layout}", "call .to_dense()")
+        raise bad_type(
+            op, arg, "a dense strided tensor", f"layout {value.layout}", "call .to_dense()"
+        )
     if dtypes is not None and value.dtype not in dtypes:
         names = ", ".join(str(d).removeprefix("torch.") for d in dtypes)
         raise bad_type(op, arg, f"of dtype {names}", describe(value), remedy)

@@ -60,7 +60,9 @@ def channel_values(
     if len(floats) == 1:
         floats = floats * channels
     if len(floats) != channels:
-        raise _checks.bad_value(op, arg, f"{channels} values, one a channel", f"{len(floats)} values")
+        raise _checks.bad_value(
+            op, arg, f"{channels} values, one a channel", f"{len(floats)} values"
+        )
     lowest = torch.finfo(torch.float32).tiny
     if not all(math.isfinite(v) and (v >= lowest or not positive) for v in floats):
         expected = "finite and > 0" if positive else "finite"

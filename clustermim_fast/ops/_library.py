@@ -12,7 +12,9 @@ from typing import Any
 import torch
 
 NAMESPACE = "clustermim"
-_library = torch.library.Library(NAMESPACE, "DEF")  # must outlive the process: dropping it unregisters
+_library = torch.library.Library(
+    NAMESPACE, "DEF"
+)  # must outlive the process: dropping it unregisters
 
 
 def define_op(schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any]) -> Any:

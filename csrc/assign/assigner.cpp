@@ -12,8 +12,8 @@ namespace clustermim {
 namespace {
 
 constexpr int64_t kBlockBytes = 512 * 1024;  // of 2 MiB second-level cache
-constexpr int64_t kMaxBlockRows = 224;       // the filter's state, 48 to 192 bytes a row, stays in L1
-constexpr double kMaxRowNorm = 0x1p60;       // keeps float32 scores far from overflow
+constexpr int64_t kMaxBlockRows = 224;  // the filter's state, 48 to 192 bytes a row, stays in L1
+constexpr double kMaxRowNorm = 0x1p60;  // keeps float32 scores far from overflow
 
 typedef float Vec4 __attribute__((vector_size(16)));
 
@@ -106,7 +106,8 @@ void Assigner<T>::load(const T* rows, int64_t stride, int64_t count) {
 }
 
 template <typename T>
-void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* ids, double* value) {
+void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* ids,
+                         double* value) {
   const bool can_win = book_.entries() > 0;
   if (can_win) {
     load(rows, stride, count);
@@ -149,7 +150,8 @@ void Assigner<T>::collect_candidates(int64_t block_row) {
                        book_.num_panels, book_.dim, scores_.data());
   double best_lower = -std::numeric_limits<double>::infinity();
   for (int32_t e = 0; e < entries; ++e) {
-    const double error = book_.filter_error(norms_[block_row], book_.filter_norms[e], book_.bias[e]);
+    const double error =
+        book_.filter_error(norms_[block_row], book_.filter_norms[e], book_.bias[e]);
     upper_[e] = scores_[e] + error;
     best_lower = std::max(best_lower, scores_[e] - error);
   }

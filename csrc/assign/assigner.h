@@ -1,5 +1,5 @@
-// Blocks of rows to centroid ids: filter, then float64, then exact arithmetic, each for the rows that
-// the tier below leaves open.
+// Blocks of rows to centroid ids: filter, then float64, then exact arithmetic, each for the rows
+// that the tier below leaves open.
 #pragma once
 
 #include <cstdint>

@@ -10,7 +10,7 @@
 namespace clustermim {
 namespace {
 
-constexpr float kNeverWins = 0x1p126f;      // above any score: |x'| < 2^60 (Assigner), |c'| < 2^40
+constexpr float kNeverWins = 0x1p126f;  // above any score: |x'| < 2^60 (Assigner), |c'| < 2^40
 constexpr double kMaxFilterNorm = 0x1p40;
 
 const FilterKernel& filter_for(Isa isa) {

@@ -38,10 +38,11 @@ class Codebook {
   const double* value(int64_t entry) const { return values.data() + entry * dim; }
   float row_scale() const { return metric == Metric::euclidean ? scale : 1.0f; }
 
-  // Bound on |computed - true| of a filter score. With u = 2^-24: a dot product of D terms summed in
-  // runs of kChain costs (min(D, kChain) + ceil(D / kChain)) u |x'||c'|; 6 u more cover the rounding
-  // of x', of c' and of the final subtraction; the bias is rounded once and subtracted once; the last
-  // term covers underflow anywhere. 1.01 covers second-order terms and this function's own rounding.
+  // Bound on |computed - true| of a filter score. With u = 2^-24: a dot product of D terms summed
+  // in runs of kChain costs (min(D, kChain) + ceil(D / kChain)) u |x'||c'|; 6 u more cover the
+  // rounding of x', of c' and of the final subtraction; the bias is rounded once and subtracted
+  // once; the last term covers underflow anywhere. 1.01 covers second-order terms and this
+  // function's own rounding.
   double filter_error(double x_norm, double c_norm, double abs_bias) const;
   // The same for the worst entry: linear in x_norm.
   double largest_filter_error(double x_norm) const { return error_slope_ * x_norm + error_base_; }

@@ -1,8 +1,8 @@
 // The float32 filter: scores of row blocks against packed centroids, the two best kept per row.
 //
-// Score of row x and centroid c (both already centred and scaled): t = x.c - bias, larger is better.
-// Plain pointers and no standard headers below, so that a unit compiled for one ISA can share nothing
-// with another.
+// Score of row x and centroid c (both already centred and scaled): t = x.c - bias, larger is
+// better. Plain pointers and no standard headers below, so that a unit compiled for one ISA can
+// share nothing with another.
 #pragma once
 
 #include <cstdint>

@@ -1,6 +1,6 @@
 // The filter's body, included by one translation unit per ISA, each with its own vector width.
-// Everything is in an anonymous namespace: a shared inline helper compiled for one ISA could otherwise
-// replace another's.
+// Everything is in an anonymous namespace: a shared inline helper compiled for one ISA could
+// otherwise replace another's.
 #pragma once
 
 #include "assign/filter.h"
@@ -9,12 +9,12 @@ namespace clustermim {
 namespace {
 
 // GCC 12 cannot index vectors whose size depends on a template parameter, hence the macro.
-#define CMIM_VECTORS(name, lanes)                                                  \
-  struct name {                                                                    \
-    static constexpr int kLanes = lanes;                                           \
-    typedef float Vec __attribute__((vector_size((lanes) * 4)));                   \
-    typedef float UnalignedVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
-    typedef int32_t IntVec __attribute__((vector_size((lanes) * 4)));              \
+#define CMIM_VECTORS(name, lanes)                                                          \
+  struct name {                                                                            \
+    static constexpr int kLanes = lanes;                                                   \
+    typedef float Vec __attribute__((vector_size((lanes) * 4)));                           \
+    typedef float UnalignedVec __attribute__((vector_size((lanes) * 4), aligned(4)));      \
+    typedef int32_t IntVec __attribute__((vector_size((lanes) * 4)));                      \
     typedef int32_t UnalignedIntVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
   }
 
@@ -57,7 +57,8 @@ struct Filter {
   }
 
   // state: per row kLanes best, kLanes second best, kLanes indices of the best.
-  static inline __attribute__((always_inline)) void update(float* state, Vec score, int32_t column) {
+  static inline __attribute__((always_inline)) void update(float* state, Vec score,
+                                                           int32_t column) {
     Vec best = load(state), second = load(state + kLanes);
     IntVec index = *reinterpret_cast<const UnalignedIntVec*>(state + 2 * kLanes);
     const IntVec better = score > best;
@@ -123,7 +124,8 @@ struct Filter {
 #pragma GCC unroll 4
     for (int half = kLanes / 2; half > 0; half /= 2) {
       const IntVec from = lane ^ half;
-      const Vec other_top = __builtin_shuffle(top, from), other_next = __builtin_shuffle(next, from);
+      const Vec other_top = __builtin_shuffle(top, from),
+                other_next = __builtin_shuffle(next, from);
       const IntVec other_column = __builtin_shuffle(column, from);
       const IntVec better = other_top > top;
       const Vec lower = better ? top : other_top;

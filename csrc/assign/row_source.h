@@ -13,8 +13,8 @@ class RowSource {
  public:
   virtual ~RowSource() = default;
   virtual int64_t num_rows() const = 0;
-  // Rows [begin, begin + count): a pointer to the first and the stride between them. Rows that are not
-  // in memory as T are written to `scratch` [count, dim]. Callable from several threads.
+  // Rows [begin, begin + count): a pointer to the first and the stride between them. Rows that are
+  // not in memory as T are written to `scratch` [count, dim]. Callable from several threads.
   virtual const T* rows(int64_t begin, int64_t count, T* scratch, int64_t* stride) const = 0;
 };
 
@@ -47,11 +47,20 @@ class MatrixRows final : public RowSource<T> {
 template <typename Visitor>
 bool visit_matrix_rows(const MatrixView& x, Visitor&& visitor) {
   switch (x.dtype) {
-    case DType::f32: visitor(MatrixRows<float, float>(x)); return true;
-    case DType::f64: visitor(MatrixRows<double, double>(x)); return true;
-    case DType::f16: visitor(MatrixRows<float, Half>(x)); return true;
-    case DType::bf16: visitor(MatrixRows<float, BFloat16>(x)); return true;
-    case DType::u8: return false;
+    case DType::f32:
+      visitor(MatrixRows<float, float>(x));
+      return true;
+    case DType::f64:
+      visitor(MatrixRows<double, double>(x));
+      return true;
+    case DType::f16:
+      visitor(MatrixRows<float, Half>(x));
+      return true;
+    case DType::bf16:
+      visitor(MatrixRows<float, BFloat16>(x));
+      return true;
+    case DType::u8:
+      return false;
   }
   return false;
 }

@@ -31,10 +31,14 @@ double squared_distance(const T* x, const double* c, int64_t dim) {
   });
 }
 
-// At most D additions, and per term one subtraction (counted twice: it is squared), one product, and
-// for the cosine one division: gamma_{D+8} in units of 2^-53, with 1 % for higher orders.
-double relative_error(int64_t dim) { return 1.01 * static_cast<double>(dim + 8) * 0x1p-53; }
-double underflow_error(int64_t dim) { return static_cast<double>(dim + 1) * 0x1p-1022; }
+// At most D additions, and per term one subtraction (counted twice: it is squared), one product,
+// and for the cosine one division: gamma_{D+8} in units of 2^-53, with 1 % for higher orders.
+double relative_error(int64_t dim) {
+  return 1.01 * static_cast<double>(dim + 8) * 0x1p-53;
+}
+double underflow_error(int64_t dim) {
+  return static_cast<double>(dim + 1) * 0x1p-1022;
+}
 
 }  // namespace
 
@@ -93,7 +97,8 @@ int exact_compare(Metric metric, const T* x, const double* a, const double* b, i
     }
     return difference.sign();
   }
-  // cos(x, a) > cos(x, b)  <=>  sign(x.a) (x.a)^2 |b|^2 > sign(x.b) (x.b)^2 |a|^2, zero vectors as 0.
+  // cos(x, a) > cos(x, b)  <=>  sign(x.a) (x.a)^2 |b|^2 > sign(x.b) (x.b)^2 |a|^2, zero vectors as
+  // 0.
   ExactSum dot_a, dot_b, norm_a, norm_b;
   for (int64_t d = 0; d < dim; ++d) {
     dot_a.add_product(x[d], a[d]);

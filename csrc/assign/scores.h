@@ -16,8 +16,11 @@ struct Score {
 // |v| without under- or overflow; 0 exactly for a zero vector.
 double scaled_norm(const double* v, int64_t dim);
 
-// The float64 cosine needs norms whose squares neither under- nor overflow; 0 (a zero vector) is fine.
-inline bool norm_is_safe(double norm) { return norm == 0.0 || (norm > 1e-140 && norm < 1e140); }
+// The float64 cosine needs norms whose squares neither under- nor overflow; 0 (a zero vector) is
+// fine.
+inline bool norm_is_safe(double norm) {
+  return norm == 0.0 || (norm > 1e-140 && norm < 1e140);
+}
 
 // T is float or double. `norm` is |c|, used by the cosine only.
 template <typename T>

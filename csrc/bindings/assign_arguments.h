@@ -19,7 +19,9 @@ namespace clustermim::bindings {
 using Tiers = std::tuple<int64_t, int64_t, int64_t>;
 using Channels = std::optional<std::vector<double>>;
 
-inline Tiers as_tuple(const TierCounts& t) { return {t.float64, t.exact, t.invalid}; }
+inline Tiers as_tuple(const TierCounts& t) {
+  return {t.float64, t.exact, t.invalid};
+}
 
 inline Metric parse_metric(const std::string& name) {
   if (name == "euclidean") return Metric::euclidean;
@@ -28,7 +30,8 @@ inline Metric parse_metric(const std::string& name) {
   throw pybind11::value_error("metric must be euclidean, cosine or dot, got '" + name + "'");
 }
 
-inline MatrixView matrix(uintptr_t data, int dtype, int64_t rows, int64_t cols, int64_t row_stride) {
+inline MatrixView matrix(uintptr_t data, int dtype, int64_t rows, int64_t cols,
+                         int64_t row_stride) {
   return {pointer<const void>(data), static_cast<DType>(dtype), rows, cols, row_stride};
 }
 

@@ -5,8 +5,9 @@
 namespace clustermim::bindings {
 namespace {
 
-LloydStepArgs common_arguments(const MatrixView& centroids, const std::string& metric, uintptr_t ids,
-                               uintptr_t sums, uintptr_t counts, uintptr_t inertia, int threads) {
+LloydStepArgs common_arguments(const MatrixView& centroids, const std::string& metric,
+                               uintptr_t ids, uintptr_t sums, uintptr_t counts, uintptr_t inertia,
+                               int threads) {
   LloydStepArgs args;
   args.centroids = centroids;
   args.metric = parse_metric(metric);
@@ -22,9 +23,9 @@ Tiers lloyd_step(uintptr_t x, int x_dtype, int64_t x_row_stride, int64_t num_row
                  uintptr_t weights, uintptr_t centroids, int centroids_dtype,
                  int64_t centroids_row_stride, int64_t num_centroids, const std::string& metric,
                  uintptr_t ids, uintptr_t sums, uintptr_t counts, uintptr_t inertia, int threads) {
-  LloydStepArgs args = common_arguments(
-      matrix(centroids, centroids_dtype, num_centroids, dim, centroids_row_stride), metric, ids,
-      sums, counts, inertia, threads);
+  LloydStepArgs args =
+      common_arguments(matrix(centroids, centroids_dtype, num_centroids, dim, centroids_row_stride),
+                       metric, ids, sums, counts, inertia, threads);
   args.weights = pointer<const double>(weights);
   TierCounts tiers;
   Status status;

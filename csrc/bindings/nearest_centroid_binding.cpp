@@ -5,10 +5,10 @@
 namespace clustermim::bindings {
 namespace {
 
-Tiers nearest_centroid(uintptr_t x, int x_dtype, int64_t x_row_stride, int64_t num_rows, int64_t dim,
-                       uintptr_t centroids, int centroids_dtype, int64_t centroids_row_stride,
-                       int64_t num_centroids, const std::string& metric, uintptr_t ids,
-                       uintptr_t distance, int threads) {
+Tiers nearest_centroid(uintptr_t x, int x_dtype, int64_t x_row_stride, int64_t num_rows,
+                       int64_t dim, uintptr_t centroids, int centroids_dtype,
+                       int64_t centroids_row_stride, int64_t num_centroids,
+                       const std::string& metric, uintptr_t ids, uintptr_t distance, int threads) {
   NearestCentroidArgs args;
   args.x = matrix(x, x_dtype, num_rows, dim, x_row_stride);
   args.centroids = matrix(centroids, centroids_dtype, num_centroids, dim, centroids_row_stride);

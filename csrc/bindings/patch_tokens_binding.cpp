@@ -15,8 +15,8 @@ Tiers patch_tokens(uintptr_t images, int images_dtype, int64_t batch, int64_t ch
                       patch_size, mean, std, per_patch_norm, patch_order);
   PatchTokensArgs args;
   args.images = source.view;
-  args.centroids = matrix(centroids, centroids_dtype, num_centroids, source.view.dim(),
-                          centroids_row_stride);
+  args.centroids =
+      matrix(centroids, centroids_dtype, num_centroids, source.view.dim(), centroids_row_stride);
   args.metric = parse_metric(metric);
   args.ids = pointer<int64_t>(ids);
   args.threads = threads;

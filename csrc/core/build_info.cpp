@@ -9,7 +9,11 @@ const char* build_compiler() {
   return "gcc " __VERSION__;
 #endif
 }
-const char* build_type() { return CLUSTERMIM_BUILD_TYPE; }
-const char* build_cuda_status() { return CLUSTERMIM_CUDA_STATUS; }
+const char* build_type() {
+  return CLUSTERMIM_BUILD_TYPE;
+}
+const char* build_cuda_status() {
+  return CLUSTERMIM_CUDA_STATUS;
+}
 
 }  // namespace clustermim

@@ -45,14 +45,19 @@ const char* environment_isa() {
 
 const char* isa_name(Isa isa) {
   switch (isa) {
-    case Isa::generic: return "generic";
-    case Isa::avx2: return "avx2";
-    case Isa::avx512: return "avx512";
+    case Isa::generic:
+      return "generic";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
   }
   return "unknown";
 }
 
-bool isa_compiled(Isa isa) { return isa == Isa::generic || kX86; }
+bool isa_compiled(Isa isa) {
+  return isa == Isa::generic || kX86;
+}
 
 bool isa_usable(Isa isa) {
   if (isa == Isa::generic) return true;

@@ -16,9 +16,15 @@ struct BFloat16 {
   uint16_t bits;
 };
 
-inline float to_float(float v) { return v; }
-inline float to_float(double v) { return static_cast<float>(v); }
-inline float to_float(uint8_t v) { return static_cast<float>(v); }
+inline float to_float(float v) {
+  return v;
+}
+inline float to_float(double v) {
+  return static_cast<float>(v);
+}
+inline float to_float(uint8_t v) {
+  return static_cast<float>(v);
+}
 inline float to_float(BFloat16 v) {
   return std::bit_cast<float>(static_cast<uint32_t>(v.bits) << 16);
 }
@@ -35,7 +41,9 @@ inline float to_float(Half v) {
   return std::bit_cast<float>(sign | (rebiased << 23) | (mantissa << 13));
 }
 
-inline double to_double(double v) { return v; }
+inline double to_double(double v) {
+  return v;
+}
 template <typename T>
 inline double to_double(T v) {
   return static_cast<double>(to_float(v));
@@ -45,11 +53,21 @@ inline double to_double(T v) {
 template <typename Visitor>
 bool visit_dtype(DType dtype, Visitor&& visitor) {
   switch (dtype) {
-    case DType::f32: visitor(float{}); return true;
-    case DType::f64: visitor(double{}); return true;
-    case DType::f16: visitor(Half{}); return true;
-    case DType::bf16: visitor(BFloat16{}); return true;
-    case DType::u8: visitor(uint8_t{}); return true;
+    case DType::f32:
+      visitor(float{});
+      return true;
+    case DType::f64:
+      visitor(double{});
+      return true;
+    case DType::f16:
+      visitor(Half{});
+      return true;
+    case DType::bf16:
+      visitor(BFloat16{});
+      return true;
+    case DType::u8:
+      visitor(uint8_t{});
+      return true;
   }
   return false;
 }

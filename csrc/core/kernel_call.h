@@ -7,8 +7,8 @@
 
 namespace clustermim {
 
-// Runs the body of a kernel's entry point: in the default float environment, whatever the caller set,
-// and with a failed allocation of workspace as a Status.
+// Runs the body of a kernel's entry point: in the default float environment, whatever the caller
+// set, and with a failed allocation of workspace as a Status.
 template <typename Body>
 Status kernel_call(const char* op, Body&& body) {
   const DefaultFloatEnvironment environment;

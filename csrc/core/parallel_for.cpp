@@ -94,7 +94,8 @@ class ThreadPool {
 
 std::atomic<ThreadPool*> current_pool{nullptr};
 
-// Lives until the process ends; a forked child starts without one, since it has none of the threads.
+// Lives until the process ends; a forked child starts without one, since it has none of the
+// threads.
 ThreadPool& pool() {
   ThreadPool* existing = current_pool.load(std::memory_order_acquire);
   if (existing) return *existing;

@@ -1,5 +1,5 @@
-// Our own small thread pool: forked children get a new one, sanitizers understand it, and calls from
-// several Python threads share it.
+// Our own small thread pool: forked children get a new one, sanitizers understand it, and calls
+// from several Python threads share it.
 #pragma once
 
 #include <cstdint>
@@ -14,10 +14,11 @@ class TaskBody {
  public:
   // Implicit on purpose; not for TaskBody itself, or a copy would refer to its source.
   template <typename F>
-    requires(!std::is_same_v<F, TaskBody>)
-  TaskBody(F& f)
+  requires(!std::is_same_v<F, TaskBody>) TaskBody(F& f)
       : object_(const_cast<void*>(static_cast<const void*>(&f))),
-        call_([](void* object, int64_t task, int worker) { (*static_cast<F*>(object))(task, worker); }) {}
+        call_([](void* object, int64_t task, int worker) {
+          (*static_cast<F*>(object))(task, worker);
+        }) {}
   void operator()(int64_t task, int worker) const { call_(object_, task, worker); }
 
  private:
@@ -25,10 +26,10 @@ class TaskBody {
   void (*call_)(void*, int64_t, int);
 };
 
-// Runs body(task, worker) for every task in [0, tasks), each once, on at most `threads` threads, the
-// caller among them; worker is in [0, threads) and no two running bodies share it. Which worker runs
-// which task is not fixed: a result must not depend on it. The body may throw std::bad_alloc only.
-// Runs inside DefaultFloatEnvironment. Bodies must not call parallel_for.
+// Runs body(task, worker) for every task in [0, tasks), each once, on at most `threads` threads,
+// the caller among them; worker is in [0, threads) and no two running bodies share it. Which worker
+// runs which task is not fixed: a result must not depend on it. The body may throw std::bad_alloc
+// only. Runs inside DefaultFloatEnvironment. Bodies must not call parallel_for.
 Status parallel_for(int threads, int64_t tasks, TaskBody body);
 
 }  // namespace clustermim

@@ -5,9 +5,9 @@
 //   counts   [K]        out: int64, or float64 sums of weights when weights are given
 //   inertia  [1]        out: sum of |x - c|^2 in the direct form (cosine: 1 - cos; dot: -dot)
 //
-// Rows of id -1 are left out. Deterministic for any thread count: rows are added in their order, the
-// threads share the columns. For uint8 images values and costs are rounded to multiples of 2^-28 and
-// summed as integers, so that parts of the data add up to the whole bit for bit.
+// Rows of id -1 are left out. Deterministic for any thread count: rows are added in their order,
+// the threads share the columns. For uint8 images values and costs are rounded to multiples of
+// 2^-28 and summed as integers, so that parts of the data add up to the whole bit for bit.
 #pragma once
 
 #include "assign/image_rows.h"

@@ -13,16 +13,18 @@
 namespace clustermim {
 namespace {
 
-constexpr double kQuantum = 0x1p-28;         // clustermim_fast/ops/lloyd_step/reference.py has it too
-// Normalised pixels are below 3 in practice. Beyond this, or with so many rows that an int64 sum could
-// overflow, sums are float64.
+constexpr double kQuantum = 0x1p-28;  // clustermim_fast/ops/lloyd_step/reference.py has it too
+// Normalised pixels are below 3 in practice. Beyond this, or with so many rows that an int64 sum
+// could overflow, sums are float64.
 constexpr double kLargestQuantised = 64.0;
 constexpr double kLargestSum = 0x1p63 * kQuantum;
 constexpr int64_t kSuperblockBytes = 4 << 20;  // assigned rows wait for accumulation in cache
 constexpr int64_t kMaxSuperblockRows = 8192;
 constexpr int64_t kColumnsPerTask = 16;  // two cache lines of float64 sums
 
-__int128 quantise(double v) { return static_cast<__int128>(std::nearbyint(v / kQuantum)); }
+__int128 quantise(double v) {
+  return static_cast<__int128>(std::nearbyint(v / kQuantum));
+}
 
 // Adds rows to sums. `Sum` is double, or int64_t for multiples of kQuantum.
 template <typename T, typename Sum>
@@ -110,8 +112,8 @@ Status run(const RowSource<T>& source, int64_t dim, const LloydStepArgs& args, T
   CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads));
   const int64_t block = block_rows(codebook), total = source.num_rows();
   const int64_t row_bytes = std::max<int64_t>(1, dim) * static_cast<int64_t>(sizeof(T));
-  const int64_t superblock =
-      std::clamp(kSuperblockBytes / row_bytes / block * block, block, kMaxSuperblockRows / block * block);
+  const int64_t superblock = std::clamp(kSuperblockBytes / row_bytes / block * block, block,
+                                        kMaxSuperblockRows / block * block);
 
   Accumulator<T, Sum> accumulator(args, dim);
   std::vector<std::unique_ptr<Assigner<T>>> assigners(std::max(args.threads, 1));
@@ -129,7 +131,8 @@ Status run(const RowSource<T>& source, int64_t dim, const LloydStepArgs& args, T
       const int64_t first = task * block;
       Rows& rows = blocks[task];
       rows.count = std::min(block, count - first);
-      rows.data = source.rows(begin + first, rows.count, scratch.data() + first * dim, &rows.stride);
+      rows.data =
+          source.rows(begin + first, rows.count, scratch.data() + first * dim, &rows.stride);
       assigners[worker]->assign(rows.data, rows.stride, rows.count, args.ids + begin + first,
                                 values.data() + first);
     };

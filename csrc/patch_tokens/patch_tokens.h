@@ -1,4 +1,5 @@
-// Images to token ids: patchify, normalise in float32 and nearest centroid, without the patch matrix.
+// Images to token ids: patchify, normalise in float32 and nearest centroid, without the patch
+// matrix.
 //
 //   images     [batch, channels, height, width]  uint8 or floating, any strides
 //   centroids  [num_centroids, patch_size^2 * channels]

@@ -43,17 +43,20 @@ Status replace_patches_cpu(const ReplacePatchesArgs& a) {
   CMIM_RETURN_IF_ERROR(check_pointer(op, "pixels", a.pixels, any && a.channels > 0));
   for (int64_t i = 0; i < a.batch * patches; ++i) {
     if (a.where[i] && a.ids[i] >= a.num_centroids) {
-      return Status::error(StatusCode::index_error,
-                           "%s: ids must be < K = %lld wherever `where` is True, got %lld", op,
-                           static_cast<long long>(a.num_centroids),
-                           static_cast<long long>(a.ids[i]));
+      return Status::error(
+          StatusCode::index_error, "%s: ids must be < K = %lld wherever `where` is True, got %lld",
+          op, static_cast<long long>(a.num_centroids), static_cast<long long>(a.ids[i]));
     }
   }
   switch (a.element_size) {
-    case 1: return paste<uint8_t>(a);
-    case 2: return paste<uint16_t>(a);
-    case 4: return paste<uint32_t>(a);
-    case 8: return paste<uint64_t>(a);
+    case 1:
+      return paste<uint8_t>(a);
+    case 2:
+      return paste<uint16_t>(a);
+    case 4:
+      return paste<uint32_t>(a);
+    case 8:
+      return paste<uint64_t>(a);
   }
   return Status::error(StatusCode::invalid_argument, "%s: unknown element size", op);
 }

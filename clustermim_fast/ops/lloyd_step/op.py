@@ -18,7 +18,9 @@ IMPLEMENTED = ("reference", "cpu")
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
-def _empty_outputs(like: torch.Tensor, rows: int, centroids: torch.Tensor, weighted: bool) -> Outputs:
+def _empty_outputs(
+    like: torch.Tensor, rows: int, centroids: torch.Tensor, weighted: bool
+) -> Outputs:
     count_dtype = torch.float64 if weighted else torch.int64
     return (
         like.new_empty(rows, dtype=torch.int64),

@@ -17,7 +17,9 @@ IMPLEMENTED = ("reference", "cpu")
 
 def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
     """The checks that every op makes of its ``centroids`` [K, D]."""
-    _checks.require_tensor(op, "centroids", centroids, dtypes=_checks.FLOATING, ndim=2, shape="[K, D]")
+    _checks.require_tensor(
+        op, "centroids", centroids, dtypes=_checks.FLOATING, ndim=2, shape="[K, D]"
+    )
     if centroids.shape[0] == 0:
         raise _checks.bad_value(op, "centroids", "[K, D] with K >= 1", tuple(centroids.shape))
     return centroids
@@ -148,7 +150,11 @@ def nearest_centroid(
         RuntimeError: a back-end was named that cannot run here.
     """
     _checks.require_tensor(
-        OP, "x", x, dtypes=_checks.FLOATING, remedy="convert it, e.g. x.float(); see patch_tokens for uint8"
+        OP,
+        "x",
+        x,
+        dtypes=_checks.FLOATING,
+        remedy="convert it, e.g. x.float(); see patch_tokens for uint8",
     )
     require_centroids(OP, centroids)
     if x.dim() < 1 or x.shape[-1] != centroids.shape[1]:

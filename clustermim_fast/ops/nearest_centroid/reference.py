@@ -81,6 +81,10 @@ def _value(x: torch.Tensor, c: torch.Tensor, metric: str) -> torch.Tensor:
         return (x - c).square().sum(1)
     if metric == "dot" or x.shape[1] == 0:
         return (x * c).sum(1)
-    x = torch.nn.functional.normalize(x / x.abs().amax(1, keepdim=True).clamp_min(2.0**-1022), dim=1)
-    c = torch.nn.functional.normalize(c / c.abs().amax(1, keepdim=True).clamp_min(2.0**-1022), dim=1)
+    x = torch.nn.functional.normalize(
+        x / x.abs().amax(1, keepdim=True).clamp_min(2.0**-1022), dim=1
+    )
+    c = torch.nn.functional.normalize(
+        c / c.abs().amax(1, keepdim=True).clamp_min(2.0**-1022), dim=1
+    )
     return (x * c).sum(1)

@@ -117,7 +117,9 @@ def replace_patches(
     require_centroids(OP, centroids)
     _images.require_patch_width(OP, centroids, images, patch_size)
     shape = (images.shape[0], _images.num_patches(images, patch_size))
-    _checks.require_tensor(OP, "ids", ids, dtypes=(torch.int64, torch.int32), ndim=2, shape="[B, L]")
+    _checks.require_tensor(
+        OP, "ids", ids, dtypes=(torch.int64, torch.int32), ndim=2, shape="[B, L]"
+    )
     _checks.require_tensor(OP, "where", where, ndim=2, shape="[B, L]")
     for arg, value in (("ids", ids), ("where", where)):
         if tuple(value.shape) != shape:
