@@ -47,20 +47,11 @@ class MatrixRows final : public RowSource<T> {
 template <typename Visitor>
 bool visit_matrix_rows(const MatrixView& x, Visitor&& visitor) {
   switch (x.dtype) {
-    case DType::f32:
-      visitor(MatrixRows<float, float>(x));
-      return true;
-    case DType::f64:
-      visitor(MatrixRows<double, double>(x));
-      return true;
-    case DType::f16:
-      visitor(MatrixRows<float, Half>(x));
-      return true;
-    case DType::bf16:
-      visitor(MatrixRows<float, BFloat16>(x));
-      return true;
-    case DType::u8:
-      return false;
+    case DType::f32: visitor(MatrixRows<float, float>(x)); return true;
+    case DType::f64: visitor(MatrixRows<double, double>(x)); return true;
+    case DType::f16: visitor(MatrixRows<float, Half>(x)); return true;
+    case DType::bf16: visitor(MatrixRows<float, BFloat16>(x)); return true;
+    case DType::u8: return false;
   }
   return false;
 }

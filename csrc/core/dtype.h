@@ -53,21 +53,11 @@ inline double to_double(T v) {
 template <typename Visitor>
 bool visit_dtype(DType dtype, Visitor&& visitor) {
   switch (dtype) {
-    case DType::f32:
-      visitor(float{});
-      return true;
-    case DType::f64:
-      visitor(double{});
-      return true;
-    case DType::f16:
-      visitor(Half{});
-      return true;
-    case DType::bf16:
-      visitor(BFloat16{});
-      return true;
-    case DType::u8:
-      visitor(uint8_t{});
-      return true;
+    case DType::f32: visitor(float{}); return true;
+    case DType::f64: visitor(double{}); return true;
+    case DType::f16: visitor(Half{}); return true;
+    case DType::bf16: visitor(BFloat16{}); return true;
+    case DType::u8: visitor(uint8_t{}); return true;
   }
   return false;
 }

@@ -18,12 +18,9 @@ constexpr int64_t kTaskElements = 1 << 15;
 const RowKernel& row_kernel() {
 #if defined(__x86_64__)
   switch (current_isa()) {
-    case Isa::avx512:
-      return kRowKernelAvx512;
-    case Isa::avx2:
-      return kRowKernelAvx2;
-    case Isa::generic:
-      break;
+    case Isa::avx512: return kRowKernelAvx512;
+    case Isa::avx2: return kRowKernelAvx2;
+    case Isa::generic: break;
   }
 #endif
   return kRowKernelGeneric;

@@ -49,14 +49,10 @@ Status replace_patches_cpu(const ReplacePatchesArgs& a) {
     }
   }
   switch (a.element_size) {
-    case 1:
-      return paste<uint8_t>(a);
-    case 2:
-      return paste<uint16_t>(a);
-    case 4:
-      return paste<uint32_t>(a);
-    case 8:
-      return paste<uint64_t>(a);
+    case 1: return paste<uint8_t>(a);
+    case 2: return paste<uint16_t>(a);
+    case 4: return paste<uint32_t>(a);
+    case 8: return paste<uint64_t>(a);
   }
   return Status::error(StatusCode::invalid_argument, "%s: unknown element size", op);
 }
