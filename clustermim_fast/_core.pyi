@@ -1,6 +1,6 @@
 """The compiled kernels. Private: clustermim_fast.ops checks what these take on trust.
 
-Addresses are ``tensor.data_ptr()``, 0 for "not given"; strides are in elements; dtype codes are those
+Addresses are ``tensor.data_ptr()``, 0 for "not given"; strides in elements; dtype codes are those
 of ``ops/_backend.py``. Tier counts are rows decided in float64, rows decided exactly, invalid rows.
 """
 

@@ -6,7 +6,7 @@ A named back-end that cannot run is an error that says why; nothing falls back s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
@@ -112,7 +112,7 @@ def resolve(
     if name is None:
         fastest_first = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
         # A list, not next(): torch 2.4's compiler knows no default for it.
-        name = [*(n for n in fastest_first if n in implemented), "reference"][0]  # noqa: RUF015
+        name = [*(n for n in fastest_first if n in implemented), "reference"][0]
     if reasons[name] is not None:
         usable = ", ".join(n for n, reason in reasons.items() if reason is None)
         raise RuntimeError(

@@ -63,7 +63,8 @@ def needs_tokenizer(config: TrainConfig) -> bool:
 def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     """The tokenizer of a resolved config: the file it names, or k-means of the run's images.
 
-    A run that goes on takes the one it began with, from its folder. The fit sees un-augmented evaluation views, evenly spaced over the set, in shuffled order.
+    A run that goes on takes the one it began with, from its folder. The fit sees un-augmented
+    evaluation views, evenly spaced over the set, in shuffled order.
     """
     settings = config.tokenizer
     if settings.path:

@@ -213,9 +213,9 @@ def lloyd_step_images(
 
     For uint8 images normalised pixel values and costs are rounded to multiples of 2^-28 (4e-9) and
     summed as integers: adding the results of parts of the data (other calls, other ranks) gives the
-    result of the whole, bit for bit, while a sum stays below 2^25. Floating images, and uint8 images
-    whose normalised values pass 64 in magnitude, are summed in float64 in the order of the patches.
-    Both are the same for any thread count.
+    result of the whole, bit for bit, while a sum stays below 2^25. Floating images, and uint8
+    images whose normalised values pass 64 in magnitude, are summed in float64 in the order of the
+    patches. Both are the same for any thread count.
 
     Args:
         images, patch_size, mean, std, per_patch_norm, patch_order: as in :func:`patch_tokens`.

@@ -97,7 +97,7 @@ def replace_patches(
 
     Args:
         images: [B, C, H, W] uint8 or floating, not normalised; H and W multiples of ``patch_size``.
-        ids: int64 or int32 [B, L] token ids, L row-major; a patch with a negative id stays as it is.
+        ids: int64 or int32 [B, L] token ids, L row-major; a patch with a negative id is left alone.
         centroids: [K, D] floating, D = patch_size^2 * C, in the order ``patch_order``.
         where: [B, L] bool (another dtype means ``where != 0``), True = replaced.
         patch_size: side of a square patch, pixels.
