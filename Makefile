@@ -85,7 +85,7 @@ layers: $(READY)  ## who may import and include whom
 	$(PY) tools/check_layers.py
 
 bench: core  ## time the ops; see benchmarks/README.md
-	$(PY) -m pytest benchmarks --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+	$(PY) -m pytest $(wildcard benchmarks/ops/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 check: test lint types layers test-wheel audit check-slow check-sanitizers check-floor  ## all of it, before an issue is called done
 

@@ -26,7 +26,7 @@ grep -iE '^(torch|numpy|timm)==' build/floor-after.txt
 
 folder=$(mktemp -d)
 trap 'rm -rf "$folder"' EXIT
-cp -r tests tools pyproject.toml "$folder"
+cp -r tests tools benchmarks examples pyproject.toml "$folder"
 cd "$folder"
 "$python" -m clustermim_fast.info
 "$python" -m pytest tests/ops tests/nn tests/test_info.py tests/test_imports.py \

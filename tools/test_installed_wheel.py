@@ -20,7 +20,17 @@ import venv
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parent.parent
-COPIED = ("tests", "tools", "csrc", "benchmarks", "docs", "pyproject.toml", "CMakeLists.txt")
+COPIED = (
+    "tests",
+    "tools",
+    "csrc",
+    "benchmarks",
+    "examples",
+    "docs",
+    "README.md",
+    "pyproject.toml",
+    "CMakeLists.txt",
+)
 
 
 def make_environment(folder: Path, wheel: Path) -> Path:
