@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from clustermim_fast.tokenizers.rows import Rows
+from clustermim_fast.tokenizers.seed_distances import SeedDistances
 
 RandomState = (
     np.random.RandomState
@@ -37,48 +38,26 @@ def kmeans_plus_plus(rows: Rows, num_clusters: int, random: RandomState) -> torc
     """Greedy k-means++ (Arthur and Vassilvitskii 2007, with 2 + int(log K) trials a centroid).
 
     Each trial row is drawn with probability proportional to weight times squared distance to the
-    nearest centroid so far; the trial that lowers the total most is kept. Distances are taken in
-    the direct form (equal rows are at distance exactly 0) and totals are summed by one thread, so
-    that the choice does not depend on the thread count.
+    nearest centroid so far; the trial that lowers the total most is kept.
 
     Returns:
         [K, D] float64, rows of the data.
     """
     weights = row_weights(rows)
     trials = 2 + int(math.log(num_clusters))
-    first = int(random.choice(rows.num_rows, p=weights / weights.sum()))
-    chosen = [first]
-    wide = rows.dtype == torch.float64
-    closest = _squared_distances(rows, rows.take(np.array([first])), wide)[0]
-    if not wide and not 1e-30 < closest.max(initial=0.0) < 1e30:  # squares leave float32's range
-        wide = True
-        closest = _squared_distances(rows, rows.take(np.array([first])), wide)[0]
-    potential = float(closest @ weights)
+    chosen = [int(random.choice(rows.num_rows, p=weights / weights.sum()))]
+    distances = SeedDistances(rows, chosen[0])
     for _ in range(1, num_clusters):
-        targets = random.uniform(size=trials) * potential
-        candidates = np.searchsorted(np.cumsum(weights * closest), targets)
-        candidates = np.minimum(candidates, rows.num_rows - 1).astype(np.int64)
-        distances = _squared_distances(rows, rows.take(candidates), wide)
-        np.minimum(distances, closest, out=distances)
-        potentials = [float(np.sum(d * weights)) for d in distances]
-        best = int(np.argmin(potentials))
-        potential, closest = potentials[best], distances[best].copy()
-        chosen.append(int(candidates[best]))
+        total = np.cumsum(weights * distances.closest)
+        drawn = np.searchsorted(total, random.uniform(size=trials) * total[-1])
+        drawn = np.minimum(drawn, rows.num_rows - 1).astype(np.int64)
+        nearer = distances.nearer(drawn)
+        gains = [np.sum(weights[i] * (distances.closest[i] - d)) for i, d in nearer]
+        best = int(np.argmax(gains))
+        index, distance = nearer[best]
+        distances.closest[index] = distance
+        chosen.append(int(drawn[best]))
     return rows.take(np.array(chosen, dtype=np.int64)).double()
-
-
-def _squared_distances(rows: Rows, points: torch.Tensor, wide: bool) -> npt.NDArray[np.float64]:
-    """[T, N] float64 from the T ``points`` to all rows, direct form (``wide``: in float64)."""
-    dtype = torch.float64 if wide else rows.dtype
-    points = points.to(dtype)
-    out = np.empty((len(points), rows.num_rows))
-    for start, block in rows.blocks():
-        # This mode subtracts before it squares; the other one is |a|^2 - 2ab + |b|^2 by a GEMM,
-        # whose bits change with the thread count.
-        d = torch.cdist(points, block.to(dtype), compute_mode="donot_use_mm_for_euclid_dist")
-        distance = d.cpu().numpy()
-        np.multiply(distance, distance, out=out[:, start : start + len(block)], dtype=np.float64)
-    return out
 
 
 def random_rows(rows: Rows, num_clusters: int, random: RandomState) -> torch.Tensor:

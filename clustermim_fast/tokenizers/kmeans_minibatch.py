@@ -51,8 +51,9 @@ class MiniBatch:
         means = (before * self.counts[:, None] + result.sums) / totals.clamp(min=1e-300)[:, None]
         self.centers = project(torch.where(hit, means, before), rows.metric, before)
         self.counts = totals
-        due = reseed and self._is_due(rows.num_rows)
-        reseeded = self.reseed(rows, self.counts) if due else 0
+        reseeded = 0
+        if reseed and self._is_due(rows.num_rows):
+            reseeded = self.reseed(rows, self.counts, self.reassignment_ratio * self.counts.max())
         shift = float((self.centers - before).square().sum())
         return BatchResult(result.inertia, shift, reseeded, result.counts)
 
@@ -63,10 +64,10 @@ class MiniBatch:
             return self.reassignment_ratio > 0
         return False
 
-    def reseed(self, rows: Rows, judged: torch.Tensor) -> int:
-        """Replace centroids starved by ``judged`` counts [K] with random rows, at most N / 2."""
+    def reseed(self, rows: Rows, judged: torch.Tensor, lowest: torch.Tensor) -> int:
+        """Replace centroids whose ``judged`` count [K] is below ``lowest`` by random rows."""
         counts = judged.cpu().numpy()
-        starved = counts < self.reassignment_ratio * counts.max()
+        starved = counts < float(lowest)
         if starved.sum() > 0.5 * rows.num_rows:
             starved[np.argsort(counts, kind="stable")[int(0.5 * rows.num_rows) :]] = False
         number = int(starved.sum())

@@ -25,6 +25,7 @@ BATCH_BYTES = 32 << 20
 SAMPLE_BYTES = 32 << 20
 IDS_BYTES = 16 << 20
 MENDING_PASSES = 3
+STARVED = 0.01  # share of the mean count; of the largest, as in scikit-learn, flat patches set it
 
 
 @dataclass(frozen=True)
@@ -110,7 +111,8 @@ def _minibatch(
         # Judged by a whole pass, not by the last batches as in scikit-learn: in a loader that is
         # sorted by class, the centroids of classes to come would be taken for starved.
         if number + 1 < options.passes:
-            epoch.reseeded = state.reseed(data.sample, epoch.counts)
+            lowest = STARVED * epoch.counts.mean()
+            epoch.reseeded = state.reseed(data.sample, epoch.counts, lowest)
         report.iterations.append(epoch.iteration(timer()))
         report.reseeded += epoch.reseeded
         bar.advance(inertia=f"{epoch.inertia:.6g}", reseeded=epoch.reseeded or None)

@@ -10,6 +10,7 @@ import torch
 from clustermim_fast import KMeans
 from clustermim_fast.tokenizers.kmeans_init import as_random_state, kmeans_plus_plus, random_rows
 from clustermim_fast.tokenizers.rows import MatrixRows
+from clustermim_fast.tokenizers.seed_distances import SeedDistances
 
 
 def data(n=500, d=4, dtype=np.float64):
@@ -62,6 +63,36 @@ def test_plus_plus_where_float32_squares_leave_their_range(scale):
         MatrixRows(torch.from_numpy(x.astype(np.float64) / scale)), 20, np.random.RandomState(0)
     )
     np.testing.assert_allclose(picked.numpy() / scale, unscaled.numpy(), rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("d", "offset", "dtype"),
+    [
+        (3, 0.0, np.float32),
+        (48, 0.0, np.float32),
+        (768, 1e3, np.float32),
+        (48, 1e6, np.float64),
+    ],
+)
+def test_seed_distances_are_the_direct_ones(d, offset, dtype):
+    """The matrix product only leaves rows out; every distance that counts is the direct form's."""
+    random = np.random.default_rng(0)
+    x = (offset + random.normal(size=(700, d))).astype(dtype)
+    x[300:310] = x[0]
+    distances = SeedDistances(MatrixRows(torch.from_numpy(x)), 5)
+    seeds = np.array([0, 1, 305, 699])
+
+    def direct(seed):
+        difference = x - x[seed]
+        return np.einsum("ij,ij->i", difference, difference).astype(np.float64)
+
+    closest = direct(5)
+    assert np.array_equal(distances.closest, closest)
+    for seed, (index, distance) in zip(seeds, distances.nearer(seeds), strict=True):
+        expected = direct(seed)
+        assert np.array_equal(index, np.flatnonzero(expected < closest))
+        assert np.array_equal(distance, expected[index])
+        assert (expected[seed] == 0) and seed in index
 
 
 def test_random_rows_are_distinct_values():
