@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import difflib
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import timm
@@ -17,6 +19,17 @@ from torch import Tensor, nn
 _NAMES_THAT_WORK = (
     "vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, vit_large_patch16_224, "
     "deit_small_patch16_224, deit3_small_patch16_224, vit_small_patch14_reg4_dinov2"
+)
+
+# What torch.load raises on files that are cut or of another kind.
+_NOT_A_WEIGHT_FILE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    AttributeError,
+    struct.error,
 )
 
 
@@ -124,21 +137,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     file = Path(path).expanduser()
     if not file.is_file():
         raise ValueError(f"weights: no such file: {file}")
-    if file.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        state: Any = load_file(str(file))
-    else:
-        from pickle import UnpicklingError
-
-        try:
-            state = torch.load(file, map_location="cpu", weights_only=True)
-        except UnpicklingError as error:
-            raise ValueError(
-                f"weights: {file} holds Python objects besides tensors, which are never "
-                f"unpickled here; "
-                "save its state dict alone, best as safetensors"
-            ) from error
+    state = _read_safetensors(file) if file.suffix == ".safetensors" else _read_torch(file)
     for key in ("model", "state_dict", "teacher", "encoder"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]
@@ -147,6 +146,28 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
             f"weights: {file} holds a {type(state).__name__}, expected a dict of tensors"
         )
     return {_strip(str(name)): value for name, value in state.items() if isinstance(value, Tensor)}
+
+
+def _read_safetensors(file: Path) -> Any:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(str(file))
+    except SafetensorError as error:
+        raise ValueError(f"weights: {file} is not a safetensors file: {error}") from error
+
+
+def _read_torch(file: Path) -> Any:
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except UnpicklingError as error:
+        raise ValueError(
+            f"weights: {file} holds Python objects besides tensors, which are never unpickled "
+            "here; save its state dict alone, best as safetensors"
+        ) from error
+    except _NOT_A_WEIGHT_FILE as error:
+        raise ValueError(f"weights: {file} cannot be read as tensors: {error}") from error
 
 
 def _strip(name: str) -> str:
