@@ -22,7 +22,7 @@ from clustermim_fast.tokenizers.kmeans_fit import Settings
 from clustermim_fast.tokenizers.kmeans_init import as_random_state
 from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, read_weights
 from clustermim_fast.tokenizers.kmeans_minibatch import MiniBatch
-from clustermim_fast.tokenizers.rows import MatrixRows, non_finite_row, unit_rows
+from clustermim_fast.tokenizers.rows import MatrixRows, require_finite, unit_rows
 
 ROW_BLOCK = 1 << 15
 
@@ -132,9 +132,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         settings = self._settings()
         first = not hasattr(self, "cluster_centers_")
         x, is_tensor = read_rows(self, X, reset=first)
-        rows = self._rows(x, sample_weight)
-        rows.mean_variance()  # refuses NaN
+        rows = self._rows(x, sample_weight, enough=first)
         if first:
+            rows.mean_variance()  # refuses NaN before it becomes a seed; later the step does
             self._minibatch = kmeans_fit.start(rows, settings, as_random_state(self.random_state))
             self.n_steps_ = 0
         state: MiniBatch = self._minibatch
@@ -151,10 +151,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         """Id of the nearest centroid of each row: int64 [N], exact, lowest id among equal ones."""
         x, is_tensor = self._read_fitted(X)
         ids = ops.nearest_centroid(self._placed(x), self._centers(x), metric=self.metric)
-        bad = torch.nonzero(ids < 0)
-        if len(bad):
-            raise ValueError(f"{type(self).__name__}: {non_finite_row(int(bad[0]))}")
-        return as_input_kind(ids, is_tensor, x.device)
+        return as_input_kind(require_finite(ids), is_tensor, x.device)
 
     def transform(self, X: Any) -> Any:
         """Distance of each row to each centroid: [N, K] ("cosine": 1 - cosine)."""
@@ -174,7 +171,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
 
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the inertia of X with the fitted centroids."""
-        self.predict(X)  # refuses NaN
         x, _ = self._read_fitted(X)
         rows = MatrixRows(
             self._placed(x), read_weights(sample_weight, self._placed(x)), self.metric
@@ -206,8 +202,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             reassignment_ratio=self.reassignment_ratio,
         ).check()
 
-    def _rows(self, x: torch.Tensor, sample_weight: Any) -> MatrixRows:
-        if x.shape[0] < self.n_clusters:
+    def _rows(self, x: torch.Tensor, sample_weight: Any, *, enough: bool = True) -> MatrixRows:
+        if enough and x.shape[0] < self.n_clusters:
             raise ValueError(f"n_samples={x.shape[0]} should be >= n_clusters={self.n_clusters}.")
         x = self._placed(x)
         return MatrixRows(x, read_weights(sample_weight, x), self.metric)

@@ -60,7 +60,10 @@ class Rows(ABC):
         """The rows [len(index), D] in ``dtype``."""
 
     def lloyd_step(self, centers: torch.Tensor) -> Step:
-        """Assign all rows to ``centers`` [K, D] (rounded to ``dtype``) and add them up."""
+        """Assign all rows to ``centers`` [K, D] (rounded to ``dtype``) and add them up.
+
+        ValueError names the first row with NaN or Inf.
+        """
         centers = centers.to(self.dtype)
         sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
         counts = torch.zeros(centers.shape[0], dtype=torch.float64, device=self.device)
@@ -72,7 +75,7 @@ class Rows(ABC):
             sums += part[1]
             counts += part[2]
             inertia += float(part[3])
-        return Step(torch.cat(ids), sums, counts, inertia)
+        return Step(require_finite(torch.cat(ids)), sums, counts, inertia)
 
     def mean_variance(self) -> float:
         """Mean over features of their variances, weights ignored; ValueError on NaN or Inf.
@@ -82,10 +85,6 @@ class Rows(ABC):
         """
         origin = torch.zeros(1, self.dim, dtype=torch.float64, device=self.device)
         step = self.lloyd_step(origin)
-        if step.ids is not None:
-            bad = torch.nonzero(step.ids < 0)
-            if len(bad):
-                raise ValueError(non_finite_row(int(bad[0])))
         mean = step.sums / self.num_rows
         if self.metric == "cosine":  # unit rows: the mean of |x|^2 is 1
             return max(0.0, 1.0 - float(mean.square().sum())) / self.dim
@@ -168,9 +167,12 @@ class MatrixRows(Rows):
         ids, sums, counts, inertia = ops.lloyd_step(
             self.x, centers.to(self.dtype), weights=self.weights, metric=self.metric
         )
-        return Step(ids, sums, counts.double(), float(inertia))
+        return Step(require_finite(ids), sums, counts.double(), float(inertia))
 
 
-def non_finite_row(row: int) -> str:
-    """The message for a row that cannot be clustered."""
-    return f"X contains NaN or infinity in row {row}; remove or impute such rows"
+def require_finite(ids: torch.Tensor) -> torch.Tensor:
+    """``ids``, unless one is -1: the op's mark for a row with NaN or Inf."""
+    if ids.numel() and int(ids.min()) < 0:
+        row = int(torch.nonzero(ids < 0)[0])
+        raise ValueError(f"X contains NaN or infinity in row {row}; remove or impute such rows")
+    return ids

@@ -228,3 +228,12 @@ def test_offset_data_keep_their_clusters():
     moved = KMeans(7, init=x[:7] + 1e6, tol=0).fit(x + 1e6)
     assert np.array_equal(plain.labels_, moved.labels_)
     assert moved.inertia_ == pytest.approx(plain.inertia_, rel=1e-6)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e30])
+def test_scale_does_not_matter(scale):
+    x = blobs(dtype=np.float32)
+    plain = KMeans(7, random_state=0).fit(x)
+    scaled = KMeans(7, random_state=0).fit((x.astype(np.float64) * scale).astype(np.float32))
+    assert (plain.labels_ == scaled.labels_).mean() > 0.99  # the scaled rows are rounded anew
+    assert scaled.inertia_ == pytest.approx(plain.inertia_ * scale**2, rel=1e-3)

@@ -113,6 +113,19 @@ def test_partial_fit_goes_on_from_a_fit():
     assert 0 < moved < 0.2  # 100 rows on top of 3000
 
 
+def test_a_refused_batch_changes_nothing_and_a_small_one_is_welcome():
+    x = data()
+    model = KMeans(8, random_state=0).partial_fit(x[:500])
+    before = model.cluster_centers_.copy()
+    bad = x[500:600].copy()
+    bad[3] = np.nan
+    with pytest.raises(ValueError, match="NaN or infinity in row 3"):
+        model.partial_fit(bad)
+    assert np.array_equal(model.cluster_centers_, before)
+    model.partial_fit(x[500:503])  # fewer rows than clusters, after the first batch
+    assert not np.array_equal(model.cluster_centers_, before)
+
+
 def test_cosine_batches_keep_unit_centroids():
     x = data()
     model = KMeans(5, algorithm="minibatch", metric="cosine", random_state=0)

@@ -197,6 +197,8 @@ def test_refusals(digits):
         (digits[:1], "have 16 patches, fewer than num_clusters = 20"),
         ([digits[:1]], "have 16 patches, fewer than num_clusters = 20"),
         ([], "gave no batch"),
+        (digits[:0], "have 0 patches, fewer than num_clusters = 20"),
+        ([digits[:0]], "gave no image"),
     ]:
         with pytest.raises(ValueError, match=message):
             fit(data, 20, 4)
