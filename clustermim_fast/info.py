@@ -75,6 +75,7 @@ class Info:
         paths = "; ".join(f"{name}: {state}" for name, state in self.core["isa_paths"].items())
         return [
             f"  core        {self.core['compiler']}, {self.core['build_type']} build",
+            f"  flags       {self.core['flags']}",
             f"  CUDA core   {self.core['cuda']}",
             f"  ISA path    {self.core['isa']} ({paths})",
         ]

@@ -12,6 +12,9 @@ const char* build_compiler() {
 const char* build_type() {
   return CLUSTERMIM_BUILD_TYPE;
 }
+const char* build_flags() {
+  return CLUSTERMIM_BUILD_FLAGS;
+}
 const char* build_cuda_status() {
   return CLUSTERMIM_CUDA_STATUS;
 }
