@@ -159,7 +159,7 @@ def open_images(
 
     Args:
         path: folder (searched recursively; class sub-folders or flat; with or without train/ and
-            test/ or val/) or "digits".
+            test/ or val/) or "digits" (a folder of that name is "./digits").
         size: side or (H, W) of the views and crops, pixels. Stored images keep their own size, up
         to
             a short side of twice the larger of these.

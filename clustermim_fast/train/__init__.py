@@ -5,15 +5,17 @@ from clustermim_fast.train.config import (
     LogConfig,
     TokenizerConfig,
     TrainConfig,
+    to_dict,
+)
+from clustermim_fast.train.load import LoadedRun, load_run, random_model
+from clustermim_fast.train.loop import RunResult, run
+from clustermim_fast.train.overrides import (
     config_from_overrides,
     from_dict,
     list_keys,
     load_config,
     save_config,
-    to_dict,
 )
-from clustermim_fast.train.load import LoadedRun, load_run, random_model
-from clustermim_fast.train.loop import RunResult, run
 from clustermim_fast.train.prepare import (
     needs_tokenizer,
     open_run_images,

@@ -129,23 +129,29 @@ def make_loader(
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
-        prefetch_factor=4 if workers else None,
+        prefetch_factor=2 if workers else None,
         worker_init_fn=_init_worker,
     )
 
 
-def choose_workers(asked: int | None, images: ImageSet) -> int:
-    """Loader processes: what was asked for, none for small images in memory, else one per core."""
+def choose_workers(asked: int | None, images: ImageSet, device: torch.device) -> int:
+    """Loader processes: what was asked for, none for small images in memory, else one per core.
+
+    Half as many where the network runs on the same cores; eight at most.
+    """
     if asked is not None:
         return asked
     # A 32-pixel crop takes 45 microseconds: another process would take more from the step than it
     # gives.
     if images.in_memory and max(images.image_size) < _SMALL_SIDE:
         return 0
-    return min(MAX_WORKERS, len(os.sched_getaffinity(0)))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    share = 2 if device.type == "cpu" else 1
+    return max(1, min(MAX_WORKERS, (cores or 1) // share))
 
 
 def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
-    # Ctrl-C goes to the whole process group; the trainer alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer alone decides.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)

@@ -10,7 +10,8 @@ from torch import nn
 from clustermim_fast.checkpoint import load_checkpoint
 from clustermim_fast.models import create_model
 from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
-from clustermim_fast.train.config import TrainConfig, from_dict
+from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.overrides import from_dict
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,13 +19,14 @@ from clustermim_fast.data import ImageSet
 from clustermim_fast.models import create_model, load_encoder_weights
 from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
 from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.train.announce import announce
 from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
-from clustermim_fast.train.config import TrainConfig, save_config
+from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.log import MetricsFile, Window, progress_line
+from clustermim_fast.train.overrides import save_config
 from clustermim_fast.train.prepare import (
     choose_device,
     default_out,
-    describe,
     needs_tokenizer,
     open_run_images,
     prepare_tokenizer,
@@ -90,7 +92,8 @@ def run(
         require_matching_tokenizer(config, tokenizer)
         settings = dataclasses.replace(config.tokenizer, num_clusters=tokenizer.num_clusters)
         config = dataclasses.replace(config, tokenizer=settings)
-    else:
+    elif tokenizer is not None or config.tokenizer.path:
+        say(f"{config.method} predicts pixels: the tokenizer is not used")
         tokenizer = None
     return _Trainer(config, tokenizer, images, say, on_epoch).train()
 
@@ -116,7 +119,7 @@ class _Trainer:
             len(images), optim.batch_size, optim.accumulate, optim.epochs, config.seed
         )
         self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
-        checkpoint = find_checkpoint(config, self.fingerprint)
+        checkpoint = find_checkpoint(config, self.fingerprint, len(images))
 
         clusters = config.tokenizer.num_clusters
         model = create_model(
@@ -146,11 +149,13 @@ class _Trainer:
         """Run to the last step."""
         self.out.mkdir(parents=True, exist_ok=True)
         skipped = SkippedFiles(self.out / "skipped_files.txt", self.images.broken, self.say)
-        self._announce()
+        announce(self.config, self.plan, self.state, self.device, amp=self.amp, say=self.say)
         if self.state.step >= self.plan.total_steps:
             self.say(f"{self.out} is complete: {self.state.step} steps; nothing to do")
             return self._result()
         save_config(self.config, self.out / "config.json")
+        if self.config.resume == "restart":
+            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
         if self.tokenizer is not None:
             self.tokenizer.save(str(self.out / "tokenizer.safetensors"))
         self.metrics = MetricsFile(self.out / "metrics.jsonl", self.state.step)
@@ -171,7 +176,7 @@ class _Trainer:
             self.batches,
             plan,
             state.step,
-            workers=choose_workers(self.config.efficiency.workers, self.images),
+            workers=choose_workers(self.config.efficiency.workers, self.images, self.device),
             pin_memory=self.device.type == "cuda",
         )
         passes = iter(loader)
@@ -193,12 +198,12 @@ class _Trainer:
                 self.on_epoch(epoch, state.model)
                 state.model.train()
                 state.window.restart_clock()
-            if stop.signal_number and not done:
+            if stop.signal_number:
                 path = self._save(lr)
                 message = (
                     f"stopped by signal {stop.signal_number} at step {state.step}; {path} written"
                 )
-                self.say(f"{message}; the same command goes on from there")
+                self.say(message if done else f"{message}; the same command goes on from there")
                 raise Interrupted(stop.signal_number, message)
 
     def _update(self, passes: Iterator[Batch], skipped: SkippedFiles) -> float:
@@ -267,36 +272,12 @@ class _Trainer:
             raise NonFiniteError(self._non_finite("the loss is not finite", lr))
         if not all_finite(state.model) or (state.ema is not None and not all_finite(state.ema)):
             raise NonFiniteError(self._non_finite("a weight is not finite", lr))
-        return save_state(state, self.config, self.fingerprint, self.plan.steps_per_epoch)
+        return save_state(state, self.config, self.fingerprint, self.plan)
 
     def _non_finite(self, what: str, lr: float) -> str:
         last = self.out / "checkpoints" / "last.pt"
         good = str(last) if last.exists() else "none yet"
         return non_finite_message(what, self.state.step, lr, self.amp, good)
-
-    def _announce(self) -> None:
-        plan, config = self.plan, self.config
-        self.say(describe(config, self.state.model))
-        height, width = self.state.model.grid  # type: ignore[misc]
-        masked = height * width - self.batches.num_visible
-        self.say(
-            f"mask: {masked} of {height * width} patches; normalisation: mean {config.data.mean}, "
-            f"std {config.data.std}"
-        )
-        if self.tokenizer is not None:
-            self.say(
-                f"tokenizer: K = {config.tokenizer.num_clusters}, fingerprint {self.fingerprint}"
-            )
-        self.say(
-            f"effective batch {plan.effective_batch} ({plan.batch_size} x {plan.accumulate}), "
-            f"lr {self.peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in "
-            f"all, "
-            f"{self.warmup} of warm-up; {self.device}, "
-            f"{'bf16 autocast' if self.amp else 'float32'}, "
-            f"{torch.get_num_threads()} threads"
-        )
-        if self.state.step:
-            self.say(f"going on from step {self.state.step} of {plan.total_steps} in {self.out}")
 
     def _result(self) -> RunResult:
         state = self.state

@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
+from clustermim_fast.masking import num_visible
 from clustermim_fast.models import method_class
 from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
 from clustermim_fast.train.config import TrainConfig
@@ -52,7 +52,18 @@ def resolve(config: TrainConfig, images: ImageSet) -> TrainConfig:
         with torch.device("meta"):
             probe = create_vit(model.encoder, img_size=images.image_size, **model.timm_options())
         model = dataclasses.replace(model, patch_size=int(probe.patch_embed.patch_size[0]))
+    _require_patches(images.image_size, model.patch_size or 1, config.mask.ratio)
     return dataclasses.replace(config, data=data, model=model)
+
+
+def _require_patches(size: tuple[int, int], patch: int, ratio: float) -> None:
+    if any(side % patch for side in size):
+        fitting = "x".join(str(max(1, round(side / patch)) * patch) for side in size)
+        raise ValueError(
+            f"data.image_size {size} is not a multiple of model.patch_size {patch} on both sides; "
+            f"img_size={fitting} would be, or choose another patch_size"
+        )
+    num_visible((size[0] // patch) * (size[1] // patch), ratio)
 
 
 def needs_tokenizer(config: TrainConfig) -> bool:
@@ -130,17 +141,6 @@ def choose_device(name: str) -> torch.device:
             "efficiency.device: expected a device of this machine, got 'cuda' without CUDA"
         )
     return device
-
-
-def describe(config: TrainConfig, model: Any) -> str:
-    """One line: the network and its size."""
-    encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6
-    total = sum(p.numel() for p in model.parameters()) / 1e6
-    height, width = model.grid
-    return (
-        f"{config.method} on {config.model.encoder}: {encoder:.2f} M parameters in the encoder, "
-        f"{total:.2f} M in all; {height} x {width} patches of {config.model.patch_size} px"
-    )
 
 
 def default_out(config: TrainConfig) -> Path:

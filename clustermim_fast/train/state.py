@@ -13,8 +13,10 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
-from clustermim_fast.train.config import TrainConfig, from_dict, to_dict
+from clustermim_fast.train.batches import Plan
+from clustermim_fast.train.config import TrainConfig, to_dict
 from clustermim_fast.train.log import Window
+from clustermim_fast.train.overrides import from_dict
 
 
 @dataclass
@@ -31,17 +33,17 @@ class TrainState:
     last_row: dict[str, Any] = field(default_factory=dict)
 
 
-def save_state(
-    state: TrainState, config: TrainConfig, fingerprint: str, steps_per_epoch: int
-) -> Path:
+def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: Plan) -> Path:
     """Write checkpoints/last.pt, and epoch_NNNN.pt beside it at the end of an epoch."""
     folder = Path(config.out) / "checkpoints"
     last = folder / "last.pt"
+    steps_per_epoch = plan.steps_per_epoch
     save_checkpoint(
         last,
         {
             "config": to_dict(config),
             "tokenizer": fingerprint,
+            "num_images": plan.num_samples,
             "step": state.step,
             "epoch": state.step // steps_per_epoch,
             "model": dict(state.model.state_dict()),
@@ -75,17 +77,18 @@ def load_state(state: TrainState, checkpoint: dict[str, Any]) -> None:
     state.last_row = dict(checkpoint["last_row"])
 
 
-def find_checkpoint(config: TrainConfig, fingerprint: str) -> dict[str, Any] | None:
+def find_checkpoint(
+    config: TrainConfig, fingerprint: str, num_images: int
+) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None to begin anew.
 
     Raises:
         ValueError: resume="must" and there is none; or there is one of another config (the
-            settings that differ are named) or another tokenizer.
+            settings that differ are named), tokenizer or number of images.
     """
     out = Path(config.out)
     last = out / "checkpoints" / "last.pt"
     if config.resume == "restart":
-        shutil.rmtree(out / "checkpoints", ignore_errors=True)
         return None
     if not last.exists():
         if config.resume == "must":
@@ -95,6 +98,8 @@ def find_checkpoint(config: TrainConfig, fingerprint: str) -> dict[str, Any] | N
     differences = _differences(from_dict(checkpoint["config"]).identity(), config.identity())
     if not differences and checkpoint["tokenizer"] != fingerprint:
         differences = [f"tokenizer {checkpoint['tokenizer']} there, {fingerprint} here"]
+    if checkpoint["num_images"] != num_images:
+        differences.append(f"{checkpoint['num_images']} images there, {num_images} here")
     if differences:
         raise ValueError(
             f"{out} holds a run with other settings, and going on from it would mix the two: "

@@ -142,6 +142,43 @@ def test_another_config_is_refused(tiny):
     assert train.run(tiny(lr=2e-3, log__every_steps=3), **QUIET).step == 10
 
 
+def test_another_number_of_images_is_refused(tiny, pictures):
+    config = tiny(data__mean="0.5,0.5,0.5", data__std="1,1,1")
+    train.run(config, **QUIET)
+    (pictures / "00.png").unlink()
+    with pytest.raises(ValueError, match="40 images there, 39 here"):
+        train.run(config, **QUIET)
+
+
+def test_restart_keeps_the_old_checkpoints_until_the_new_run_can_start(tiny):
+    result = train.run(tiny(), **QUIET)
+    with pytest.raises(ValueError, match="decoder_dim"):
+        train.run(tiny(resume="restart", model__decoder_dim=30), **QUIET)
+    assert (result.run_dir / "checkpoints" / "last.pt").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ({"img_size": "12x14"}, "not a multiple of model.patch_size 3.*img_size=12x15"),
+        ({"mask_ratio": 0.99}, "at least one must be visible"),
+        ({"data": ""}, "data: expected a folder"),
+        ({"device": "cuda"}, "without CUDA"),
+    ],
+)
+def test_impossible_settings_are_refused_before_anything_is_fitted(tiny, overrides, message):
+    if "device" in overrides and torch.cuda.is_available():
+        pytest.skip("this machine has CUDA")
+    with pytest.raises(ValueError, match=f"(?s){message}"):
+        train.run(tiny(**overrides), **QUIET)
+
+
+def test_a_tokenizer_that_is_not_used_is_said(tiny, tmp_path):
+    said = []
+    train.run(tiny(method="mae", tokenizer=tmp_path / "absent"), say=said.append)
+    assert "mae predicts pixels: the tokenizer is not used" in said
+
+
 def test_must_resume(tiny):
     with pytest.raises(ValueError, match="resume=must: there is no checkpoint"):
         train.run(tiny(resume="must"), **QUIET)

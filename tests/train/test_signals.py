@@ -38,8 +38,12 @@ def start(tmp_path):
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
             [sys.executable, "-c", PROGRAM, str(file), pace],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-        )  # fmt: skip
+            env=environment,
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
         running.append(process)
         return process
 
@@ -77,11 +81,12 @@ def test_sigkill_and_sigterm_within_an_epoch(tiny, start, threads, tmp_path):
     assert killed_at % 5 != 0
 
     before = last.stat().st_mtime_ns
-    stopped = start(cut_config, "slow")
+    # with a loader process, and the signal for the whole group, as schedulers send it
+    stopped = start(tiny(out=tmp_path / "cut", workers=1, **options), "slow")
     while last.stat().st_mtime_ns == before:
         assert stopped.poll() is None, stopped.communicate()[0]
         time.sleep(0.01)
-    stopped.send_signal(signal.SIGTERM)
+    os.killpg(stopped.pid, signal.SIGTERM)
     output = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 143, output
     assert "stopped by signal 15 at step" in output

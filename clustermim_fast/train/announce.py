@@ -1,0 +1,49 @@
+"""What a run says before its first step: everything that was resolved, in numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from clustermim_fast.masking import num_visible
+from clustermim_fast.train.batches import Plan
+from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.state import TrainState
+
+
+def announce(
+    config: TrainConfig,
+    plan: Plan,
+    state: TrainState,
+    device: torch.device,
+    *,
+    amp: bool,
+    say: Callable[[str], None],
+) -> None:
+    """Say the network, the mask, the tokenizer, the batch, the learning rate and where it runs."""
+    model: Any = state.model
+    encoder = sum(p.numel() for p in model.encoder.parameters()) / 1e6
+    total = sum(p.numel() for p in model.parameters()) / 1e6
+    rows, columns = model.grid
+    say(
+        f"{config.method} on {config.model.encoder}: {encoder:.2f} M parameters in the encoder, "
+        f"{total:.2f} M in all; {rows} x {columns} patches of {config.model.patch_size} px"
+    )
+    patches = rows * columns
+    say(
+        f"mask: {patches - num_visible(patches, config.mask.ratio)} of {patches} patches; "
+        f"normalisation: mean {config.data.mean}, std {config.data.std}"
+    )
+    if model.objective == "tokens":
+        say(f"tokenizer: K = {config.tokenizer.num_clusters}")
+    peak = config.optim.absolute_lr(plan.effective_batch)
+    say(
+        f"effective batch {plan.effective_batch} ({plan.batch_size} x {plan.accumulate}), "
+        f"lr {peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, "
+        f"{config.optim.warmup_steps(plan.steps_per_epoch)} of warm-up; {device}, "
+        f"{'bf16 autocast' if amp else 'float32'}, {torch.get_num_threads()} threads"
+    )
+    if state.step:
+        say(f"going on from step {state.step} of {plan.total_steps} in {config.out}")
