@@ -96,7 +96,7 @@ check-sanitizers: $(READY)  ## the C++ tests under ASan + UBSan and under TSan
 	bash tools/check_sanitizers.sh
 
 check-floor: $(if $(WHEEL_READY),,wheel)  ## the wheel beside an older torch and timm: nothing changes, ops and nn pass
-	bash tools/check_torch_floor.sh dist/*.whl
+	PYTHON=$(PYTHON) bash tools/check_torch_floor.sh dist/*.whl
 
 print-python:
 	@echo $(PYTHON)
