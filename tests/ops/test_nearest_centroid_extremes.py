@@ -142,6 +142,24 @@ def test_near_ties_at_every_distance(path, metric):
 
 
 @every_cpu_path
+@pytest.mark.parametrize("metric", ["euclidean", "dot"])
+@pytest.mark.parametrize("d", [1, 2, 3, 5])
+def test_near_ties_of_few_columns(path, d, metric):
+    """Where one rounding is a good part of the bound: a bound an eighth as wide gives wrong ids.
+
+    Float64 rows on the plane between two centroids, 2^-22 .. 2^-29 of their distance off it.
+    """
+    for _ in range(15):
+        a, b = torch.randn(2, d, dtype=torch.float64) * 10 ** torch.randn(2, 1).double()
+        apart = a - b
+        rows = torch.randn(1600, d, dtype=torch.float64)
+        rows -= (rows @ apart)[:, None] / apart.square().sum() * apart
+        step = 2.0 ** -torch.arange(22, 30).repeat(200)[:, None] * torch.randn(1600, 1).double()
+        rows += step * apart + ((a + b) / 2 if metric == "euclidean" else 0)
+        check_ids(rows, torch.stack([a, b]), metric, path)
+
+
+@every_cpu_path
 @pytest.mark.parametrize("d", [48, 384, 1024])
 def test_long_sums_of_one_sign(path, d):
     """Terms of one sign and size: rounding errors of a running sum add up in one direction."""
