@@ -42,8 +42,8 @@ def require_tensor(
     if not isinstance(value, torch.Tensor):
         remedy = "wrap numpy arrays with torch.from_numpy"
         raise bad_type(op, arg, "a torch.Tensor", type(value).__name__, remedy)
-    # DTensor: its data_ptr is one shard. Of the type: torch 2.4 cannot compile it of the value.
-    if hasattr(type(value), "full_tensor"):
+    # DTensor: its data_ptr is one shard. In the form that torch 2.4 can compile.
+    if getattr(type(value), "full_tensor", None) is not None:
         raise bad_type(op, arg, "a plain tensor", "a DTensor", "pass .to_local() or .full_tensor()")
     if value.layout is not torch.strided:
         raise bad_type(

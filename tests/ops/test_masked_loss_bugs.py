@@ -295,6 +295,11 @@ def test_bug18_host_syncs() -> None:
 
     from clustermim_fast.ops.masked_linear_cross_entropy import reference
 
+    try:
+        with FakeTensorMode():
+            torch.empty(1, device="cuda")[torch.empty(1, device="cuda").long()]
+    except RuntimeError as error:  # torch 2.4 wants a real device for that
+        pytest.skip(f"this torch has no fake CUDA tensors without a GPU ({str(error)[:40]})")
     with FakeTensorMode(allow_non_fake_inputs=False):
         x = torch.empty(2, 11, 8, device="cuda")
         w, b = torch.empty(5, 8, device="cuda"), torch.empty(5, device="cuda")

@@ -185,17 +185,19 @@ def backward(
     weights = _rows.row_weights(rows[:n], None, token_weight)
     scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction, acc)
 
-    # The smoothing's constant part, -e/K for every class, is rank one: it never enters the logit
-    # gradients, where it would drown small probabilities, but is taken off the three results.
-    smooth = label_smoothing > 0
-    grad_input = _GradInput(chunks, input, prefix, need_input)
+    # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it stays
+    # out of the logit gradients, where it would drown small probabilities as soon as those are
+    # rounded to a 16-bit GEMM operand, and is taken off the three results. With float32 inputs the
+    # detour only costs accuracy (db: 2.6e-7 instead of 1.6e-7 at K = 50).
+    smooth = label_smoothing > 0 and input.dtype.itemsize == 2
+    grad_input = _GradInput(chunks, input, prefix, need_input, smooth)
     grad_weight = torch.zeros((num_classes, dim) if need_weight else 0, dtype=acc)
     grad_bias = torch.zeros(num_classes if need_bias else 0, dtype=acc)
     scaled_inputs = torch.zeros(dim, dtype=acc)  # sum_n scale_n x_n
     for begin, end, inputs, logits in chunks:
         part = scale[begin:end]
         _backend.core().cross_entropy_backward(
-            uniform_part=False,
+            uniform_part=not smooth,
             scale=part.data_ptr(),
             grad=logits.data_ptr(),
             zero_rest=False,
@@ -221,7 +223,9 @@ def backward(
 class _GradInput:
     """dX: rounded once per counted row, zeros in the others and in the prefix."""
 
-    def __init__(self, chunks: _Chunks, input: torch.Tensor, prefix: int, needed: bool) -> None:
+    def __init__(
+        self, chunks: _Chunks, input: torch.Tensor, prefix: int, needed: bool, smooth: bool
+    ) -> None:
         self.chunks, self.dtype, self.needed = chunks, input.dtype, needed
         # Beside a float64 weight a narrower input's gradient is rounded at the end.
         dtype = chunks.acc if chunks.acc == torch.float64 else input.dtype
@@ -231,8 +235,7 @@ class _GradInput:
         view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
         view[:, :prefix].zero_()
         self.tokens = view[:, prefix:]
-        smoothing = chunks.label_smoothing
-        self.direction = chunks.weight.mean(0) if smoothing > 0 else None
+        self.direction = chunks.weight.mean(0) if smooth else None
         self._scatter(chunks.n, chunks.target.numel(), None, None)
 
     def _scatter(
