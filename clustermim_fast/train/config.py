@@ -22,7 +22,7 @@ class TokenizerConfig:
         num_clusters: K.
         algorithm: "minibatch" or "lloyd".
         max_iter: passes over the images at most; None: 10 for "minibatch", 50 for "lloyd".
-        max_images: fit on at most this many images, evenly spaced.
+        max_images: fit on at most this many images, evenly spaced, and never on more than 1 GiB.
         per_patch_norm: normalise each patch before clustering.
     """
 

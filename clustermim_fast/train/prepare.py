@@ -14,9 +14,12 @@ from clustermim_fast.masking import num_visible
 from clustermim_fast.models import method_class
 from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
 from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.state import find_checkpoint
 from clustermim_fast.weights import create_vit
 
 _TOLERANCE = 1e-6
+# Views that a fit holds at once: 7,000 of 224 pixels, with 1.4 million patches of 16.
+_FIT_BYTES = 1024**3
 
 
 def open_run_images(config: TrainConfig, split: str = "train") -> ImageSet:
@@ -74,20 +77,21 @@ def needs_tokenizer(config: TrainConfig) -> bool:
 def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     """The tokenizer of a resolved config: the file it names, or k-means of the run's images.
 
-    A run that goes on takes the one it began with, from its folder. The fit sees un-augmented
-    evaluation views, evenly spaced over the set, in shuffled order.
+    A run that goes on takes the one it began with, from its folder; a folder with another run is
+    refused here, before its tokenizer could be written over. The fit sees un-augmented evaluation
+    views, evenly spaced over the set, in shuffled order.
     """
     settings = config.tokenizer
+    begun = find_checkpoint(config, None, len(images)) is not None if config.out else False
     if settings.path:
         return load_tokenizer(settings.path)
-    begun = Path(config.out) / "tokenizer.safetensors"
-    if config.out and config.resume != "restart" and _has_checkpoint(config) and begun.exists():
-        tokenizer = load_tokenizer(begun)
-        if tokenizer.num_clusters == settings.num_clusters:
-            return tokenizer
+    file = Path(config.out) / "tokenizer.safetensors"
+    if begun and file.exists():
+        return load_tokenizer(file)
     if config.data.mean is None or config.model.patch_size is None:
         raise ValueError("config: expected a resolved one (train.resolve), got data.mean = None")
-    count = min(len(images), settings.max_images)
+    height, width = images.image_size
+    count = min(len(images), settings.max_images, max(1, _FIT_BYTES // (3 * height * width)))
     ids = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
     return PixelTokenizer.fit(
         images.images(ids),
@@ -101,10 +105,6 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
         seed=config.seed,
         verbose=sys.stderr.isatty(),
     )
-
-
-def _has_checkpoint(config: TrainConfig) -> bool:
-    return (Path(config.out) / "checkpoints" / "last.pt").exists()
 
 
 def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -> None:

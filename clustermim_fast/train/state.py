@@ -78,9 +78,11 @@ def load_state(state: TrainState, checkpoint: dict[str, Any]) -> None:
 
 
 def find_checkpoint(
-    config: TrainConfig, fingerprint: str, num_images: int
+    config: TrainConfig, fingerprint: str | None, num_images: int
 ) -> dict[str, Any] | None:
     """The checkpoint to go on from, or None to begin anew.
+
+    `fingerprint` is the tokenizer's, None where there is none yet: then the rest is compared.
 
     Raises:
         ValueError: resume="must" and there is none; or there is one of another config (the
@@ -95,11 +97,15 @@ def find_checkpoint(
             raise ValueError(f"resume=must: there is no checkpoint at {last}")
         return None
     checkpoint = load_checkpoint(last)
-    differences = _differences(from_dict(checkpoint["config"]).identity(), config.identity())
-    if not differences and checkpoint["tokenizer"] != fingerprint:
+    there, here = from_dict(checkpoint["config"]).identity(), config.identity()
+    if fingerprint is None and config.tokenizer.path:  # K is the file's, not the setting's
+        here["tokenizer"]["num_clusters"] = there["tokenizer"]["num_clusters"]
+    differences = _differences(there, here)
+    if not differences and fingerprint not in (None, checkpoint["tokenizer"]):
         differences = [f"tokenizer {checkpoint['tokenizer']} there, {fingerprint} here"]
-    if checkpoint["num_images"] != num_images:
-        differences.append(f"{checkpoint['num_images']} images there, {num_images} here")
+    num_there = checkpoint.get("num_images", num_images)
+    if num_there != num_images:
+        differences.append(f"{num_there} images there, {num_images} here")
     if differences:
         raise ValueError(
             f"{out} holds a run with other settings, and going on from it would mix the two: "

@@ -142,6 +142,15 @@ def test_another_config_is_refused(tiny):
     assert train.run(tiny(lr=2e-3, log__every_steps=3), **QUIET).step == 10
 
 
+def test_another_runs_tokenizer_is_not_written_over(tiny):
+    result = train.run(tiny(), **QUIET)
+    config = tiny(num_clusters=5)
+    images = train.open_run_images(config)
+    with pytest.raises(ValueError, match=r"tokenizer\.num_clusters 6 there, 5 here"):
+        train.prepare_tokenizer(train.resolve(config, images), images)
+    assert train.load_run(result.run_dir).tokenizer.num_clusters == 6
+
+
 def test_another_number_of_images_is_refused(tiny, pictures):
     config = tiny(data__mean="0.5,0.5,0.5", data__std="1,1,1")
     train.run(config, **QUIET)
