@@ -76,25 +76,25 @@ KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error is one line on stderr."""
     parser = build_parser()
-    parsed = parser.parse_args(arguments)
+    parsed, more = parser.parse_known_args(arguments)
+    debugging = os.environ.get("CLUSTERMIM_DEBUG", "") not in ("", "0")
+    if more and (not hasattr(parsed, "settings") or any("=" not in text for text in more)):
+        parser.error(f"unrecognized arguments: {' '.join(more)} (settings are key=value)")
+    if more:  # --mask_ratio=0.6, as recipes elsewhere write it
+        parsed.settings = [*parsed.settings, *more]
     try:
         return int(parsed.command(parsed))
     except ModuleNotFoundError as error:
-        if debugging() or str(error.name).startswith("clustermim_fast"):
+        if debugging or str(error.name).startswith("clustermim_fast"):
             raise
         return fail(f'{error}; this command needs pip install "clustermim_fast[train]"')
     except KeyboardInterrupt:
         return fail("interrupted", 130)
     # What the package raises for bad input, a full disk or a lost file, and torch for memory.
     except (ValueError, TypeError, OSError, RuntimeError, MemoryError) as error:
-        if debugging():
+        if debugging:
             raise
         return fail(f"{error or type(error).__name__}")
-
-
-def debugging() -> bool:
-    """Whether the user asked for tracebacks."""
-    return os.environ.get("CLUSTERMIM_DEBUG", "") not in ("", "0")
 
 
 def fail(message: str, status: int = 1) -> int:
@@ -252,8 +252,10 @@ def run_evaluate(parsed: argparse.Namespace) -> int:
     settings = convert(read_settings(parsed.settings), known, f"evaluate {parsed.kind}")
     api.evaluate_run(parsed.kind, parsed.run, progress=sys.stderr.isatty(), **settings)
     if (Path(parsed.run) / "report.html").is_file():
-        checkpoint = settings.get("checkpoint", "last")
-        print(f"report: {api.report_run(parsed.run, checkpoint=checkpoint)}")
+        try:
+            print(f"report: {api.report_run(parsed.run)}")
+        except ValueError as error:  # the images it was trained on need not be on this machine
+            print(f"report.html is as it was: {error}", file=sys.stderr)
     return 0
 
 

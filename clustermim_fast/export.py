@@ -56,8 +56,9 @@ def export_timm(
             "call encoder.reset_classifier(0)"
         )
     arguments = dict(model_args) if model_args is not None else encoder_arguments(encoder)
-    source: Any = encoder.pretrained_cfg
-    architecture = str(source["architecture"])
+    source: Any = getattr(encoder, "pretrained_cfg", None) or {}
+    # A VisionTransformer made without a name is told apart by its arguments alone.
+    architecture = str(source.get("architecture", "vit_base_patch16_224"))
     height, width = encoder.patch_embed.img_size
     pretrained_cfg = {
         "tag": "clustermim_fast",
@@ -100,7 +101,12 @@ def encoder_arguments(encoder: VisionTransformer) -> dict[str, Any]:
     """The keyword arguments with which ``timm.create_model`` makes this VisionTransformer again."""
     blocks: Any = encoder.blocks
     embed = encoder.patch_embed
+    # Newer timm keeps what create_model was given; it covers what cannot be read off.
+    recorded = getattr(encoder, "_model_args", {})
+    kept = {k: v for k, v in recorded.items() if isinstance(v, (bool, int, float, str))}
+    kept.pop("num_classes", None)
     return {
+        **kept,
         "img_size": [int(side) for side in embed.img_size],
         "patch_size": int(embed.patch_size[0]),
         "embed_dim": int(encoder.embed_dim),

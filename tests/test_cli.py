@@ -27,7 +27,7 @@ def clustermim(*arguments, cwd, **environment):
         env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
         check=False,
     )
 
@@ -121,6 +121,32 @@ def test_errors_of_a_process(tmp_path):
     assert done.stdout == ""
     assert "unknown setting 'datta'" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_settings_may_have_dashes(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("CLUSTERMIM_DEBUG", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert cli.main(["pretrain", "data=nowhere", "--mask_ratio=0.6", "--epochs=3"]) == 1
+    assert "not an existing folder" in capsys.readouterr().err
+    for command in (["pretrain", "data=nowhere", "--epochs"], ["info", "--all=yes"]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(command)
+        assert stop.value.code == 2
+        assert "settings are key=value" in capsys.readouterr().err
+
+
+def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
+    """A run from another machine is evaluated on what is here; its report stays as it was."""
+    draw_folder(tmp_path / "shapes", 8)
+    monkeypatch.chdir(tmp_path)
+    settings = [text for text in SETTINGS if not text.startswith("epochs")]
+    assert cli.main(["pretrain", "data=shapes", "out=run", "epochs=1", "export=no", *settings]) == 0
+    (tmp_path / "shapes").rename(tmp_path / "elsewhere")
+    capsys.readouterr()
+    assert cli.main(["evaluate", "knn", "run", "data=elsewhere", "k=3"]) == 0
+    printed = capsys.readouterr()
+    assert "raw pixels" in printed.out
+    assert "report.html is as it was" in printed.err
 
 
 @pytest.mark.parametrize(

@@ -77,6 +77,28 @@ def test_training_mode_and_tokenizer_are_kept(tmp_path):
     assert config["model_args"] == encoder_arguments(model)
 
 
+def test_an_encoder_without_a_name(tmp_path):
+    model = timm.models.vision_transformer.VisionTransformer(
+        **SMALL, num_classes=0, qkv_bias=True, class_token=False, global_pool="avg", fc_norm=False
+    )
+    out = export_timm(model, tmp_path / "export", mean=MEAN, std=STD)
+    again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 24)
+    assert torch.equal(model.eval().forward_features(images), again.forward_features(images))
+
+
+def test_arguments_that_cannot_be_read_off_are_kept(tmp_path):
+    if not hasattr(small_vit(), "_model_args"):
+        pytest.skip("this timm does not keep the arguments of create_model")
+    model = small_vit(mlp_ratio=2.0, init_values=0.1, dynamic_img_size=True)
+    out = export_timm(model, tmp_path / "export", mean=MEAN, std=STD)
+    arguments = json.loads((out / "config.json").read_text())["model_args"]
+    assert (arguments["mlp_ratio"], arguments["init_values"]) == (2.0, 0.1)
+    again = timm.create_model(f"local-dir:{out}", pretrained=True).eval()
+    larger = torch.randn(1, 3, 32, 32)
+    assert torch.equal(model.eval()(larger), again(larger))
+
+
 def test_refuses_a_classifier(tmp_path):
     model = timm.create_model("vit_tiny_patch16_224", **SMALL, num_classes=10)
     with pytest.raises(ValueError, match="num_classes=0, got num_classes=10"):

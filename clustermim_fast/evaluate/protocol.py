@@ -68,7 +68,7 @@ def linear(
     subject: Subject,
     *,
     penalties: tuple[float, ...] = PENALTIES,
-    max_iter: int = 200,
+    max_iter: int = 500,
     seed: int = 0,
     options: FeatureOptions | None = None,
 ) -> dict[str, Any]:

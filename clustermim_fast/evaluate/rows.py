@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -116,10 +116,13 @@ def _key(encoder: nn.Module, subject: Subject, pool: str) -> str:
 def _cached(path: Path | None, key: str) -> list[Tensor] | None:
     if path is None or not path.is_file():
         return None
-    with safe_open(path, framework="pt") as file:
-        if (file.metadata() or {}).get("key") != key:
-            return None
-        return [file.get_tensor("train"), file.get_tensor("test")]
+    try:
+        with safe_open(path, framework="pt") as file:
+            if (file.metadata() or {}).get("key") != key:
+                return None
+            return [file.get_tensor("train"), file.get_tensor("test")]
+    except SafetensorError:  # damaged on the disk; features can be computed again
+        return None
 
 
 def _save(path: Path, key: str, rows: list[Tensor]) -> None:
