@@ -212,5 +212,13 @@ class MaskedLinearCrossEntropyLoss(nn.Module):
         if linear is None or linear.weight is not self.weight:
             missing_keys.extend(missing)
 
+    # A copy (an averaged model, a spawned process) stands beside the copy of the layer. Weak
+    # references cannot be pickled; one to a layer outside the copied model dies with the copying.
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_shared_with": None}  # weak references cannot be pickled
+        linear = self._shared_with() if self._shared_with is not None else None
+        return {**self.__dict__, "_shared_with": linear}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        linear = state["_shared_with"]
+        shared_with = None if linear is None else weakref.ref(linear)
+        super().__setstate__({**state, "_shared_with": shared_with})

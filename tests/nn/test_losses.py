@@ -138,6 +138,12 @@ def test_modules_copy_pickle_and_move() -> None:
     for other in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert torch.equal(other.loss.weight, model.head.weight)
         assert other.loss.weight is other.head.weight
+        assert other.state_dict().keys() == model.state_dict().keys()  # as an averaged model's
+        other.load_state_dict(model.state_dict())
+        alone = copy.deepcopy(other.loss)
+        assert set(alone.state_dict()) == {"weight", "bias"}
+        with pytest.raises(RuntimeError, match="Missing key"):
+            alone.load_state_dict({})
     model.to(torch.bfloat16)
     assert model.loss.weight is model.head.weight
     assert model.loss.weight.dtype == torch.bfloat16
