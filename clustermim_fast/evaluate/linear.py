@@ -29,7 +29,7 @@ __all__ = ["PENALTIES", "LinearPredictions", "linear_predict"]
 # Wide enough that neither the 3,072 raw pixels of CIFAR-10 (best at 0.1 to 1) nor an untrained
 # network's features (best at 1e-5) stop at an end of it.
 PENALTIES = (1e1, 1e0, 1e-1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
-"""Weights w of the squared norm beside the mean loss, strong to weak (scikit-learn: C = 1 / N w)."""
+"""Weights w of the squared norm beside the mean loss, strong to weak; C is 1 / (N w)."""
 
 
 @dataclass(frozen=True)
