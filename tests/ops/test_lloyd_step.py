@@ -172,6 +172,13 @@ def test_refusals():
         (lambda: call(x, c, weights=w.long()), TypeError, ("weights", "int64")),
         (lambda: call(x, c, weights=w[None]), ValueError, ("weights", "1-dimensional")),
         (lambda: call(x, c, weights=[1.0]), TypeError, ("weights", "torch.Tensor", "list")),
+        (lambda: call(x, c, weights=w * -1), ValueError, ("weights", "finite and >= 0", "-1.0")),
+        (lambda: call(x, c, weights=w / 0), ValueError, ("weights", "finite and >= 0", "inf")),
+        (
+            lambda: call(x, c, weights=w * torch.nan, backend="reference"),
+            ValueError,
+            ("weights", "finite and >= 0", "nan"),
+        ),
         (lambda: call(x, c, metric="l2"), ValueError, ("metric", "'l2'")),
         (lambda: call(x, c.to("meta")), ValueError, ("centroids must be on cpu", "meta")),
     ):

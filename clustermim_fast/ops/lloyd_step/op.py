@@ -37,6 +37,12 @@ def _impl(
     metric: str,
     backend: str,
 ) -> Outputs:
+    # On CUDA a check would cost a host sync.
+    if weights is not None and weights.device.type == "cpu":
+        unusable = ~((weights >= 0) & (weights < torch.inf))
+        if unusable.any():
+            got = float(weights[unusable][0])
+            raise _checks.bad_value(OP, "weights", "finite and >= 0", got)
     if backend == "reference":
         *outputs, tiers = lloyd_step_reference(x, centroids, weights, metric)
         _stats.note(x.shape[0], *tiers)
