@@ -44,6 +44,16 @@ class OptimConfig:
         for name in ("epochs", "batch_size", "accumulate"):
             if getattr(self, name) < 1:
                 raise ValueError(f"optim.{name} must be at least 1, got {getattr(self, name)}")
+        for name, value in (("lr", self.lr), ("blr", self.blr)):
+            if value is not None and not 0.0 < value < math.inf:
+                raise ValueError(f"optim.{name} must be above 0 and finite, got {value}")
+        for name in ("min_lr", "weight_decay", "clip_grad"):
+            if not 0.0 <= getattr(self, name) < math.inf:
+                raise ValueError(
+                    f"optim.{name} must be at least 0 and finite, got {getattr(self, name)}"
+                )
+        if not all(0.0 <= beta < 1.0 for beta in self.betas):
+            raise ValueError(f"optim.betas must be in [0, 1), got {self.betas}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optim.ema_decay must be in [0, 1), got {self.ema_decay}")
         if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:

@@ -46,6 +46,12 @@ class DataConfig:
             raise ValueError(f'data.normalize must be "imagenet" or "data", got {self.normalize!r}')
         if (self.mean is None) != (self.std is None):
             raise ValueError("data.mean and data.std must be given together")
+        if self.std is not None and not all(value > 0.0 for value in self.std):
+            raise ValueError(f"data.std must be above 0, got {self.std}")
+        if self.image_size is not None and min(self.image_size) < 1:
+            raise ValueError(f"data.image_size must be positive pixels, got {self.image_size}")
+        if self.eval_crop is not None and not 0.0 < self.eval_crop <= 1.0:
+            raise ValueError(f"data.eval_crop must be in (0, 1], got {self.eval_crop}")
         low, high = self.crop_scale
         if not 0.0 < low <= high <= 1.0:
             raise ValueError(

@@ -13,6 +13,14 @@ from clustermim_fast.models import ModelConfig, list_methods
 from clustermim_fast.optim import OptimConfig
 
 
+def _require_at_least(group: str, config: object, **lowest: int) -> None:
+    """Refuse a number that no run can use, before anything is fitted; None is left to later."""
+    for name, low in lowest.items():
+        value = getattr(config, name)
+        if value is not None and value < low:
+            raise ValueError(f"{group}.{name} must be at least {low}, got {value}")
+
+
 @dataclass(frozen=True)
 class TokenizerConfig:
     """The frozen tokenizer: a file, or what to fit when there is none.
@@ -33,6 +41,13 @@ class TokenizerConfig:
     max_images: int = 100_000
     per_patch_norm: bool = False
 
+    def __post_init__(self) -> None:
+        _require_at_least("tokenizer", self, num_clusters=1, max_images=1, max_iter=1)
+        if self.algorithm not in ("minibatch", "lloyd"):
+            raise ValueError(
+                f'tokenizer.algorithm must be "minibatch" or "lloyd", got {self.algorithm!r}'
+            )
+
 
 @dataclass(frozen=True)
 class LogConfig:
@@ -51,6 +66,10 @@ class LogConfig:
     checkpoint_every_steps: int = 0
     keep: int = 1
     tensorboard: bool = False
+
+    def __post_init__(self) -> None:
+        _require_at_least("log", self, every_steps=1, checkpoint_every_epochs=1)
+        _require_at_least("log", self, checkpoint_every_steps=0, keep=0)
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,7 @@ class EfficiencyConfig:
     def __post_init__(self) -> None:
         if self.amp not in ("auto", "bf16", "off"):
             raise ValueError(f'efficiency.amp must be "auto", "bf16" or "off", got {self.amp!r}')
+        _require_at_least("efficiency", self, workers=0)
 
 
 @dataclass(frozen=True)
