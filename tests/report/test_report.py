@@ -1,4 +1,4 @@
-"""report.html: every picture inside and decodable, nothing fetched, honest where something is missing."""
+"""report.html: every picture inside, nothing fetched, honest where something is missing."""
 
 from __future__ import annotations
 
