@@ -38,31 +38,32 @@ class Timing:
 
 
 def interleave(
-    methods: Mapping[str, Callable[[], Any]],
-    *,
-    rounds: int,
-    warm: bool = True,
-    min_seconds: float = 0.05,
+    methods: Mapping[str, Callable[[], Any]], *, rounds: int, min_seconds: float = 0.05
 ) -> dict[str, Timing]:
-    """Time every method once a round; short ones repeat inside a round until ``min_seconds``."""
+    """Time every method once a round, after one warm-up call of each.
+
+    Methods shorter than ``min_seconds`` repeat inside a round until they take that long.
+    """
     repeats = {}
     for name, call in methods.items():
-        if warm:
-            call()
-        start = time.perf_counter()
-        call()
-        repeats[name] = max(1, int(min_seconds / max(time.perf_counter() - start, 1e-9)))
+        seconds = _seconds(call, 1)
+        if seconds < min_seconds:  # the first call of a short method says little
+            seconds = _seconds(call, 1)
+        repeats[name] = max(1, int(min_seconds / seconds))
     timings = {name: Timing() for name in methods}
     names = list(methods)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            call = methods[name]
-            gc.collect()
-            start = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            timings[name].seconds.append((time.perf_counter() - start) / repeats[name])
+            timings[name].seconds.append(_seconds(methods[name], repeats[name]))
     return timings
+
+
+def _seconds(call: Callable[[], Any], repeats: int) -> float:
+    gc.collect()
+    start = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return (time.perf_counter() - start) / repeats
 
 
 def machine() -> dict[str, Any]:

@@ -70,7 +70,7 @@ children = []
 for _ in range(4):
     child = os.fork()
     if child == 0:
-        signal.alarm(60)  # a hung child dies
+        signal.alarm(200)  # a hung child dies
         torch.set_num_threads(2)
         os._exit(0 if torch.equal(ops.nearest_centroid(x, c, backend="cpu"), expected) else 1)
     children.append(child)
