@@ -1,6 +1,4 @@
-"""Checkpoints: plain dicts of tensors and numbers, written so that a crash leaves the old or the
-new.
-"""
+"""Checkpoints: plain dicts of tensors and numbers; a crash leaves the old file or the new one."""
 
 from __future__ import annotations
 
@@ -53,6 +51,7 @@ def write_text_atomically(path: str | Path, text: str) -> None:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+    _sync_folder(target.parent)
 
 
 def load_checkpoint(path: str | Path) -> dict[str, Any]:
@@ -84,6 +83,12 @@ def keep_newest(folder: str | Path, pattern: str, count: int) -> None:
     files = sorted(Path(folder).glob(pattern))
     for old in files[: max(0, len(files) - count)]:
         old.unlink()
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Delete what a killed process was writing; a live one would fail to rename its file."""
+    for partial in Path(folder).glob(".*.partial"):
+        partial.unlink(missing_ok=True)
 
 
 def _require_plain(value: Any, where: str) -> None:

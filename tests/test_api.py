@@ -82,6 +82,42 @@ def test_tokenizer_is_cached_by_content(shapes, run, tmp_path, monkeypatch):
         api.pretrain(**{**options, "data": other, "resume": "restart"}, **TINY)
 
 
+def test_the_tokenizers_note_stays_true_when_images_change(shapes, tmp_path):
+    """A run that goes on keeps its tokenizer, which was not fitted on the images of today."""
+    folder, out = shutil.copytree(shapes, tmp_path / "shapes"), tmp_path / "run"
+    options = {"data": folder, "out": out, "report": False, "export": False, "say": lambda _: None}
+    options |= {"data.mean": "0.5,0.5,0.5", "data.std": "1,1,1"}
+    api.pretrain(**options, **TINY)
+    before = (out / "tokenizer.json").read_text()
+    fitted = (out / "tokenizer.safetensors").read_bytes()
+    for path in (folder / "cross").iterdir():
+        shutil.copyfile(folder / "disc" / path.name, path)
+    api.pretrain(**options, **TINY)
+    assert (out / "tokenizer.json").read_text() == before
+    api.pretrain(**options, **TINY, resume="restart")
+    assert (out / "tokenizer.json").read_text() != before
+    assert (out / "tokenizer.safetensors").read_bytes() != fitted
+
+
+def test_one_of_several_processes_is_refused(shapes, tmp_path, monkeypatch):
+    """Each would train alone and write the same folder."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for call in (api.pretrain, lambda **o: api.fit_tokenizer(tmp_path / "t.safetensors", **o)):
+        with pytest.raises(ValueError, match="one process in this release, and WORLD_SIZE is 2"):
+            call(data=shapes, **TINY)
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    api.fit_tokenizer(tmp_path / "t.safetensors", data=shapes, say=lambda _: None, **TINY)
+
+
+def test_restart_forgets_the_old_evaluations(run, shapes):
+    api.evaluate_run("knn", run, k=5, cache=False, say=lambda _: None)
+    options = {"data": shapes, "out": run, "export": False, "say": lambda _: None}
+    api.pretrain(**options, **TINY)  # complete: nothing to do, nothing to forget
+    assert "Not evaluated yet" not in (run / "report.html").read_text()
+    api.pretrain(**options, **TINY, resume="restart")
+    assert "Not evaluated yet" in (run / "report.html").read_text()
+
+
 def test_evaluations_and_their_report(run):
     tables = []
     knn = api.evaluate_run("knn", run, k=5, say=tables.append)

@@ -23,6 +23,7 @@ from clustermim_fast.train import (
     needs_tokenizer,
     open_run_images,
     prepare_tokenizer,
+    require_one_process,
     resolve,
     run,
 )
@@ -129,6 +130,7 @@ def starting_config(
 def _prepare(
     recipe_or_path: str | Path | TrainConfig | None, overrides: dict[str, Any]
 ) -> tuple[TrainConfig, ImageSet, list[str]]:
+    require_one_process()
     config, said = starting_config(recipe_or_path, overrides)
     lines: list[str] = []
     if config.data.image_size is None:
@@ -189,8 +191,11 @@ def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> PixelT
         if stored == {"key": key, "fingerprint": tokenizer.fingerprint()}:
             say(f"tokenizer: {file} was fitted on these images with these settings")
             return tokenizer
+    begun = (Path(config.out) / "checkpoints" / "last.pt").is_file()
+    goes_on = begun and file.is_file() and config.resume != "restart"
     tokenizer = prepare_tokenizer(config, images)
-    if key is not None:
+    # A run that goes on keeps its tokenizer, whatever the images are now: the note stays true.
+    if key is not None and not goes_on:
         file.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(file)
         text = json.dumps({"key": key, "fingerprint": tokenizer.fingerprint()})

@@ -21,6 +21,7 @@ from clustermim_fast.train.prepare import (
     open_run_images,
     prepare_tokenizer,
     require_matching_tokenizer,
+    require_one_process,
     resolve,
 )
 from clustermim_fast.train.stop import Interrupted, NonFiniteError
@@ -44,6 +45,7 @@ __all__ = [
     "prepare_tokenizer",
     "random_model",
     "require_matching_tokenizer",
+    "require_one_process",
     "resolve",
     "run",
     "save_config",

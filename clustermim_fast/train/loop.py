@@ -15,6 +15,7 @@ import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import Tensor, nn
 
+from clustermim_fast.checkpoint import remove_partial
 from clustermim_fast.data import ImageSet
 from clustermim_fast.models import create_model, load_encoder_weights
 from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
@@ -31,6 +32,7 @@ from clustermim_fast.train.prepare import (
     open_run_images,
     prepare_tokenizer,
     require_matching_tokenizer,
+    require_one_process,
     resolve,
 )
 from clustermim_fast.train.skipped import SkippedFiles
@@ -82,6 +84,7 @@ def run(
         Interrupted: SIGTERM or Ctrl-C, after the checkpoint was written (a SystemExit, code 143 or
         130).
     """
+    require_one_process()
     images = open_run_images(config) if images is None else images
     config = resolve(config, images)
     if not config.out:
@@ -148,14 +151,18 @@ class _Trainer:
     def train(self) -> RunResult:
         """Run to the last step."""
         self.out.mkdir(parents=True, exist_ok=True)
-        skipped = SkippedFiles(self.out / "skipped_files.txt", self.images.broken, self.say)
+        goes_on = self.state.step > 0
+        listed = self.out / "skipped_files.txt"
+        skipped = SkippedFiles(listed, self.images.broken, self.say, goes_on=goes_on)
         announce(self.config, self.plan, self.state, self.device, amp=self.amp, say=self.say)
         if self.state.step >= self.plan.total_steps:
             self.say(f"{self.out} is complete: {self.state.step} steps; nothing to do")
             return self._result()
         save_config(self.config, self.out / "config.json")
         if self.config.resume == "restart":
-            shutil.rmtree(self.out / "checkpoints", ignore_errors=True)
+            for name in ("checkpoints", "eval"):  # a report shows what lies in eval/
+                shutil.rmtree(self.out / name, ignore_errors=True)
+        remove_partial(self.out / "checkpoints")
         if self.tokenizer is not None:
             self.tokenizer.save(str(self.out / "tokenizer.safetensors"))
         self.metrics = MetricsFile(self.out / "metrics.jsonl", self.state.step)

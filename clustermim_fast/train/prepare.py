@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from pathlib import Path
 
@@ -128,6 +129,16 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -
         raise ValueError(
             f"tokenizer: its patch_size is {tokenizer.patch_size}, the model's is "
             f"{config.model.patch_size}; they must be equal"
+        )
+
+
+def require_one_process() -> None:
+    """Refuse to run as one of several: each would train alone and write the same folder."""
+    processes = os.environ.get("WORLD_SIZE", "1")
+    if processes != "1":
+        raise ValueError(
+            f"pretrain runs in one process in this release, and WORLD_SIZE is {processes}: start "
+            "it without torchrun, with one device"
         )
 
 

@@ -7,18 +7,27 @@ from pathlib import Path
 
 
 class SkippedFiles:
-    """Collects unreadable files, writes each once, and says in one line how many there are."""
+    """Collects unreadable files, writes each once, and says in one line how many there are.
+
+    goes_on: keep what is listed already; a set read from disk meets its broken files once.
+    """
 
     def __init__(
         self,
         path: Path,
         broken: Iterable[tuple[str | Path, str]],
         say: Callable[[str], None],
+        *,
+        goes_on: bool = False,
     ) -> None:
         self._path = path
         self._say = say
         self._seen: set[str] = set()
-        path.unlink(missing_ok=True)
+        if goes_on and path.exists():
+            lines = path.read_text(encoding="utf-8").splitlines()
+            self._seen = {line.partition("\t")[0] for line in lines}
+        else:
+            path.unlink(missing_ok=True)
         self.add(broken)
 
     def add(self, broken: Iterable[tuple[str | Path, str]]) -> None:

@@ -253,6 +253,24 @@ def test_unreadable_files_are_listed_and_skipped(tiny, pictures):
         assert any("2 unreadable files skipped, listed in" in line for line in said)
 
 
+def test_the_list_of_unreadable_files_outlives_the_run(tiny, pictures):
+    """Read from disk, a broken file is met while training: a later call must not lose it."""
+    (pictures / "a.jpg").write_text("text")
+    config = tiny(data__in_memory="no")
+    listed = train.run(config, **QUIET).run_dir / "skipped_files.txt"
+    before = listed.read_text()
+    assert before.count("\n") == 1
+    train.run(config, **QUIET)
+    assert listed.read_text() == before
+
+
+def test_what_a_killed_process_was_writing_is_removed(tiny):
+    folder = train.run(tiny(), **QUIET).run_dir / "checkpoints"
+    (folder / "last.pt").rename(folder / ".last.pt.123.partial")
+    train.run(tiny(), **QUIET)
+    assert sorted(path.name for path in folder.iterdir()) == ["epoch_0002.pt", "last.pt"]
+
+
 def test_a_handful_of_images(tiny, tmp_path):
     folder = tmp_path / "few"
     folder.mkdir()
