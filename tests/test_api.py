@@ -109,6 +109,15 @@ def test_one_of_several_processes_is_refused(shapes, tmp_path, monkeypatch):
     api.fit_tokenizer(tmp_path / "t.safetensors", data=shapes, say=lambda _: None, **TINY)
 
 
+def test_the_report_of_an_unfinished_run(run):
+    """A killed process may leave half a line; the files it could not read are counted in a list."""
+    (run / "skipped_files.txt").write_text("a.jpg\tOSError: truncated\nb.jpg\tnot an image\n")
+    with open(run / "metrics.jsonl", "a", encoding="utf-8") as file:
+        file.write('{"step": 99, "ep')
+    text = api.report_run(run).read_text()
+    assert "2, in skipped_files.txt" in text
+
+
 def test_restart_forgets_the_old_evaluations(run, shapes):
     api.evaluate_run("knn", run, k=5, cache=False, say=lambda _: None)
     options = {"data": shapes, "out": run, "export": False, "say": lambda _: None}

@@ -65,7 +65,7 @@ def report_run(
         config=to_dict(config),
         evaluations=_evaluations(folder / "eval"),
         inertia=[step.inertia for step in report.iterations] if report else [],
-        about=_about(loaded, images, metrics),
+        about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
         versions=_versions(),
     )
     return write_report(view)
@@ -122,8 +122,13 @@ def _usage(tokenizer: PixelTokenizer, images: ImageSet) -> tuple[Tensor, int]:
 def _metrics(path: Path) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
-    lines = path.read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines if line.strip()]
+    rows = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            continue  # the line a killed process was writing
+    return rows
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
@@ -135,8 +140,13 @@ def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
     }
 
 
+def _unreadable(path: Path) -> int:
+    """How many files the run could not read; the images opened for a report are too few to tell."""
+    return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
+
+
 def _about(
-    loaded: LoadedRun, images: ImageSet, metrics: list[dict[str, Any]]
+    loaded: LoadedRun, images: ImageSet, metrics: list[dict[str, Any]], unreadable: int
 ) -> list[tuple[str, str]]:
     config, model = loaded.config, loaded.model
     encoder: Any = model.encoder
@@ -164,8 +174,8 @@ def _about(
             facts.append(("token accuracy", f"{accuracy:.1f} % (chance {chance:.1f} %)"))
         speed = sorted(line["images_per_s"] for line in metrics)
         facts.append(("speed", f"{speed[len(speed) // 2]:,.0f} images/s (median)"))
-    if images.broken:
-        facts.append(("unreadable files", f"{len(images.broken)}, in skipped_files.txt"))
+    if unreadable:
+        facts.append(("unreadable files", f"{unreadable}, in skipped_files.txt"))
     return facts
 
 
