@@ -38,32 +38,37 @@ class Timing:
 
 
 def interleave(
-    methods: Mapping[str, Callable[[], Any]], *, rounds: int, min_seconds: float = 0.05
+    methods: Mapping[str, Callable[[], Any]],
+    *,
+    rounds: int,
+    min_seconds: float = 0.05,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, Timing]:
     """Time every method once a round, after one warm-up call of each.
 
-    Methods shorter than ``min_seconds`` repeat inside a round until they take that long.
+    Methods shorter than ``min_seconds`` repeat inside a round until they take that long. On a busy
+    machine ``clock=time.process_time`` (with one thread for all) leaves out what others ran.
     """
     repeats = {}
     for name, call in methods.items():
-        seconds = _seconds(call, 1)
+        seconds = _seconds(call, 1, clock)
         if seconds < min_seconds:  # the first call of a short method says little
-            seconds = _seconds(call, 1)
+            seconds = _seconds(call, 1, clock)
         repeats[name] = max(1, int(min_seconds / seconds))
     timings = {name: Timing() for name in methods}
     names = list(methods)
     for i in range(rounds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            timings[name].seconds.append(_seconds(methods[name], repeats[name]))
+            timings[name].seconds.append(_seconds(methods[name], repeats[name], clock))
     return timings
 
 
-def _seconds(call: Callable[[], Any], repeats: int) -> float:
+def _seconds(call: Callable[[], Any], repeats: int, clock: Callable[[], float]) -> float:
     gc.collect()
-    start = time.perf_counter()
+    start = clock()
     for _ in range(repeats):
         call()
-    return (time.perf_counter() - start) / repeats
+    return (clock() - start) / repeats
 
 
 def machine() -> dict[str, Any]:
