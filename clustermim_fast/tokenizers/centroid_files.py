@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -44,17 +46,37 @@ def _read(path: Path) -> Any:
 
 def _load_torch(path: Path) -> Any:
     """Tensors and numpy arrays only: any other pickled object is refused by torch."""
-    from numpy import dtype, ndarray
-
-    multiarray = getattr(np, "_core", None) or np.core
-    allowed: list[Any] = [ndarray, dtype, multiarray.multiarray._reconstruct]
+    # codecs.encode makes the bytes of an array; torch before 2.5 does not allow it by itself.
+    allowed: list[Any] = [np.ndarray, np.dtype, codecs.encode, *_array_makers()]
     for name in ("Float32DType", "Float64DType"):
-        found = getattr(np.dtypes, name, None)
+        found = getattr(getattr(np, "dtypes", None), name, None)  # NumPy 1.25 and newer
         allowed += [] if found is None else [found]
-    # Files written with NumPy 1 name the same function by its old address.
-    allowed += [(multiarray.multiarray._reconstruct, "numpy.core.multiarray._reconstruct")]
-    with torch.serialization.safe_globals(allowed):
+    before = torch.serialization.get_safe_globals()
+    torch.serialization.add_safe_globals(allowed)
+    try:
         return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise ValueError(
+            f"{path} cannot be read as tensors or arrays; other Python objects are never "
+            f"unpickled: {str(error).partition(chr(10))[0]}"
+        ) from error
+    finally:
+        torch.serialization.clear_safe_globals()
+        torch.serialization.add_safe_globals(before)
+
+
+def _array_makers() -> list[Any]:
+    """The function that pickled arrays name, under the addresses that NumPy 1 and 2 write."""
+    reconstruct: Any = np.empty(0).__reduce__()[0]
+    makers = []
+    for module in ("numpy.core.multiarray", "numpy._core.multiarray"):
+
+        def make(*arguments: Any) -> Any:
+            return reconstruct(*arguments)
+
+        make.__module__, make.__name__, make.__qualname__ = module, "_reconstruct", "_reconstruct"
+        makers.append(make)
+    return makers
 
 
 def _only_matrix(path: Path, loaded: Any) -> Any:

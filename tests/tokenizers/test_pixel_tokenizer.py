@@ -202,35 +202,6 @@ def test_broken_and_foreign_files(tmp_path):
         load_tokenizer(path)
 
 
-def test_centroids_from_files(tmp_path):
-    rows = np.random.default_rng(0).random((7, 48)).astype(np.float32)
-    expected = PixelTokenizer.from_centroids(rows, 4).fingerprint()
-    np.save(tmp_path / "c.npy", rows)
-    torch.save(torch.from_numpy(rows), tmp_path / "tensor.pth")
-    torch.save(rows, tmp_path / "array.pth")
-    torch.save({"centers": torch.from_numpy(rows), "epoch": 3}, tmp_path / "dict.pth")
-    for name in ("c.npy", "tensor.pth", "array.pth", "dict.pth"):
-        assert PixelTokenizer.from_centroids(tmp_path / name, 4).fingerprint() == expected
-    assert PixelTokenizer.from_centroids(rows.astype(np.float64), 4).fingerprint() == expected
-
-
-class Evil:
-    def __reduce__(self):
-        return print, ("unpickled",)
-
-
-def test_nothing_is_unpickled(tmp_path, capsys):
-    import pickle
-
-    torch.save(Evil(), tmp_path / "evil.pth")
-    with pytest.raises(pickle.UnpicklingError):
-        PixelTokenizer.from_centroids(tmp_path / "evil.pth", 4)
-    np.save(tmp_path / "evil.npy", np.array([Evil()], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle=False"):
-        PixelTokenizer.from_centroids(tmp_path / "evil.npy", 4)
-    assert capsys.readouterr().out == ""
-
-
 def test_refusals():
     rows = np.zeros((3, 48))
     for call, message in [
