@@ -188,6 +188,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return tags
 
     def _settings(self) -> Settings:
+        distributed = torch.distributed
+        if distributed.is_available() and distributed.is_initialized():
+            processes = distributed.get_world_size()
+            if processes > 1:
+                raise RuntimeError(
+                    f"KMeans: fitting rows spread over {processes} processes is not in this "
+                    "release, and each would find centroids of its own rows alone; fit before "
+                    "init_process_group, or in a program of one process"
+                )
         return Settings(
             num_clusters=self.n_clusters,
             init=self.init,

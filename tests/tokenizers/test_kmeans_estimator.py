@@ -58,6 +58,19 @@ def test_parameters():
             KMeans().set_params(**change).fit(data())
 
 
+def test_one_of_several_processes_is_refused(monkeypatch):
+    """Each rank would silently cluster its own rows."""
+    fitted = KMeans(3, random_state=0).fit(data())
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    for call in (KMeans(3).fit, KMeans(3).partial_fit):
+        with pytest.raises(RuntimeError, match="spread over 2 processes is not in this release"):
+            call(data())
+    fitted.predict(data())
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
+    KMeans(3, random_state=0).fit(data())
+
+
 @pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
 def test_numpy_and_torch_give_the_same(algorithm):
     x = data()
