@@ -1,13 +1,9 @@
-"""Random numbers as a pure function of (seed, epoch, sample, stream): no state to save, none to
-share.
+"""Random numbers as a pure function of (seed, epoch, sample, stream): no state to save or share.
 
 A crop, a flip, a mask or a shuffled order is the same for any number of workers or ranks and after
-any
-resume, because nothing is ever "drawn next". The generator is SplitMix64 (Steele, Lea, Flood
-2014): each
-sample's key is a hash of its coordinates, and value j of a sample is the j-th output of the
-sequence that
-starts at this key.
+any resume, because nothing is ever "drawn next". The generator is SplitMix64 (Steele, Lea, Flood
+2014): each sample's key is a hash of its coordinates, and value j of a sample is the j-th output of
+the sequence that starts at this key.
 """
 
 from __future__ import annotations
@@ -16,8 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 # One number per use, so that no two uses of the same (seed, epoch, sample) share values. Never
-# renumber:
-# a resumed run would change its crops and masks.
+# renumber: a resumed run would change its crops and masks.
 STREAM_CROP = 0
 STREAM_MASK = 1
 STREAM_SHUFFLE = 2
@@ -32,9 +27,7 @@ UInt64Array = npt.NDArray[np.uint64]
 
 
 def _mix(z: UInt64Array) -> UInt64Array:
-    """SplitMix64's output function, a bijection of 64-bit integers; uint64 arithmetic wraps by
-    design.
-    """
+    """SplitMix64's output function, a bijection of 64-bit integers; uint64 wraps by design."""
     z = (z ^ (z >> np.uint64(30))) * _MIX_1
     z = (z ^ (z >> np.uint64(27))) * _MIX_2
     return z ^ (z >> np.uint64(31))
@@ -77,9 +70,7 @@ def bits(seed: int, epoch: int, samples: npt.ArrayLike, stream: int, count: int)
 def uniform(
     seed: int, epoch: int, samples: npt.ArrayLike, stream: int, count: int
 ) -> npt.NDArray[np.float64]:
-    """Uniform values in [0, 1), float64 [B, count], multiples of 2**-53; arguments as for
-    `bits`.
-    """
+    """Uniform values in [0, 1), float64 [B, count], multiples of 2**-53; arguments of `bits`."""
     words = bits(seed, epoch, samples, stream, count)
     return (words >> np.uint64(11)).astype(np.float64) * 2.0**-53
 

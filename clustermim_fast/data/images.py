@@ -1,6 +1,4 @@
-"""`open_images`: a folder or a built-in set -> an `ImageSet` that gives crops and evaluation
-views.
-"""
+"""`open_images`: a folder or a built-in set to an `ImageSet` of crops and evaluation views."""
 
 from __future__ import annotations
 
@@ -93,9 +91,7 @@ class ImageSet:
     def crops(
         self, seed: int, epoch: int, indices: Tensor | npt.ArrayLike, config: DataConfig
     ) -> Tensor:
-        """Training crops, uint8 [B, 3, H, W]: a function of (seed, epoch, index) and the image
-        alone.
-        """
+        """Training crops, uint8 [B, 3, H, W]: a function of (seed, epoch, index) and the image."""
         ids = np.asarray(indices, dtype=np.int64)
         sources = [self._store[int(index)] for index in ids]
         params = crop_params(
@@ -161,8 +157,7 @@ def open_images(
         path: folder (searched recursively; class sub-folders or flat; with or without train/ and
             test/ or val/) or "digits" (a folder of that name is "./digits").
         size: side or (H, W) of the views and crops, pixels. Stored images keep their own size, up
-        to
-            a short side of twice the larger of these.
+            to a short side of twice the larger of these.
         split: "train", "test" or "all"; see `data.folder.list_folder` for what they mean.
         in_memory: "auto" (below 2 GiB decoded), "yes" or "no". The pixels are the same either way.
         holdout: share taken for "test" where the folder has no test/.

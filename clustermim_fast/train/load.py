@@ -54,7 +54,7 @@ def load_run(run_dir: str | Path, checkpoint: str = "last", *, use_ema: bool = T
 
 
 def random_model(config: TrainConfig) -> nn.Module:
-    """The model of a resolved config as it was before the first step, eval mode."""
+    """The model of a resolved config with its random weights (model.weights unread), eval mode."""
     if config.data.image_size is None:
         raise ValueError("config: expected a resolved one, got data.image_size = None")
     return create_model(

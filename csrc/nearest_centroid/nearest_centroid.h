@@ -2,8 +2,8 @@
 //
 //   x          [num_rows, dim]       float32, float64, float16 or bfloat16; strides in elements
 //   centroids  [num_centroids, dim]  any of these, num_centroids >= 1
-//   ids        [num_rows]            out: lowest id among equally near; -1 for a row with NaN or
-//   Inf value      [num_rows]            out, may be null: float64 squared distance or similarity
+//   ids        [num_rows]            out: lowest id among equally near; -1 for a row with NaN, Inf
+//   value      [num_rows]            out, may be null: float64 squared distance or similarity
 //
 // Accumulators: float32 in the filter, under a rigorous bound; float64, then exact integers for
 // what it leaves open. Deterministic: ids depend on the values alone. Every index is int64;

@@ -1,8 +1,9 @@
 // Pastes centroid pixels over chosen patches, in place.
 //
-//   images  [batch, channels, height, width]  in and out, contiguous, `element_size` bytes an
-//   element ids     [batch, patches] int64; where [batch, patches] bool pixels  [num_centroids,
-//   patch_size, patch_size, channels]  elements of the images' dtype
+//   images  [batch, channels, height, width]                    in and out, contiguous
+//   ids     [batch, patches]                                    int64
+//   where   [batch, patches]                                    bool
+//   pixels  [num_centroids, patch_size, patch_size, channels]   as images: element_size bytes each
 //
 // A patch is replaced where `where` is true and its id >= 0; an id >= num_centroids there is
 // index_error, found before anything is written.
