@@ -83,9 +83,9 @@ def _rows(view: RunView) -> Iterator[Figure]:
 
 
 _ROWS_INTRO = {
-    True: "Image; what the encoder sees; every patch as its nearest centroid (the target); "
+    True: "Un-augmented training images: image; what the encoder sees; every patch as its nearest centroid (the target); "
     "the model's most likely token in each masked patch, decoded.",
-    False: "Image; what the encoder sees; the model's pixels in the masked patches; "
+    False: "Un-augmented training images: image; what the encoder sees; the model's pixels in the masked patches; "
     "the model's pixels everywhere (it is trained on masked patches only).",
 }
 
