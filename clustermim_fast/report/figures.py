@@ -83,10 +83,10 @@ def _rows(view: RunView) -> Iterator[Figure]:
 
 
 _ROWS_INTRO = {
-    True: "Un-augmented training images: image; what the encoder sees; every patch as its nearest centroid (the target); "
-    "the model's most likely token in each masked patch, decoded.",
-    False: "Un-augmented training images: image; what the encoder sees; the model's pixels in the masked patches; "
-    "the model's pixels everywhere (it is trained on masked patches only).",
+    True: "Training images without augmentation; what the encoder sees; every patch as its nearest "
+    "centroid (the target); the model's most likely token in each masked patch, decoded.",
+    False: "Training images without augmentation; what the encoder sees; the model's pixels in the "
+    "masked patches; its pixels everywhere (it is trained on masked patches only).",
 }
 
 
