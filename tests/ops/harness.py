@@ -85,7 +85,7 @@ def check_compile(call: Callable[..., Any], *args: Any, compiler: str = "aot_eag
     torch._dynamo.reset()
     compiled = torch.compile(call, fullgraph=True, backend=compiler)
     assert_same(compiled(*args), call(*args))
-    with torch.compiler.set_stance("fail_on_recompile"):
+    with torch._dynamo.config.patch(error_on_recompile=True):
         compiled(*(a.clone() if isinstance(a, torch.Tensor) else a for a in args))
 
 
