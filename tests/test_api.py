@@ -223,6 +223,27 @@ def test_test_classes_are_matched_by_name(finished, tmp_path):
         api.evaluate_run("knn", finished, data=str(root))
 
 
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_unreadable_files_are_noted(finished, tmp_path, monkeypatch, in_memory):
+    """From the disk, the next file stands in under the label of the broken one: never unsaid."""
+    folder = draw_folder(tmp_path / "shapes", 6)
+    for name in ("train", "test"):
+        shutil.copytree(folder, tmp_path / "split" / name)
+    (tmp_path / "split" / "test" / "cross" / "005.png").write_text("text")
+    if not in_memory:
+        monkeypatch.setattr("clustermim_fast.data.images.IN_MEMORY_LIMIT", 0)
+    data = str(tmp_path / "split")
+    said = []
+    run = shutil.copytree(finished, tmp_path / "run")
+    for _ in range(2):  # the second time with features from the cache
+        result = api.evaluate_run("knn", run, data=data, k=3, say=said.append)
+    (note,) = result["notes"]
+    assert note.startswith("1 unreadable files of")
+    assert note.endswith("left out." if in_memory else "under the old label.")
+    assert note in said[-1]
+    assert result["test_images"] == (17 if in_memory else 18)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

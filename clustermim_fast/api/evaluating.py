@@ -109,6 +109,7 @@ def evaluate_run(
             "Raw pixels already solve digits (98.6 % with a tuned classifier): "
             "only the gain over random initialisation is claimed."
         )
+    result["notes"] += [note for part in (train, test) if (note := _unreadable(part))]
     if folder:
         folder.mkdir(exist_ok=True)
         write_text_atomically(folder / f"{kind}.json", json.dumps(result, indent=2) + "\n")
@@ -206,6 +207,15 @@ def _open_splits(path: str, source: Source) -> tuple[ImageSet, ImageSet, list[st
         for split in ("train", "test")
     )
     return train, test, notes
+
+
+def _unreadable(images: ImageSet) -> str:
+    """What became of the files that could not be read; "" where there are none."""
+    if not images.broken:
+        return ""
+    # A set on the disk has as many places as files, and a place keeps the label of its file.
+    became = "left out" if images.in_memory else "replaced by the next one, under the old label"
+    return f"{len(images.broken)} unreadable files of {images.source} were {became}."
 
 
 def _require_enough_to_hold_out(path: str) -> None:
