@@ -67,7 +67,7 @@ void backward(uintptr_t logits, int logits_dtype, int64_t sample_stride, int64_t
         pointer<const void>(class_weight), class_weight_sum, label_smoothing, threads},
        uniform_part,
        pointer<const void>(stats),
-       pointer<const void>(scale),
+       pointer<const double>(scale),
        pointer<void>(grad),
        zero_rest});
 }

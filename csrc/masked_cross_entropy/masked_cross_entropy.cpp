@@ -192,8 +192,7 @@ Status cross_entropy_backward(const CrossEntropyBackwardArgs& a) {
       RowTask task = row_task(a, i);
       task.uniform_part = a.uniform_part && a.label_smoothing > 0;
       backward(task, read_acc(a.stats, a.rows[i], is_double),
-               read_acc(a.stats, a.num_tokens + a.rows[i], is_double),
-               read_acc(a.scale, i, is_double), grad);
+               read_acc(a.stats, a.num_tokens + a.rows[i], is_double), a.scale[i], grad);
     }
   });
 }

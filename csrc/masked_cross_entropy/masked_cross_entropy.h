@@ -68,8 +68,8 @@ Status cross_entropy_forward(const CrossEntropyForwardArgs& args);
 // as before).
 struct CrossEntropyBackwardArgs : CrossEntropyRows {
   bool uniform_part;
-  const void* stats;  // from the forward
-  const void* scale;  // acc [num_rows]
+  const void* stats;    // from the forward
+  const double* scale;  // [num_rows]: not rounded to acc before it is multiplied
   // out, in the logits' dtype, dense: compact ? [num_rows][num_classes] :
   // [num_tokens][num_classes]. May be the logits themselves when compact.
   void* grad;

@@ -148,7 +148,9 @@ struct Row {
     const double mass = task.class_weight ? hard + per_class * weights : 1.0;
     const Vec top = V::set(static_cast<Scalar>(max));
     const Vec inverse = V::set(static_cast<Scalar>(mass / sum));
+    // The scale as a sum of two: its own rounding would shift the whole gradient one way.
     const Vec s = V::set(static_cast<Scalar>(scale));
+    const Vec s_rest = V::set(static_cast<Scalar>(scale - static_cast<double>(s[0])));
     const Scalar uniform = task.uniform_part ? static_cast<Scalar>(per_class) : Scalar(0);
     // The target's own value is read before grad, which may be the same memory, is written.
     const Scalar target_z = one_z(task, task.target);
@@ -159,13 +161,13 @@ struct Row {
         if (task.uniform_part) {
           g -= task.class_weight ? load_acc(task.class_weight, k) * uniform : V::set(uniform);
         }
-        V::template store<kElement>(grad, k, g * s);
+        V::template store<kElement>(grad, k, g * s + g * s_rest);
       } else {
         if (task.uniform_part) {
           g -= task.class_weight ? load_acc_tail(task.class_weight, k, left) * uniform
                                  : V::set(uniform);
         }
-        store_tail(grad, k, left, g * s);
+        store_tail(grad, k, left, g * s + g * s_rest);
       }
     }
     // p - 1 in full precision, rounded once: rounding p first would lose small target gradients.

@@ -53,7 +53,8 @@ struct Problem {
 void check_problem(int64_t tokens, int64_t classes, int threads) {
   const Problem p(tokens, classes);
   const double e = 0.1;
-  std::vector<float> stats(2 * tokens), loss(p.listed.count), scale(p.listed.count, 0.5f);
+  std::vector<float> stats(2 * tokens), loss(p.listed.count);
+  std::vector<double> scale(p.listed.count, 0.5);
   std::vector<float> grad(tokens * classes, NAN);
   std::vector<int64_t> argmax(p.listed.count);
   CHECK(cross_entropy_forward({p.rows_args(e, threads), stats.data(), loss.data(), argmax.data()})

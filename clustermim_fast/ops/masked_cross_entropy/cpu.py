@@ -137,7 +137,7 @@ def backward(
     flat = target.long().contiguous()
     weight, weight_sum = _constants(class_weight, acc)
     weights = _rows.row_weights(rows[:n], None, token_weight)
-    scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction, acc)
+    scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction)
     stats = stats.contiguous()
     out = torch.empty(logits.shape, dtype=logits.dtype)
     _backend.core().cross_entropy_backward(

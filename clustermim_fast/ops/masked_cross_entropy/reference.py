@@ -131,7 +131,7 @@ def grad_rows(
     onehot = F.one_hot(target, num_classes).to(logits.dtype)
     mass = hard + smooth.sum()
     grad = logits.softmax(-1) * mass[:, None] - smooth - onehot * hard[:, None]
-    return grad * scale[:, None]
+    return (grad * scale[:, None]).to(logits.dtype)
 
 
 def backward(
@@ -154,7 +154,7 @@ def backward(
     z = logits.reshape(rows.numel(), num_classes)[listed].to(acc)
     t, wrong = listed_targets(OP, target, listed, live, num_classes, ignore_index)
     weights = _rows.row_weights(listed, live, token_weight)
-    scale = _rows.row_scales(grad_loss, listed, weights, divisor, reduction, acc)
+    scale = _rows.row_scales(grad_loss, listed, weights, divisor, reduction)
     if wrong is not None:
         scale = torch.where(wrong, torch.nan, scale)
     grad = grad_rows(z, t, scale, class_weight, label_smoothing)

@@ -91,9 +91,8 @@ def row_scales(
     weights: torch.Tensor | None,
     divisor: torch.Tensor,
     reduction: str,
-    dtype: torch.dtype,
 ) -> torch.Tensor:
-    """d(objective) / d(row loss) of each listed row: in float64, rounded once to ``dtype``."""
+    """float64 d(objective) / d(row loss) of each listed row."""
     if reduction == "none":
         scale = grad_loss.reshape(-1)[rows].double()
     else:
@@ -101,6 +100,4 @@ def row_scales(
         if reduction == "mean":
             scale = torch.where(divisor == 0, 0.0, scale / divisor)
         scale = scale.expand(rows.shape)
-    if weights is not None:
-        scale = scale * weights
-    return scale.to(dtype).contiguous()
+    return (scale if weights is None else scale * weights).contiguous()

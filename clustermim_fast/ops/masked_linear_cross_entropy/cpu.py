@@ -183,7 +183,7 @@ def backward(
     )
     acc = chunks.acc
     weights = _rows.row_weights(rows[:n], None, token_weight)
-    scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction, acc)
+    scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction)
 
     # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it stays
     # out of the logit gradients, where it would drown small probabilities as soon as those are
@@ -208,7 +208,7 @@ def backward(
         if need_weight:
             grad_weight.addmm_(logits.t(), inputs)
             if smooth:
-                scaled_inputs += part @ inputs
+                scaled_inputs += part.to(acc) @ inputs
         if need_input:
             grad_input.write(begin, end, logits, part, inputs)
     if smooth:
@@ -254,7 +254,9 @@ class _GradInput:
     ) -> None:
         """dX of one chunk from its logit gradients; ``buffer`` [r, d] is overwritten."""
         torch.mm(grad, self.chunks.weight, out=buffer)
-        factor = None if self.direction is None else scale * self.chunks.label_smoothing
+        factor = None
+        if self.direction is not None:
+            factor = (scale * self.chunks.label_smoothing).to(self.direction.dtype)
         self._scatter(begin, end, buffer, factor)
 
     def finish(self) -> torch.Tensor:

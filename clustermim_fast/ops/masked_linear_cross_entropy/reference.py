@@ -136,7 +136,7 @@ def backward(
     z = F.linear(x, w, None if bias is None else bias.to(acc))
     t, wrong = _logits.listed_targets(OP, target, listed, live, weight.shape[0], ignore_index)
     weights = _rows.row_weights(listed, live, token_weight)
-    scale = _rows.row_scales(grad_loss, listed, weights, divisor, reduction, acc)
+    scale = _rows.row_scales(grad_loss, listed, weights, divisor, reduction)
     if wrong is not None:
         scale = torch.where(wrong, torch.nan, scale)
     grad = _logits.grad_rows(z, t, scale, None, label_smoothing)
