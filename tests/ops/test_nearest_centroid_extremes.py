@@ -159,6 +159,19 @@ def test_near_ties_of_few_columns(path, d, metric):
         check_ids(rows, torch.stack([a, b]), metric, path)
 
 
+@every_path
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_cosines_that_differ_beyond_float64(path, sign):
+    """All cosines of a row within 2^-48 of each other, all negative or all positive."""
+    for _ in range(20):
+        x = torch.randn(1, 12, dtype=torch.float64)
+        side = torch.randn(8, 12, dtype=torch.float64)
+        side -= (side @ x.T) * x / x.square().sum()
+        side *= x.norm() / side.norm(dim=1, keepdim=True) * (1 + 2.0**-49 * torch.randn(8, 1))
+        scale = 1 + torch.rand(8, 1, dtype=torch.float64)
+        check_ids(x, (sign * x + side) * scale, "cosine", path)
+
+
 @every_cpu_path
 @pytest.mark.parametrize("d", [48, 384, 1024])
 def test_long_sums_of_one_sign(path, d):
