@@ -192,7 +192,8 @@ def backward(
     smooth = label_smoothing > 0 and input.dtype.itemsize == 2
     grad_input = _GradInput(chunks, input, prefix, need_input, smooth)
     grad_weight = torch.zeros((num_classes, dim) if need_weight else 0, dtype=acc)
-    grad_bias = torch.zeros(num_classes if need_bias else 0, dtype=acc)
+    # A float32 sum over all rows would be the largest error of db; in float64 it is none.
+    grad_bias = torch.zeros(num_classes if need_bias else 0, dtype=torch.float64)
     scaled_inputs = torch.zeros(dim, dtype=acc)  # sum_n scale_n x_n
     for begin, end, inputs, logits in chunks:
         part = scale[begin:end]
@@ -204,7 +205,7 @@ def backward(
             **chunks.loss_rows(begin, end, logits),
         )
         if need_bias:
-            grad_bias += logits.sum(0)
+            grad_bias += logits.sum(0, dtype=torch.float64)
         if need_weight:
             grad_weight.addmm_(logits.t(), inputs)
             if smooth:
@@ -217,7 +218,7 @@ def backward(
             grad_weight -= per_class * scaled_inputs
         if need_bias:
             grad_bias -= per_class * scale.sum()
-    return grad_input.finish(), grad_weight, grad_bias
+    return grad_input.finish(), grad_weight, grad_bias.to(acc)
 
 
 class _GradInput:
