@@ -14,15 +14,23 @@ import pytest
 
 from clustermim_fast import train
 
+# Forward pass number sys.argv[2] waits for a file, so that no signal can come too late.
 PROGRAM = """
-import sys, time
+import itertools, pathlib, sys, time
 from clustermim_fast import train
 from clustermim_fast.train import loop
 
 config = train.load_config(sys.argv[1])
-if sys.argv[2] == "slow":
-    real = loop.forward_step
-    loop.forward_step = lambda *a: (time.sleep(0.15), real(*a))[1]
+held, go = int(sys.argv[2]), pathlib.Path(sys.argv[3])
+real, number = loop.forward_step, itertools.count(1)
+
+def forward_step(*arguments):
+    if next(number) == held:
+        while not go.exists():
+            time.sleep(0.01)
+    return real(*arguments)
+
+loop.forward_step = forward_step
 train.run(config)
 """
 
@@ -31,13 +39,13 @@ train.run(config)
 def start(tmp_path):
     running = []
 
-    def begin(config, pace):
+    def begin(config, held):
         file = tmp_path / f"{Path(config.out).name}.json"
         train.save_config(config, file)
         root = str(Path(train.__file__).resolve().parents[2])
         environment = {**os.environ, "PYTHONPATH": root, "OMP_NUM_THREADS": "1"}
         process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, str(file), pace],
+            [sys.executable, "-c", PROGRAM, str(file), str(held), str(tmp_path / "go")],
             env=environment,
             start_new_session=True,
             stdout=subprocess.PIPE,
@@ -54,11 +62,11 @@ def start(tmp_path):
             process.communicate()
 
 
-def wait_for(path, process):
+def wait_for(condition, process):
     end = time.monotonic() + 90
-    while not path.exists():
+    while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, f"no {path}"
+        assert time.monotonic() < end, "it did not come in 90 s"
         time.sleep(0.01)
 
 
@@ -72,28 +80,27 @@ def test_sigkill_and_sigterm_within_an_epoch(tiny, start, threads, tmp_path):
     threads(1)
     whole = train.run(tiny(out=tmp_path / "whole", **options), say=lambda line: None)
     cut_config = tiny(out=tmp_path / "cut", **options)
-    cut = start(cut_config, "slow")
+    cut = start(cut_config, held=4)
     last = tmp_path / "cut" / "checkpoints" / "last.pt"
-    wait_for(last, cut)  # step 2 of 5 in the first epoch
+    wait_for(last.exists, cut)
     cut.send_signal(signal.SIGKILL)
     cut.communicate()
     killed_at = train.load_run(tmp_path / "cut").step
-    assert killed_at % 5 != 0
+    assert killed_at == 2  # of 5 in the first epoch
 
     before = last.stat().st_mtime_ns
     # with a loader process, and the signal for the whole group, as schedulers send it
-    stopped = start(tiny(out=tmp_path / "cut", workers=1, **options), "slow")
-    while last.stat().st_mtime_ns == before:
-        assert stopped.poll() is None, stopped.communicate()[0]
-        time.sleep(0.01)
+    stopped = start(tiny(out=tmp_path / "cut", workers=1, **options), held=5)
+    wait_for(lambda: last.stat().st_mtime_ns != before, stopped)
     os.killpg(stopped.pid, signal.SIGTERM)
+    (tmp_path / "go").touch()
     output = stopped.communicate(timeout=60)[0]
     assert stopped.returncode == 143, output
     assert "stopped by signal 15 at step" in output
     assert f"going on from step {killed_at} of 20" in output
-    assert killed_at < train.load_run(tmp_path / "cut").step < 20
+    assert killed_at < train.load_run(tmp_path / "cut").step <= 7
 
-    resumed = start(cut_config, "fast")
+    resumed = start(cut_config, held=0)
     output = resumed.communicate(timeout=90)[0]
     assert resumed.returncode == 0, output
     assert last_row(tmp_path / "cut")["loss"] == whole.final_loss
