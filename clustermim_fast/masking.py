@@ -44,8 +44,8 @@ def num_visible(num_patches: int, ratio: float) -> int:
     if not 0 < count < num_patches:
         raise ValueError(
             f"mask.ratio = {ratio} leaves {count} of {num_patches} patches visible; at least one "
-            f"must be visible "
-            "and one masked: choose another ratio, a smaller patch_size or larger images"
+            "must be visible and one masked: choose another ratio, a smaller patch_size or larger "
+            "images"
         )
     return count
 

@@ -69,8 +69,7 @@ def require_plain_vit(name: str) -> None:
     if type(probe) is not VisionTransformer:
         reason = (
             f"it is a {type(probe).__name__}, and an encoder that sees only the visible tokens "
-            f"must "
-            "be a plain VisionTransformer (no windows, no convolution stages, no relative "
+            "must be a plain VisionTransformer (no windows, no convolution stages, no relative "
             "positions)"
         )
     elif type(probe.patch_embed) is not PatchEmbed:
@@ -103,7 +102,7 @@ def _require_divisible(encoder: VisionTransformer) -> None:
             raise ValueError(
                 f"img_size {tuple(embed.img_size)} is not a multiple of patch_size {patch}: "
                 f"choose data.image_size = {max(1, round(side / patch)) * patch} or another "
-                f"patch_size"
+                "patch_size"
             )
 
 

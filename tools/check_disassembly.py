@@ -2,8 +2,7 @@
 
     python tools/check_disassembly.py build/dev/libclustermim_core.a dist/*.whl
 
-Each instruction-set path is a translation unit of its own, named ``*_avx2.cpp`` or
-``*_avx512.cpp``.
+Each instruction-set path is a translation unit of its own, ``*_avx2.cpp`` or ``*_avx512.cpp``.
 Two things can go wrong, and both end as SIGILL on a machine that our own tests never run on:
 
 * a unit without such a name holds VEX or EVEX code (a wrong compiler flag, a target attribute);
@@ -12,8 +11,7 @@ Two things can go wrong, and both end as SIGILL on a machine that our own tests 
 
 In object files and archives both are looked at directly. In a linked module, or a wheel, code is
 traced back through the symbol table: local symbols stand behind the name of their source file, and
-a global function of an ISA unit must carry the ISA in its name. Needs objdump and readelf
-(binutils).
+a global function of an ISA unit must carry the ISA in its name. Needs binutils.
 """
 
 from __future__ import annotations

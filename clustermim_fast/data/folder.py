@@ -88,8 +88,7 @@ def _hold_out(listing: Listing, root: Path, split: str, holdout: float) -> Listi
     if holdout == 0.0:
         raise ValueError(
             f"data: {root} has no train/ and test/ sub-folders, and its test images were asked "
-            f"for; "
-            "make these sub-folders or set data.holdout, for instance 0.2"
+            "for; make these sub-folders or set data.holdout, for instance 0.2"
         )
     test = held_out(listing.labels, len(listing.paths), holdout)
     keep = np.flatnonzero(test if split == "test" else ~test)

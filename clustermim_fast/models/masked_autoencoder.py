@@ -16,8 +16,7 @@ class MaskedAutoencoder(nn.Module):
 
     Position embeddings of both are fixed sines and cosines; the encoder's is written into
     `encoder.pos_embed`, so that the encoder alone is an ordinary timm model. Weights start as
-    MAE's:
-    Xavier-uniform linear layers, zero biases, normal(0.02) tokens.
+    MAE's: Xavier-uniform linear layers, zero biases, normal(0.02) tokens.
 
     Args:
         config: names and sizes.
@@ -123,9 +122,7 @@ class MaskedAutoencoder(nn.Module):
 
 
 def decoder_sizes(config: ModelConfig, width: int, depth: int) -> tuple[int, int, int]:
-    """(dim, depth, heads) of the decoder: the config's, else MAE's, else scaled to a small
-    encoder.
-    """
+    """(dim, depth, heads) of the decoder: the config's, else MAE's, scaled to small encoders."""
     if width >= 384:
         dim, blocks = (512 if width >= 768 else 256), 8
     else:

@@ -12,9 +12,8 @@ from typing import Any
 import torch
 
 NAMESPACE = "clustermim"
-_library = torch.library.Library(
-    NAMESPACE, "DEF"
-)  # must outlive the process: dropping it unregisters
+# Lives as long as the process: dropping it unregisters the ops.
+_library = torch.library.Library(NAMESPACE, "DEF")
 
 
 def define_op(schema: str, *, impl: Callable[..., Any], fake: Callable[..., Any]) -> Any:

@@ -17,9 +17,8 @@ def auto_recipe(path: str) -> tuple[TrainConfig, str]:
     """A config for the images at `path`, and one line that says what was chosen and why.
 
     Up to 48 pixels (median short side): the images' size, 4-pixel patches, the small ViT. Up to
-    112:
-    64 pixels in 8-pixel patches. Above: 224 pixels in 16-pixel patches, ViT-S with CUDA, and 128
-    pixels with ViT-Ti without.
+    112: 64 pixels in 8-pixel patches. Above: 224 pixels in 16-pixel patches, ViT-S with CUDA, and
+    128 pixels with ViT-Ti without.
     """
     if path == "digits":
         return digits_demo(), "the recipe digits_demo"
@@ -47,8 +46,8 @@ def auto_recipe(path: str) -> tuple[TrainConfig, str]:
         log=LogConfig(checkpoint_every_epochs=5),
     )
     said = (
-        f"images are {width} x {height} px (median): crops of {side} x {side}, patches of "
-        f"{patch} px, "
+        f"images are {width} x {height} px (median): crops of {side} x {side}, "
+        f"patches of {patch} px, "
         f"{model.encoder}{f' at width {model.embed_dim}' if model.embed_dim else ''}, "
         f"K = {config.tokenizer.num_clusters}, {optim.epochs} epochs"
     )

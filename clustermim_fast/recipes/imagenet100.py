@@ -20,8 +20,7 @@ def clustermim_vit_small_imagenet100() -> TrainConfig:
     warm-up; AdamW (0.9, 0.95), weight decay 0.05, half-cosine to 0; blr 1e-3, 64 images per GPU
     (the number of GPUs is not stated). Published for comparison, ImageNet-1K, DINO tokens, another
     encoder size: linear probe 67.4, fine-tuning 83.8. The ImageNet-100 numbers of the paper were
-    not
-    available to us. Not yet run here from end to end.
+    not available to us. Not yet run here from end to end.
     """
     return TrainConfig(
         method="clustermim",

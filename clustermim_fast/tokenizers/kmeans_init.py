@@ -11,9 +11,8 @@ import torch
 from clustermim_fast.tokenizers.rows import Rows
 from clustermim_fast.tokenizers.seed_distances import SeedDistances
 
-RandomState = (
-    np.random.RandomState
-)  # its streams are frozen: the same seed, the same codebook in years
+# Its streams are frozen: the same seed, the same codebook in years.
+RandomState = np.random.RandomState
 
 
 def as_random_state(seed: object) -> np.random.RandomState:

@@ -34,9 +34,8 @@ class Step:
 def unit_rows(rows: torch.Tensor) -> torch.Tensor:
     """Rows divided by their length; a zero row stays zero."""
     largest = rows.abs().amax(dim=1, keepdim=True)
-    scaled = torch.where(
-        largest > 0, rows / largest, rows
-    )  # no overflow or underflow in the squares
+    # So that the squares neither over- nor underflow.
+    scaled = torch.where(largest > 0, rows / largest, rows)
     length = scaled.square().sum(dim=1, keepdim=True).sqrt()
     return torch.where(length > 0, scaled / length, scaled)
 

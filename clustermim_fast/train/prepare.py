@@ -122,8 +122,7 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -
         ):
             raise ValueError(
                 f"tokenizer: its {name} is {values}, the run's data.{name} is {list(wanted)}; "
-                f"fit a "
-                f"tokenizer on this data, or set data.mean and data.std to the tokenizer's"
+                "fit a tokenizer on this data, or set data.mean and data.std to the tokenizer's"
             )
     if tokenizer.patch_size != config.model.patch_size:
         raise ValueError(

@@ -21,9 +21,7 @@ from clustermim_fast.train.overrides import from_dict
 
 @dataclass
 class TrainState:
-    """All that changes while a run goes on. No random state: randomness is a function of the
-    step.
-    """
+    """All that changes while a run goes on. No random state: randomness is a function of steps."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -57,9 +55,8 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
         kept = folder / f"epoch_{state.step // steps_per_epoch:04d}.pt"
         kept.unlink(missing_ok=True)
         try:
-            os.link(
-                last, kept
-            )  # last.pt is replaced, never changed, so the name keeps this content
+            # last.pt is replaced, never changed, so the name keeps this content.
+            os.link(last, kept)
         except OSError:
             shutil.copyfile(last, kept)
         keep_newest(folder, "epoch_*.pt", config.log.keep)
@@ -110,7 +107,7 @@ def find_checkpoint(
         raise ValueError(
             f"{out} holds a run with other settings, and going on from it would mix the two: "
             f"{'; '.join(differences)}. Choose another out=, or resume=restart to delete its "
-            f"checkpoints"
+            "checkpoints and evaluations"
         )
     return checkpoint
 
