@@ -76,10 +76,3 @@ def visible_indices(mask: Tensor, count: int | None = None) -> Tensor:
         count = int((~mask[0]).sum())
     # A stable sort of the bits brings the False (visible) positions first, in increasing order.
     return mask.to(torch.uint8).argsort(dim=1, stable=True)[:, :count]
-
-
-def masked_indices(mask: Tensor, count: int | None = None) -> Tensor:
-    """Sorted positions of the masked patches, int64 [B, count]; the counterpart of
-    `visible_indices`.
-    """
-    return visible_indices(~mask, count)

@@ -3,7 +3,6 @@
 from clustermim_fast.models.clustermim import ClusterMIM
 from clustermim_fast.models.config import ModelConfig
 from clustermim_fast.models.create import create_model, load_encoder_weights
-from clustermim_fast.models.features import encode_features
 from clustermim_fast.models.mae import MAE
 from clustermim_fast.models.masked_autoencoder import MaskedAutoencoder
 from clustermim_fast.models.positions import sincos_positions
@@ -15,7 +14,6 @@ __all__ = [
     "MaskedAutoencoder",
     "ModelConfig",
     "create_model",
-    "encode_features",
     "list_methods",
     "load_encoder_weights",
     "method_class",

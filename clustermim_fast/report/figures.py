@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from clustermim_fast.losses import patchify
 from clustermim_fast.tokenizers import PixelTokenizer
 
 from . import charts, pictures
@@ -119,7 +120,7 @@ def _pixel_columns(view: RunView) -> list[Column]:
     side = images.shape[-2] // grid[0]
     if view.per_patch_norm:
         # Predicted in units of each patch's own mean and deviation: put those of the image back.
-        target = _patchify(normalised, side)
+        target = patchify(normalised, side)
         deviation = (target.var(-1, keepdim=True) + 1e-6).sqrt()
         patches = patches * deviation + target.mean(-1, keepdim=True)
     mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
@@ -130,12 +131,6 @@ def _pixel_columns(view: RunView) -> list[Column]:
         Column("restored", pictures.keep_visible(images, filled, view.mask, grid)),
         Column("predicted", filled),
     ]
-
-
-def _patchify(images: Tensor, side: int) -> Tensor:
-    batch, channels, height, width = images.shape
-    cells = images.view(batch, channels, height // side, side, width // side, side)
-    return cells.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, side * side * channels)
 
 
 def _unpatchify(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:

@@ -11,7 +11,6 @@ from clustermim_fast.masking import random_mask, visible_indices
 from clustermim_fast.models import (
     ModelConfig,
     create_model,
-    encode_features,
     list_methods,
     register_method,
     sincos_positions,
@@ -144,19 +143,6 @@ def test_the_encoders_positions_are_the_fixed_ones():
     assert type(model.encoder) is timm.models.vision_transformer.VisionTransformer
     deit3 = create_model("clustermim", config(encoder="deit3_small_patch16_224"), (16, 16), 7)
     assert deit3.encoder.pos_embed.shape == (1, 16, 32)
-
-
-def test_features():
-    model = create_model("clustermim", config(), (16, 16), 7)
-    images = torch.randn(2, 3, 16, 16)
-    with pytest.raises(ValueError, match="eval mode"):
-        encode_features(model.encoder, images)
-    features = encode_features(model.encoder.eval(), images)
-    tokens = model.encoder.forward_features(images)
-    assert torch.equal(features["cls"], tokens[:, 0])
-    assert torch.equal(features["mean"], tokens[:, 1:].mean(1))
-    bare = create_model("clustermim", config(class_token=False), (16, 16), 7).encoder.eval()
-    assert "cls" not in encode_features(bare, images)
 
 
 @pytest.mark.parametrize(
