@@ -31,20 +31,20 @@ def data(n: int = 500, d: int = 48, k: int = 50) -> tuple[torch.Tensor, torch.Te
 
 def layouts() -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
     x, c = torch.randn(40, 2, 30, 12), torch.randn(2, 9, 12)
-    wide = torch.randn(200, 40)
+    wide = torch.randn(500, 40)  # more rows than one block of the kernel
     return {
         "batch dims": (x, c[0]),
-        "sliced rows": (wide[3::3], wide[:7]),
+        "sliced rows": (wide[3::2], wide[:7]),
         "sliced columns": (wide[:, 5:17], wide[100:109, 20:32]),
         "every second column": (wide[:, ::2], wide[:9, 1::2]),
-        "transposed": (wide.T, torch.randn(200, 9).T),
+        "transposed": (torch.randn(12, 300).T, torch.randn(12, 9).T),
         "transposed heads": (x.transpose(1, 2), c[1]),  # bug 15: gave garbage clusters elsewhere
         "permuted": (x.permute(3, 1, 0, 2), torch.randn(30, 9).T),
-        "expanded rows": (wide[:1].expand(64, 40), wide[:9]),
-        "expanded columns": (wide[:, :1].expand(200, 12), c[0]),
+        "expanded rows": (wide[:1].expand(300, 40), wide[:9]),
+        "expanded columns": (wide[:, :1].expand(500, 12), c[0]),
         "expanded centroids": (wide, wide[7:8].expand(5, 40)),
         "offset": (wide.view(-1)[7 : 7 + 600].view(50, 12), c.view(-1)[3 : 3 + 108].view(9, 12)),
-        "overlapping": (wide.view(-1).as_strided((90, 12), (5, 1)), c[0]),
+        "overlapping": (wide.view(-1).as_strided((300, 12), (5, 1)), c[0]),
         "flipped": (wide.flip(1), wide[:9].flip(0)),
         "neg bit": (torch.randn(40, 12, dtype=torch.complex64).conj().imag, c[0]),
         "one vector": (x[0, 0, 0], c[0]),
