@@ -79,8 +79,11 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def keep_newest(folder: str | Path, pattern: str, count: int) -> None:
-    """Delete all but the `count` files matching `pattern` that come last by name."""
-    files = sorted(Path(folder).glob(pattern))
+    """Delete all but the `count` files matching `pattern` that come last: shorter names, then order.
+
+    Zero-padded numbers outgrow their padding: epoch_10000 comes after epoch_9999.
+    """
+    files = sorted(Path(folder).glob(pattern), key=lambda path: (len(path.name), path.name))
     for old in files[: max(0, len(files) - count)]:
         old.unlink()
 

@@ -94,3 +94,10 @@ def test_keep_newest(tmp_path):
     checkpoint.keep_newest(tmp_path, "epoch_*.pt", 2)
     names = sorted(file.name for file in tmp_path.iterdir())
     assert names == ["epoch_0003.pt", "epoch_0004.pt", "last.pt"]
+
+
+def test_keep_newest_counts_past_the_padding(tmp_path):
+    for epoch in (9998, 9999, 10000):
+        (tmp_path / f"epoch_{epoch:04d}.pt").touch()
+    checkpoint.keep_newest(tmp_path, "epoch_*.pt", 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["epoch_10000.pt"]

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 
 from clustermim_fast.ops import _backend, _checks
@@ -17,7 +18,8 @@ PATCH_ORDERS = ("hwc", "chw")
 def require_images(op: str, images: torch.Tensor, patch_size: int) -> torch.Tensor:
     """``images`` [B, C, H, W] of an accepted dtype whose sides are multiples of ``patch_size``."""
     _checks.require_tensor(op, "images", images, dtypes=IMAGE_DTYPES, ndim=4, shape="[B, C, H, W]")
-    if not isinstance(patch_size, int) or isinstance(patch_size, bool) or patch_size < 1:
+    integral = isinstance(patch_size, (int, np.integer)) and not isinstance(patch_size, bool)
+    if not integral or patch_size < 1:
         raise _checks.bad_value(op, "patch_size", "an int >= 1", repr(patch_size))
     if images.shape[1] == 0:
         raise _checks.bad_value(op, "images", "[B, C, H, W] with C >= 1", tuple(images.shape))

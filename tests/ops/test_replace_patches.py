@@ -249,3 +249,11 @@ def test_compile_fullgraph():
         return ops.replace_patches(images, ids, c, where != 0, 4, mean=MEAN, std=STD) * 2
 
     check_compile(call, images, ids, c, where)
+
+
+def test_patch_size_of_numpy():
+    images, centroids = torch.zeros(1, 1, 4, 4), torch.ones(1, 4)
+    tokens = ops.patch_tokens(images, centroids, np.int64(2))
+    where = torch.ones(1, 4, dtype=torch.bool)
+    out = ops.replace_patches(images, tokens, centroids, where, np.int64(2))
+    assert bool((out == 1).all())

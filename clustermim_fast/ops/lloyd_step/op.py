@@ -248,7 +248,7 @@ def lloyd_step_images(
     outputs: Outputs = _images_op(
         images.detach(),
         centroids.detach(),
-        patch_size,
+        int(patch_size),
         means,
         stds,
         per_patch_norm,

@@ -123,7 +123,7 @@ def patch_tokens(
     ids: torch.Tensor = _op(
         images.detach(),
         centroids.detach(),
-        patch_size,
+        int(patch_size),
         means,
         stds,
         per_patch_norm,

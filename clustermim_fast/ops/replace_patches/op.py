@@ -136,7 +136,7 @@ def replace_patches(
         ids.long(),
         centroids.detach(),
         where if where.dtype == torch.bool else where != 0,
-        patch_size,
+        int(patch_size),
         means,
         stds,
         patch_order,
