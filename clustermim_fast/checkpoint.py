@@ -79,9 +79,10 @@ def load_checkpoint(path: str | Path) -> dict[str, Any]:
 
 
 def keep_newest(folder: str | Path, pattern: str, count: int) -> None:
-    """Delete all but the `count` files matching `pattern` that come last: shorter names, then order.
+    """Delete all but the `count` files matching `pattern` that come last.
 
-    Zero-padded numbers outgrow their padding: epoch_10000 comes after epoch_9999.
+    Shorter names come first, as zero-padded numbers outgrow their padding: epoch_10000 is newer
+    than epoch_9999.
     """
     files = sorted(Path(folder).glob(pattern), key=lambda path: (len(path.name), path.name))
     for old in files[: max(0, len(files) - count)]:
