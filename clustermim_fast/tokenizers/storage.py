@@ -17,7 +17,7 @@ def write(
     path: str | Path, kind: str, tensors: dict[str, torch.Tensor], settings: dict[str, Any]
 ) -> None:
     """Write the file whole or not at all (a temporary file beside it, then a rename)."""
-    from safetensors.torch import save_file
+    from safetensors.torch import save
 
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,8 @@ def write(
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     plain = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
     try:
-        save_file(plain, temporary, metadata=metadata)
+        # Not save_file, whose files only their owner can read.
+        temporary.write_bytes(save(plain, metadata=metadata))
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)

@@ -190,6 +190,8 @@ class _Trainer:
         state.window.restart_clock()
         while state.step < plan.total_steps:
             lr = self._update(passes, skipped)
+            if state.step == self.first_step + 1:
+                self._say_pace()
             epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
@@ -253,6 +255,15 @@ class _Trainer:
         if state.ema is not None:
             state.ema.update(state.model, step=state.step)
         return lr
+
+    def _say_pace(self) -> None:
+        """A sign of life long before the first line of progress; reads nothing from the device."""
+        seconds = time.perf_counter() - self.started
+        left = self.plan.total_steps - self.state.step
+        self.say(
+            f"step {self.state.step} took {seconds:.1f} s; {left} to go, "
+            f"a line of progress every {self.config.log.every_steps}"
+        )
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
