@@ -8,7 +8,7 @@ import torch
 
 from clustermim_fast.ops import _backend, _checks, _images, _stats
 from clustermim_fast.ops._library import define_op
-from clustermim_fast.ops.lloyd_step.reference import IMAGE_QUANTUM, lloyd_step_reference
+from clustermim_fast.ops.lloyd_step.reference import image_quantum, lloyd_step_reference
 from clustermim_fast.ops.nearest_centroid.op import METRICS, require_centroids
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
@@ -100,7 +100,7 @@ def _images_impl(
     rows = images.shape[0] * length
     if backend == "reference":
         x = patch_rows_reference(images, patch_size, mean, std, per_patch_norm, patch_order)
-        quantum = IMAGE_QUANTUM if images.dtype == torch.uint8 else None
+        quantum = image_quantum(images, patch_size, mean, std, per_patch_norm)
         ids, sums, counts, inertia, tiers = lloyd_step_reference(
             x.flatten(0, 1), centroids, None, metric, quantum
         )

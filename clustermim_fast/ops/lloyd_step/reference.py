@@ -2,12 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_reference
+from clustermim_fast.ops.patch_tokens.reference import normalize_reference
 
-# Image rows are summed as integer multiples of this, so that sums do not depend on their order.
+# Rows of uint8 images are summed as integer multiples of this, so that sums do not depend on their
+# order. csrc/lloyd_step has the same constants and the same rule.
 IMAGE_QUANTUM = 2.0**-28
+LARGEST_QUANTISED = 64.0
+
+
+def image_quantum(
+    images: torch.Tensor,
+    patch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    per_patch_norm: bool,
+) -> float | None:
+    """The quantum of the images' sums; None where they are plain float64 sums."""
+    if images.dtype != torch.uint8:
+        return None
+    channels, area = images.shape[1], patch_size**2
+    if per_patch_norm:
+        largest = float(area * channels) ** 0.5
+    else:
+        extremes = images.new_tensor([0, 255]).expand(1, channels, 1, 2)
+        largest = float(normalize_reference(extremes, mean, std).abs().max())
+    rows = images.shape[0] * images.shape[2] * images.shape[3] // area
+    fits = largest <= LARGEST_QUANTISED and largest * rows < 2.0**63 * IMAGE_QUANTUM
+    return IMAGE_QUANTUM if fits else None
 
 
 def lloyd_step_reference(
