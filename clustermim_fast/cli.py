@@ -34,6 +34,18 @@ Fit the k-means tokenizer that `pretrain` with the same settings would fit, and 
   clustermim tokenizer fit data=photos/ num_clusters=100 patch_size=16 out=tok.safetensors
   clustermim pretrain data=photos/ tokenizer=tok.safetensors
 """
+BENCH_HELP = """\
+Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:
+time and wrong ids, on made-up rows of your shape or on your own .npy. Missing peers are named with
+the way to install them.
+
+  clustermim bench nearest_centroid n=20000 d=768 k=1000 dtype=float32
+  clustermim bench nearest_centroid file=x.npy centroids=c.npy peers=all json=result.json
+  clustermim bench kmeans file=x.npy k=512
+
+Settings: n= d= k= file= centroids= peers=all|none|KEY,KEY rounds= threads= seed= json=; and dtype=
+of nearest_centroid.
+"""
 EVALUATE_HELP = {
     "knn": "k nearest neighbours on frozen features (cosine, k=20, temperature=0.07)",
     "linear": "logistic regression on frozen features, its penalty chosen on training images",
@@ -154,7 +166,11 @@ def build_parser() -> argparse.ArgumentParser:
     export.add_argument("run", metavar="RUN")
     export.add_argument("settings", nargs="*", metavar="out=DIR checkpoint=last")
 
-    add(commands, "bench", run_bench, "say where the benchmarks are")
+    title = "time the ops on your shapes or data, beside what else is installed"
+    bench = add(commands, "bench", run_bench, title, BENCH_HELP)
+    bench.add_argument("kind", nargs="?", metavar="KIND", help="nearest_centroid or kmeans")
+    bench.add_argument("settings", nargs="*", metavar="key=value")
+
     add(commands, "info", run_info, "version, build, back-ends, and why others are missing")
     return parser
 
@@ -278,13 +294,18 @@ def run_export(parsed: argparse.Namespace) -> int:
     return 0
 
 
-def run_bench(_parsed: argparse.Namespace) -> int:
-    """clustermim bench."""
-    folder = Path(__file__).resolve().parent.parent / "benchmarks"
-    if folder.is_dir():
-        print(f"{folder}: see README.md there; each ops/bench_<op>.py is a program of its own")
-    else:
-        print("the benchmarks are in the source repository, in benchmarks/; a wheel has none")
+def run_bench(parsed: argparse.Namespace) -> int:
+    """clustermim bench nearest_centroid | kmeans; without a kind, where the whole suite is."""
+    if parsed.kind is None:
+        print(BENCH_HELP + "\nThe whole suite, with tables: benchmarks/ of the source repository.")
+        return 0
+    from clustermim_fast import bench
+
+    if parsed.kind not in bench.KEYS:
+        raise ValueError(f"bench: expected {' or '.join(bench.KEYS)}, got {parsed.kind!r}")
+    command = f"bench {parsed.kind}"
+    settings = convert(read_settings(parsed.settings), bench.KEYS[parsed.kind], command)
+    bench.RUNNERS[parsed.kind](**settings)
     return 0
 
 

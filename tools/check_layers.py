@@ -23,7 +23,7 @@ PYTHON_ROWS = (
     ("ops",),
     ("nn", "weights", "counter_rng"),
     ("models", "tokenizers", "masking", "losses", "optim", "checkpoint", "data", "testing"),
-    ("train", "evaluate", "report", "export"),
+    ("train", "evaluate", "report", "export", "bench"),
     ("recipes",),
     ("api",),
     ("cli",),
