@@ -16,7 +16,11 @@ import torch
 from clustermim_fast.ops import _backend
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-CPU_PATHS = ("generic", "avx2", "avx512")
+CPU_PATHS: tuple[str, ...] = (
+    ("generic", "avx2", "avx512")  # without the core: names for the tests that are then skipped
+    if _backend.core_unavailable_reason()
+    else tuple(_backend.core().build_info()["isa_paths"])
+)
 PATHS = ("reference", *CPU_PATHS)
 METRICS = ("euclidean", "cosine", "dot")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)

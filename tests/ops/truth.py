@@ -6,7 +6,8 @@ that the one before leaves open:
 1. a blocked float64 matrix product of centred values, with a bound on its rounding error that holds
    for any order of summation;
 2. the direct float64 formula for the centroids that step 1 cannot exclude, with its own bound;
-3. exact arithmetic on the values as ratios of integers (``Fraction`` for the cosine).
+3. exact arithmetic: values cut into pieces of 22 bits, whose products int64 sums hold exactly;
+   where the exponents are too far apart for that, ratios of integers (``exact_score``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import torch
 UNIT = 2.0**-53  # unit roundoff of float64
 TINY = 2.0**-1022  # below it float64 loses relative accuracy
 BLOCK_VALUES = 2**22  # scores held at a time
+PIECE = 22  # bits: a difference has 23, a product 46, which leaves int64 room for 2^16 terms
 
 
 def to_numpy(tensor: torch.Tensor) -> np.ndarray:
@@ -58,7 +60,8 @@ class _Table:
             _, self.exponent = np.frexp(np.abs(c).max(initial=0.0))
             packed = np.ldexp(c, -self.exponent)
         if metric == "euclidean":
-            self.centre = np.median(packed, axis=0)  # one far centroid does not move a median
+            sample = packed[:: max(1, len(c) // 99)]
+            self.centre = np.median(sample, axis=0)  # one far centroid does not move a median
             packed = packed - self.centre
         self.bias = np.square(packed).sum(1) if metric == "euclidean" else np.zeros(len(c))
         self.widest = 1.01 * np.sqrt(np.square(packed).sum(1)).max()
@@ -95,7 +98,7 @@ class _Table:
             candidates = candidates[~(score - bound > limit)]
         if len(candidates) == 1:
             return int(candidates[0])
-        exact = [exact_score(row, self.c[k], self.metric) for k in candidates]
+        exact = exact_scores(row, self.c[candidates], self.metric)
         return int(candidates[exact.index(min(exact))])
 
 
@@ -116,6 +119,61 @@ def _direct(row: np.ndarray, c: np.ndarray, metric: str) -> tuple[np.ndarray, np
         bound = np.where(safe, bound / norm + 2.0 * relative * np.abs(score / norm), np.inf)
         score, bound = np.where(zero, 0.0, score / norm), np.where(zero, 0.0, bound + underflow)
     return score, bound
+
+
+def exact_scores(row: np.ndarray, c: np.ndarray, metric: str) -> list[Fraction] | list[int]:
+    """Step 3 for several centroids: rational numbers that order them; smaller is better."""
+    low, bits = _span(row, c)
+    if bits > 40 * PIECE or len(row) >= 2**16:
+        return [exact_score(row, one, metric) for one in c]
+    x_pieces, c_pieces = _pieces(row[None], low, bits), _pieces(c, low, bits)
+    if metric == "euclidean":
+        apart = [a - b for a, b in zip(x_pieces, c_pieces, strict=True)]
+        return _sum_of_products(apart, apart)
+    dots = _sum_of_products(x_pieces, c_pieces)
+    if metric == "dot":
+        return [-dot for dot in dots]
+    norms2 = _sum_of_products(c_pieces, c_pieces)
+    return [
+        Fraction(-dot * abs(dot), norm2) if norm2 else Fraction(0)
+        for dot, norm2 in zip(dots, norms2, strict=True)
+    ]
+
+
+def _span(*arrays: np.ndarray) -> tuple[int, int]:
+    """The exponent of the lowest bit that any value has, and the bits from there to the highest."""
+    low, high = 10_000, -10_000
+    for values in arrays:
+        fraction, exponent = np.frexp(values[values != 0.0])
+        if len(exponent):
+            digits = np.ldexp(fraction, 53).astype(np.int64)
+            lowest = np.frexp((digits & -digits).astype(np.float64))[1] - 1
+            low = min(low, int((lowest + exponent).min()) - 53)
+            high = max(high, int(exponent.max()))
+    return (low, high - low) if high >= low else (0, 1)
+
+
+def _pieces(values: np.ndarray, low: int, bits: int) -> list[np.ndarray]:
+    """int64 p with ``values = sum(p[i] 2^(low + PIECE i))``, exactly, each ``|p[i]| < 2^PIECE``."""
+    with np.errstate(under="raise", over="raise"):
+        rest = np.ldexp(np.ldexp(values, -(low // 2)), -(low - low // 2))
+    pieces = []
+    for i in reversed(range(-(-bits // PIECE))):
+        piece = np.trunc(np.ldexp(rest, -PIECE * i))
+        rest = rest - np.ldexp(piece, PIECE * i)
+        pieces.append(piece.astype(np.int64))
+    assert not rest.any()
+    return pieces[::-1]
+
+
+def _sum_of_products(a: list[np.ndarray], b: list[np.ndarray]) -> list[int]:
+    """For each row of values given in pieces the exact sum of products, in units of 2^(2 low)."""
+    totals = [0] * max(len(a[0]), len(b[0]))
+    for i, p in enumerate(a):
+        for j, q in enumerate(b):
+            sums = (p * q).sum(1).tolist()
+            totals = [t + (s << PIECE * (i + j)) for t, s in zip(totals, sums, strict=True)]
+    return totals
 
 
 def exact_score(row: np.ndarray, c: np.ndarray, metric: str) -> Fraction:
