@@ -10,6 +10,7 @@ import torch
 
 from clustermim_fast import ops
 from tests.ops.adversarial import GENERATORS, make
+from tests.ops.assignment import check_compiled, check_ids
 from tests.ops.harness import DTYPES, METRICS, every_metric, running, usable_paths
 from tests.ops.truth import nearest_ids
 
@@ -23,22 +24,6 @@ PAIRS = (
     (F16, F16), (F32, F32), (F32, F64), (F32, F32), (F64, F32), (F32, F32), (F16, BF16),
     (F32, BF16),
 )  # fmt: skip
-
-
-def check(
-    x: torch.Tensor, c: torch.Tensor, metric: str, names: list[str] | None = None
-) -> np.ndarray:
-    """Ids on every compiled path are the truth's; returns them."""
-    expected = nearest_ids(x, c, metric)
-    for name in names or usable_paths()[1:]:
-        with running(name) as backend:
-            ids = ops.nearest_centroid(x, c, metric=metric, backend=backend).numpy()
-        wrong = np.flatnonzero(ids != expected)
-        assert len(wrong) == 0, (
-            f"{name}: {len(wrong)} wrong of {len(ids)}, row {wrong[0]}: {ids[wrong[0]]}, "
-            f"not {expected[wrong[0]]}"
-        )
-    return expected
 
 
 def covering(per_generator: int) -> list[tuple[str, int, int, int, str, torch.dtype, torch.dtype]]:
@@ -60,22 +45,22 @@ def describe(case) -> str:
 @pytest.mark.parametrize("case", covering(6), ids=describe)
 def test_adversarial(case):
     name, n, d, k, metric, dtype, c_dtype = case
-    check(*make(name, n, d, k, metric, dtype, c_dtype), metric)
+    check_compiled(*make(name, n, d, k, metric, dtype, c_dtype), metric)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_patch_widths(name):
     """The widths of real patches and features, for which a path may have a kernel of its own."""
     for (d, k), metric in zip(((48, 50), (48, 257), (384, 100)), METRICS, strict=True):
-        check(*make(name, 129, d, k, metric), metric)
-    check(*make(name, 65, 768, 100), "euclidean")
+        check_compiled(*make(name, 129, d, k, metric), metric)
+    check_compiled(*make(name, 65, 768, 100), "euclidean")
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_large_codebook(name):
     """K = 8192 at D = 17: more centroids than any list of candidates, few rows."""
     metric = METRICS[NAMES.index(name) % 3]
-    check(*make(name, 9, 17, 8192, metric), metric)
+    check_compiled(*make(name, 9, 17, 8192, metric), metric)
 
 
 @pytest.mark.slow
@@ -83,9 +68,9 @@ def test_adversarial_large_codebook(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_large_codebook_and_width(name, metric):
     for d in (768, 1024):
-        check(*make(name, 3, d, 8192, metric), metric)
+        check_compiled(*make(name, 3, d, 8192, metric), metric)
     for d in (1, 48, 100):
-        check(*make(name, 129, d, 8192, metric), metric)
+        check_compiled(*make(name, 129, d, 8192, metric), metric)
 
 
 @pytest.mark.slow
@@ -95,7 +80,7 @@ def test_adversarial_every_width_and_size(name, metric):
     for i, (d, k) in enumerate(itertools.product(WIDTHS, CODEBOOKS)):
         n = (0, 1, 127, 129)[i % 4]
         dtype, c_dtype = PAIRS[i % len(PAIRS)]
-        check(*make(name, n, d, k, metric, dtype, c_dtype), metric)
+        check_compiled(*make(name, n, d, k, metric, dtype, c_dtype), metric)
 
 
 @pytest.mark.slow
@@ -103,14 +88,14 @@ def test_adversarial_every_width_and_size(name, metric):
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_reference(name, metric):
     for d, k, dtype in itertools.product((3, 48), (7, 50), DTYPES):
-        check(*make(name, 17, d, k, metric, dtype), metric, ["reference"])
+        check_ids(*make(name, 17, d, k, metric, dtype), metric, "reference")
 
 
 @every_metric
 @pytest.mark.parametrize("n", [0, 1])
 def test_no_row_and_one_row(n, metric):
     for i, name in enumerate(NAMES):
-        check(*make(name, n, WIDTHS[i % 16], CODEBOOKS[i % 7], metric), metric)
+        check_compiled(*make(name, n, WIDTHS[i % 16], CODEBOOKS[i % 7], metric), metric)
 
 
 # ---- several kinds in one call
@@ -137,7 +122,7 @@ MIXTURES = {
 @pytest.mark.parametrize("d", [1, 17, 48, 100])
 def test_mixtures(kind, d, metric):
     n, k = (6, 6) if kind == "all" else (40, 20)
-    check(*mixture(MIXTURES[kind], d, metric, n, k), metric)
+    check_compiled(*mixture(MIXTURES[kind], d, metric, n, k), metric)
 
 
 @every_metric
@@ -145,7 +130,7 @@ def test_mixtures(kind, d, metric):
 def test_threads_splits_and_order(kind, metric, threads):
     """Ids of a row do not depend on threads, on the rows around it, or on where it stands."""
     x, c = mixture(MIXTURES[kind], 48, metric, n=150)
-    expected = check(x, c, metric)
+    expected = check_compiled(x, c, metric)
     order = torch.randperm(len(x))
     for name in usable_paths()[1:]:
         with running(name) as backend:
