@@ -67,10 +67,9 @@ def test_adversarial_large_codebook(name):
 @every_metric
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_large_codebook_and_width(name, metric):
-    for d in (768, 1024):
-        check_compiled(*make(name, 3, d, 8192, metric), metric)
+    check_compiled(*make(name, 2, 768, 8192, metric), metric)
     for d in (1, 48, 100):
-        check_compiled(*make(name, 129, d, 8192, metric), metric)
+        check_compiled(*make(name, 17, d, 8192, metric), metric)
 
 
 @pytest.mark.slow
@@ -78,7 +77,7 @@ def test_adversarial_large_codebook_and_width(name, metric):
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_every_width_and_size(name, metric):
     for i, (d, k) in enumerate(itertools.product(WIDTHS, CODEBOOKS)):
-        n = (0, 1, 127, 129)[i % 4]
+        n = (0, 1, 127, 129)[i % 4] if d * k < 20_000 else 5 + i % 4
         dtype, c_dtype = PAIRS[i % len(PAIRS)]
         check_compiled(*make(name, n, d, k, metric, dtype, c_dtype), metric)
 
