@@ -6,13 +6,16 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops.lloyd_step.reference import image_quantum
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
-from clustermim_fast.tokenizers.rows import MatrixRows, Rows, Step, unit_rows
+from clustermim_fast.tokenizers.ranks import Alone
+from clustermim_fast.tokenizers.rows import Index, MatrixRows, Rows, unit_rows
+from clustermim_fast.tokenizers.totals import Step, Totals
 
+UNIT_GRID = 2.0**24  # unit rows of images are multiples of 1 / this: their sums are exact
 BLOCK_PIXELS = 1 << 24  # given to the op at once: 16 MiB of uint8
 BLOCK_VALUES = 1 << 20  # made into float rows at once, where rows are needed
 
@@ -59,6 +62,8 @@ class ImageRows(Rows):
         self.num_rows = len(images) * self.patches_per_image
         self.dim = channels * p * p
         self.device = images.device
+        quantum = image_quantum(images[:1], p, settings.mean, settings.std, settings.per_patch_norm)
+        self.exact = metric == "cosine" or quantum is not None
 
     def _image_blocks(self, values: int) -> Iterator[tuple[int, torch.Tensor]]:
         size = max(1, values // max(1, self.images[:1].numel()))
@@ -71,9 +76,11 @@ class ImageRows(Rows):
             yield start, self._values(self.settings.rows(images))
 
     def _values(self, rows: torch.Tensor) -> torch.Tensor:
-        return unit_rows(rows) if self.metric == "cosine" else rows
+        if self.metric != "cosine":
+            return rows
+        return unit_rows(rows).mul_(UNIT_GRID).round_().div_(UNIT_GRID)
 
-    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+    def take(self, index: Index) -> torch.Tensor:
         """Single patches, gathered without touching the rest of their images."""
         p, (_, columns) = self.settings.patch_size, self.grid
         grid = self.images.unflatten(3, (columns, p)).unflatten(2, (self.grid[0], p))
@@ -87,22 +94,15 @@ class ImageRows(Rows):
             out[start : start + size] = self._values(self.settings.rows(small))
         return out
 
-    def lloyd_step(self, centers: torch.Tensor) -> Step:
+    def accumulate(self, centers: torch.Tensor, totals: Totals) -> torch.Tensor | None:
         """One pass, images streamed through the op; no patch matrix (cosine: block by block)."""
-        kept = self._new_ids(len(centers)) if self.keep_ids else None
         if self.metric == "cosine":
-            step = super().lloyd_step(centers)
-            if kept is not None and step.ids is not None:
-                kept.copy_(step.ids)
-            return Step(kept, step.sums, step.counts, step.inertia)
-        s = self.settings
-        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(centers), dtype=torch.int64, device=self.device)
-        inertia = 0.0
+            return super().accumulate(centers, totals)
+        s, ids = self.settings, self.new_ids(len(centers))
         for start, images in self._image_blocks(BLOCK_PIXELS):
             part = ops.lloyd_step_images(
                 images,
-                centers.to(self.dtype),
+                centers,
                 s.patch_size,
                 mean=s.mean,
                 std=s.std,
@@ -110,14 +110,15 @@ class ImageRows(Rows):
                 patch_order=s.patch_order,
                 metric=self.metric,
             )
-            if kept is not None:
-                kept[start : start + part[0].numel()] = part[0].flatten()
-            sums += part[1]
-            counts += part[2]
-            inertia += float(part[3])
-        return Step(kept, sums, counts.double(), inertia)
+            if ids is not None:
+                ids[start : start + part[0].numel()] = part[0].flatten()
+            totals.add(*part[1:])
+        return ids
 
-    def _new_ids(self, num_clusters: int) -> torch.Tensor:
+    def new_ids(self, num_clusters: int) -> torch.Tensor | None:
+        """Small integers, or None."""
+        if not self.keep_ids:
+            return None
         dtype = torch.int16 if num_clusters <= 2**15 else torch.int32
         return torch.empty(self.num_rows, dtype=dtype, device=self.device)
 
@@ -125,13 +126,20 @@ class ImageRows(Rows):
 class StreamRows(Rows):
     """The patches of a loader that can be passed over again and again.
 
-    ``sample`` are rows kept in memory; what cannot be asked of a stream is answered from them.
+    ``sample`` are rows kept in memory, the same on every rank; what cannot be asked of a stream is
+    answered from them. A pass is one over the loaders of all ranks of ``ranks``.
     """
 
     dtype = torch.float32
 
-    def __init__(self, passes: Callable[[], Iterable[ImageRows]], sample: MatrixRows) -> None:
-        self._passes, self.sample = passes, sample
+    def __init__(
+        self,
+        passes: Callable[[], Iterable[ImageRows]],
+        sample: MatrixRows,
+        exact: bool,
+        ranks: Alone,
+    ) -> None:
+        self._passes, self.sample, self.exact, self._ranks = passes, sample, exact, ranks
         self.metric, self.dim, self.device = sample.metric, sample.dim, sample.device
         self.num_rows = 0  # known after the first pass
 
@@ -139,24 +147,16 @@ class StreamRows(Rows):
         """The sample."""
         return self.sample.blocks()
 
-    def take(self, index: npt.NDArray[np.int64]) -> torch.Tensor:
+    def take(self, index: Index) -> torch.Tensor:
         """Rows of the sample."""
         return self.sample.take(index)
 
-    def mean_variance(self) -> float:
-        """Of the sample."""
-        return self.sample.mean_variance()
-
     def lloyd_step(self, centers: torch.Tensor) -> Step:
         """One pass over the loader; ids are not kept."""
-        sums = torch.zeros(centers.shape, dtype=torch.float64, device=self.device)
-        counts = torch.zeros(len(centers), dtype=torch.float64, device=self.device)
-        inertia, num_rows = 0.0, 0
+        centers = centers.to(self.dtype)
+        totals = Totals(centers, self.exact)
         for batch in self._passes():
-            step = batch.lloyd_step(centers)
-            sums += step.sums
-            counts += step.counts
-            inertia += step.inertia
-            num_rows += batch.num_rows
-        self.num_rows = num_rows
-        return Step(None, sums, counts, inertia)
+            batch.accumulate(centers, totals)
+        step = totals.step(self._ranks, None)
+        self.num_rows = int(step.counts.sum())
+        return step

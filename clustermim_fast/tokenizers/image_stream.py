@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from clustermim_fast.counter_rng import STREAM_KMEANS, bits
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
-from clustermim_fast.tokenizers.kmeans_init import RandomState
 from clustermim_fast.tokenizers.kmeans_report import Progress
 from clustermim_fast.tokenizers.pixel_settings import check_channels
+from clustermim_fast.tokenizers.ranks import Alone
 
 # Un-normalised pixels lie in [0, 1]; interpolation may overshoot a little.
 LOWEST, HIGHEST = -0.5, 1.5
 CHECK_VALUES = 1 << 22
+COLUMNS = 64
 
 
 def check_images(images: torch.Tensor, settings: PatchSettings, where: str) -> torch.Tensor:
@@ -82,6 +87,7 @@ class ImageStream:
             )
         self._loader, self._settings = loader, settings
         self._metric, self._device = metric, device
+        self._seen: torch.Tensor | None = None
 
     def warn_if_sequential(self) -> None:
         """A DataLoader in file order sees one class after another."""
@@ -106,43 +112,118 @@ class ImageStream:
                 )
             images = images if self._device is None else images.to(self._device)
             check_images(images, self._settings, f"images of batch {number}")
+            self._seen = images[:0]
             if len(images):
                 yield ImageRows(images, self._settings, self._metric)
         if number < 0:
             raise ValueError("PixelTokenizer.fit: the loader gave no batch")
 
+    def no_images(self) -> ImageRows:
+        """A batch of no image, after a pass."""
+        assert self._seen is not None
+        return ImageRows(self._seen, self._settings, self._metric)
+
     def sample(
-        self, size_for: Callable[[int], int], random: RandomState, bar: Progress
-    ) -> tuple[torch.Tensor, int]:
-        """Rows [<= size, D] drawn evenly from one whole pass (reservoir), and how many passed."""
-        kept: torch.Tensor | None = None
-        size, seen = 0, 0
+        self, size_for: Callable[[int], int], seed: int, group: Alone, bar: Progress
+    ) -> Sample:
+        """Patches drawn evenly from one whole pass, over the loaders of all ranks of ``group``.
+
+        Each patch has a key, a function of the seed, its image's pixels and its place; those of the
+        lowest keys are the sample. So it does not depend on the order of the images, their batches
+        or ranks. An image that comes twice counts once.
+        """
+        kept: _Lowest | None = None
+        exact, seen = True, 0
         for batch in self.passes():
             if kept is None:
-                size = size_for(batch.dim)
-                kept = torch.empty(0, batch.dim, device=batch.device)
-            if batch.dim != kept.shape[1]:
+                kept = _Lowest(size_for(batch.dim), batch)
+            if batch.dim != kept.rows.shape[1]:
                 raise ValueError(
-                    f"PixelTokenizer.fit: batches differ: {kept.shape[1]} values a patch, then "
-                    f"{batch.dim}"
+                    f"PixelTokenizer.fit: batches differ: {kept.rows.shape[1]} values a patch, "
+                    f"then {batch.dim}"
                 )
-            # Row number t (from 0) takes place floor(u * (t + 1)) if that lies in the reservoir.
-            number = seen + np.arange(batch.num_rows)
-            place = (random.random_sample(batch.num_rows) * (number + 1)).astype(np.int64)
-            place = np.where(number < size, number, place)
-            # Several rows may draw one place; the last keeps it.
-            index = np.flatnonzero(place < size)[::-1]
-            target, first = np.unique(place[index], return_index=True)
-            rows = batch.take(index[first])
-            if len(kept) < size:
-                grown = torch.empty(
-                    min(size, seen + batch.num_rows), batch.dim, device=batch.device
-                )
-                grown[: len(kept)] = kept
-                kept = grown
-            kept[torch.from_numpy(target).to(kept.device)] = rows
+            kept.offer(batch, patch_keys(batch, seed))
+            exact = exact and batch.exact
             seen += batch.num_rows
             bar.advance(patches=seen)
         if kept is None:
             raise ValueError("PixelTokenizer.fit: the loader gave no image")
-        return kept, seen
+        total = int(group.each(np.array([seen])).sum())
+        exact = bool(group.each(np.array([int(exact)])).all())
+        return Sample(kept.of_all_ranks(group), total, exact)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What a first pass over the loaders of all ranks found.
+
+    Attributes:
+        rows: [<= size, D] float32, patches from everywhere, the same on every rank.
+        num_rows: patches that passed.
+        exact: whether sums over all batches are integers, see ``Totals``.
+    """
+
+    rows: torch.Tensor
+    num_rows: int
+    exact: bool
+
+
+def patch_keys(batch: ImageRows, seed: int) -> npt.NDArray[np.uint64]:
+    """64 bits a patch [B * L]: equal for equal images at equal seeds."""
+    pixels = batch.images.contiguous().view(torch.uint8).cpu().numpy()
+    digests = [hashlib.blake2b(image, digest_size=8).digest() for image in pixels]
+    images = np.frombuffer(b"".join(digests), dtype="<i8")
+    # Epoch -1: the orders of batches are drawn from the same stream at 0, 1, ...
+    return bits(seed, -1, images, STREAM_KMEANS, batch.patches_per_image).flatten()
+
+
+class _Lowest:
+    """The rows of the ``size`` lowest keys of all that were offered."""
+
+    def __init__(self, size: int, like: ImageRows) -> None:
+        self.size = size
+        self.keys = np.empty(0, dtype=np.uint64)
+        self.rows = torch.empty(0, like.dim, device=like.device)
+
+    def offer(self, batch: ImageRows, keys: npt.NDArray[np.uint64]) -> None:
+        """Take over the rows of ``batch`` whose ``keys`` are low enough."""
+        if len(self.keys) == self.size:
+            candidates = np.flatnonzero(keys < self.keys.max())
+        else:
+            candidates = np.arange(len(keys))
+        fresh, first = np.unique(keys[candidates], return_index=True)
+        is_new = ~np.isin(fresh, self.keys)
+        fresh, index = fresh[is_new], candidates[first[is_new]]
+        bound = np.sort(np.concatenate([self.keys, fresh]))[: self.size].max(initial=0)
+        accepted = fresh <= bound
+        fresh, index = fresh[accepted], index[accepted]
+        places = np.flatnonzero(self.keys > bound)  # of rows that must go; then the end
+        room = len(fresh) - len(places)
+        if room > 0:
+            places = np.append(places, np.arange(len(self.keys), len(self.keys) + room))
+            self.keys = np.append(self.keys, np.empty(room, dtype=np.uint64))
+            grown = torch.empty(len(self.keys), self.rows.shape[1], device=self.rows.device)
+            grown[: len(self.rows)] = self.rows
+            self.rows = grown
+        self.keys[places] = fresh
+        self.rows[torch.from_numpy(places).to(self.rows.device)] = batch.take(index)
+
+    def of_all_ranks(self, group: Alone) -> torch.Tensor:
+        """The rows of the lowest keys over all ranks, in the order of their keys."""
+        every, first = np.unique(group.join(self.keys), return_index=True)
+        every, first = every[: self.size], first[: self.size]
+        # A key that several ranks have is the first one's.
+        ends = np.cumsum(group.each(np.array([len(self.keys)]))[:, 0])
+        owner = np.searchsorted(ends, first, side="right")
+        mine = np.flatnonzero(owner == group.rank)
+        place = first[mine] - (ends[group.rank] - len(self.keys))
+        target, source = torch.from_numpy(mine), torch.from_numpy(place)
+        enough = len(self.rows) >= len(every)
+        out = self.rows if enough else torch.empty(len(every), self.rows.shape[1])
+        out = out.to(self.rows.device)
+        for column in range(0, out.shape[1], COLUMNS):  # a whole second copy would be too much
+            part = slice(column, column + COLUMNS)
+            block = torch.zeros_like(out[: len(every), part]).contiguous()
+            block[target] = self.rows[source, part]
+            out[: len(every), part] = group.fill(block)
+        return out[: len(every)]

@@ -19,12 +19,18 @@ from sklearn.utils.validation import check_is_fitted
 from clustermim_fast import ops
 from clustermim_fast.tokenizers import kmeans_fit
 from clustermim_fast.tokenizers.kmeans_fit import Settings
-from clustermim_fast.tokenizers.kmeans_init import as_random_state
+from clustermim_fast.tokenizers.kmeans_init import RandomState, as_random_state
 from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, read_weights
 from clustermim_fast.tokenizers.kmeans_minibatch import MiniBatch
-from clustermim_fast.tokenizers.rows import MatrixRows, require_finite, unit_rows
+from clustermim_fast.tokenizers.ranks import everyone
+from clustermim_fast.tokenizers.rows import MatrixRows, Rows, require_finite, unit_rows
+from clustermim_fast.tokenizers.sharded_rows import spread
 
 ROW_BLOCK = 1 << 15
+FIRST_BATCH = (
+    " partial_fit draws the first centroids from the rows of its first call: pass more of them to "
+    "it (the first batches joined), or give init= as an array [n_clusters, n_features]"
+)
 
 
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -38,10 +44,17 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     from, too: a row of weight 0 is not the same as no such row, since seeds are drawn by row number
     (``check_sample_weight_equivalence_on_dense_data``). Sparse input is refused.
 
+    Inside ``torch.distributed`` (``torchrun``, gloo or NCCL) each rank holds its part of the rows;
+    all call ``fit`` or ``partial_fit`` together, with the same parameters. ``labels_`` are those of
+    the rank's own rows, everything else is of all rows and the same on each rank: what one process
+    would find in rank 0's rows followed by rank 1's and so on, up to the rounding of float64 sums
+    (the same seed gives the same first centroids, the same first centroids the same labels). A
+    rank may hold no row; predict, transform and score are each rank's own.
+
     Args:
         n_clusters: K.
         init: "k-means++" (greedy, as scikit-learn), "random" (distinct rows), an array [K, D], or a
-            callable ``(X, n_clusters, random_state) -> array``.
+            callable ``(X, n_clusters, random_state) -> array`` (of several ranks, rank 0's counts).
         n_init: runs with different seeds, the best inertia kept; "auto": 1 for "k-means++" and
             arrays, else 10 (3 for mini-batches).
         max_iter: Lloyd iterations, or passes over the data for "minibatch".
@@ -107,11 +120,12 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             TypeError: a tensor that is not floating or dense.
         """
         settings = self._settings()
-        x, is_tensor = read_rows(self, X, reset=True)
+        x, is_tensor = read_rows(self, X, reset=True, fewest=_fewest_rows())
         rows = self._rows(x, sample_weight)
-        fit = kmeans_fit.fit(rows, settings, as_random_state(self.random_state))
+        _require_enough(rows, self.n_clusters)
+        fit = kmeans_fit.fit(rows, settings, self._random(rows))
         self._keep(fit.centers, rows.dtype, is_tensor, x.device)
-        assert fit.step.ids is not None  # MatrixRows keep them
+        assert fit.step.ids is not None  # those of a matrix are kept
         self.labels_ = as_input_kind(fit.step.ids, is_tensor, x.device)
         self.inertia_ = fit.step.inertia
         self.n_iter_ = fit.num_iterations
@@ -130,16 +144,25 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def partial_fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> KMeans:
         """One mini-batch step on X; the first call draws the initial centroids from it.
 
-        After :meth:`fit` it goes on from the fitted centroids and their counts. ``labels_`` and
-        ``inertia_`` are those of this batch with the updated centroids.
+        For data that never fit into memory: call it for every batch of a loader, which should
+        shuffle, as often as wanted. Nothing of a batch is kept. The first batch must have at least
+        n_clusters rows unless ``init`` is an array. The centroids are the means of all rows that
+        they were ever given, as in scikit-learn's MiniBatchKMeans.partial_fit. After :meth:`fit` it
+        goes on from the fitted centroids and their counts. ``labels_`` and ``inertia_`` are those
+        of this batch with the updated centroids.
+
+        In several ranks each one's X is its part of the batch, and all must call equally often: a
+        rank whose loader has ended passes X of shape [0, D].
         """
         settings = self._settings()
         first = not hasattr(self, "cluster_centers_")
-        x, is_tensor = read_rows(self, X, reset=first)
-        rows = self._rows(x, sample_weight, enough=first)
+        x, is_tensor = read_rows(self, X, reset=first, fewest=_fewest_rows())
+        rows = self._rows(x, sample_weight)
         if first:
+            if not settings.init_is_array:
+                _require_enough(rows, self.n_clusters, FIRST_BATCH)
             rows.mean_variance()  # refuses NaN before it becomes a seed; later the step does
-            self._minibatch = kmeans_fit.start(rows, settings, as_random_state(self.random_state))
+            self._minibatch = kmeans_fit.start(rows, settings, self._random(rows))
             self.n_steps_ = 0
         state: MiniBatch = self._minibatch
         state.step(rows)
@@ -176,9 +199,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def score(self, X: Any, y: Any = None, sample_weight: Any = None) -> float:
         """Minus the inertia of X with the fitted centroids."""
         x, _ = self._read_fitted(X)
-        rows = MatrixRows(
-            self._placed(x), read_weights(sample_weight, self._placed(x)), self.metric
-        )
+        x = self._placed(x)
+        rows = MatrixRows(x, read_weights(sample_weight, x), self.metric)
         return -rows.lloyd_step(self._centers(x)).inertia
 
     @property
@@ -192,15 +214,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         return tags
 
     def _settings(self) -> Settings:
-        distributed = torch.distributed
-        if distributed.is_available() and distributed.is_initialized():
-            processes = distributed.get_world_size()
-            if processes > 1:
-                raise RuntimeError(
-                    f"KMeans: fitting rows spread over {processes} processes is not in this "
-                    "release, and each would find centroids of its own rows alone; fit before "
-                    "init_process_group, or in a program of one process"
-                )
         return Settings(
             num_clusters=self.n_clusters,
             init=self.init,
@@ -215,11 +228,21 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             reassignment_ratio=self.reassignment_ratio,
         ).check()
 
-    def _rows(self, x: torch.Tensor, sample_weight: Any, *, enough: bool = True) -> MatrixRows:
-        if enough and x.shape[0] < self.n_clusters:
-            raise ValueError(f"n_samples={x.shape[0]} should be >= n_clusters={self.n_clusters}.")
+    def _rows(self, x: torch.Tensor, sample_weight: Any) -> Rows:
+        """``x`` as the rows of a fit: with several ranks, this one's part of them."""
         x = self._placed(x)
-        return MatrixRows(x, read_weights(sample_weight, x), self.metric)
+        group = everyone()
+        init = self.init if isinstance(self.init, str) else type(self.init)
+        own = {"init": init, "random_state": None, "device": None, "verbose": None}
+        group.require_equal("KMeans: parameters", {**self.get_params(), **own})
+        weights = read_weights(sample_weight, x, some=group.count == 1)
+        rows = spread(MatrixRows(x, weights, self.metric), "KMeans: X")
+        if weights is not None and not group.each(np.array([float(weights.sum())])).any():
+            raise ValueError("sample_weight must have a value > 0, got zeros only")
+        return rows
+
+    def _random(self, rows: Rows) -> RandomState:
+        return rows.group.same_draws(as_random_state(self.random_state))
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.device is None else x.to(self.device)
@@ -239,3 +262,14 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if isinstance(centers, torch.Tensor):
             return centers.to(device)
         return torch.from_numpy(np.ascontiguousarray(centers)).to(device)
+
+
+def _fewest_rows() -> int:
+    return 0 if everyone().count > 1 else 1  # together, ranks have more
+
+
+def _require_enough(rows: Rows, num_clusters: int, remedy: str = "") -> None:
+    if rows.num_rows < num_clusters:
+        raise ValueError(
+            f"n_samples={rows.num_rows} should be >= n_clusters={num_clusters}.{remedy}"
+        )

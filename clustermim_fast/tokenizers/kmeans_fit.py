@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from clustermim_fast.tokenizers.kmeans_init import (
@@ -19,7 +18,8 @@ from clustermim_fast.tokenizers.kmeans_init import (
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EarlyStop, EpochTotals, MiniBatch
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Progress, Timer, progress
-from clustermim_fast.tokenizers.rows import MatrixRows, Step
+from clustermim_fast.tokenizers.rows import MatrixRows, Rows
+from clustermim_fast.tokenizers.totals import Step
 
 
 @dataclass(frozen=True)
@@ -88,27 +88,31 @@ class FitResult:
     minibatch: MiniBatch
 
 
-def fit(rows: MatrixRows, settings: Settings, random: RandomState) -> FitResult:
+def fit(rows: Rows, settings: Settings, random: RandomState) -> FitResult:
     """Lloyd: the best of ``num_starts`` runs; mini-batch: one run from the best of that many."""
     tol = settings.tol * rows.mean_variance()  # this pass also refuses NaN
     lloyds = settings.algorithm == "lloyd"
     steps = settings.max_iter * (settings.num_starts if lloyds else 1)
-    with progress(settings.verbose, steps, f"k-means K={settings.num_clusters}") as bar:
+    with progress(
+        settings.verbose and rows.group.rank == 0, steps, f"k-means K={settings.num_clusters}"
+    ) as bar:
         if not lloyds:
             return _fit_minibatch(rows, settings, tol, random, bar)
         runs = (_fit_lloyd(rows, settings, tol, random, bar) for _ in range(settings.num_starts))
         return min(runs, key=lambda run: run.step.inertia)
 
 
-def initial_centers(rows: MatrixRows, settings: Settings, random: RandomState) -> torch.Tensor:
+def initial_centers(rows: Rows, settings: Settings, random: RandomState) -> torch.Tensor:
     """[K, D] float64 on the rows' device."""
     k = settings.num_clusters
     if isinstance(settings.init, str):
         draw = kmeans_plus_plus if settings.init == "k-means++" else random_rows
-        return draw(rows, k, random)
+        return rows.group.broadcast(draw(rows, k, random))
     given = settings.init
     if callable(given):
-        data = rows.x if rows.x.device.type != "cpu" else rows.x.detach().numpy()
+        assert isinstance(rows.local, MatrixRows)
+        x = rows.local.x
+        data = x if x.device.type != "cpu" else x.detach().numpy()
         given = given(data, n_clusters=k, random_state=random)
     if not isinstance(given, torch.Tensor):
         given = torch.from_numpy(np.array(given, dtype=np.float64))
@@ -118,10 +122,10 @@ def initial_centers(rows: MatrixRows, settings: Settings, random: RandomState) -
         raise ValueError(f"KMeans: init must have shape {expected}, got {list(centers.shape)}")
     if not bool(torch.isfinite(centers).all()):
         raise ValueError("KMeans: init contains NaN or infinity")
-    return centers
+    return rows.group.broadcast(centers)
 
 
-def start(rows: MatrixRows, settings: Settings, random: RandomState) -> MiniBatch:
+def start(rows: Rows, settings: Settings, random: RandomState) -> MiniBatch:
     """Mini-batch state whose centroids are drawn from ``rows``."""
     centers = project(initial_centers(rows, settings, random), settings.metric)
     counts = torch.zeros(settings.num_clusters, dtype=torch.float64, device=rows.device)
@@ -129,7 +133,7 @@ def start(rows: MatrixRows, settings: Settings, random: RandomState) -> MiniBatc
 
 
 def _fit_lloyd(
-    rows: MatrixRows, settings: Settings, tol: float, random: RandomState, bar: Progress
+    rows: Rows, settings: Settings, tol: float, random: RandomState, bar: Progress
 ) -> FitResult:
     centers = initial_centers(rows, settings, random)
     fitted = lloyd(rows, centers, max_iter=settings.max_iter, tol=tol, progress=bar)
@@ -140,17 +144,8 @@ def _fit_lloyd(
     return FitResult(fitted.centers, fitted.step, fitted.report, iterations, later)
 
 
-def _take(x: torch.Tensor, index: npt.NDArray[np.int64]) -> torch.Tensor:
-    return x[torch.from_numpy(index.astype(np.int64)).to(x.device)]
-
-
-def _subset(rows: MatrixRows, index: npt.NDArray[np.int64]) -> MatrixRows:
-    weights = None if rows.weights is None else _take(rows.weights, index)
-    return MatrixRows(_take(rows.x, index), weights, rows.metric)
-
-
 def _fit_minibatch(
-    rows: MatrixRows, settings: Settings, tol: float, random: RandomState, bar: Progress
+    rows: Rows, settings: Settings, tol: float, random: RandomState, bar: Progress
 ) -> FitResult:
     batch = min(settings.batch_size, rows.num_rows)
     report = KMeansReport("minibatch", rows.metric, settings.num_clusters, rows.num_rows)
@@ -164,10 +159,11 @@ def _fit_minibatch(
     # Weights are the probabilities of being drawn, so the drawn rows count 1 each.
     shares = np.cumsum(row_weights(rows) / row_weights(rows).sum())
     shares /= shares[-1]
+    plain = rows.unweighted()
     step = 0
     for step in range(1, num_steps + 1):
         index = np.searchsorted(shares, random.random_sample(batch), side="right")
-        result = state.step(MatrixRows(_take(rows.x, index), None, rows.metric))
+        result = state.step(plain.subset(index))
         epoch.add(result)
         reason = stop.reason(result, batch)
         if reason or step % per_epoch == 0 or step == num_steps:
@@ -185,15 +181,15 @@ def _fit_minibatch(
     return FitResult(state.centers, last, report, math.ceil(step * batch / rows.num_rows), state)
 
 
-def _best_start(rows: MatrixRows, settings: Settings, batch: int, random: RandomState) -> MiniBatch:
+def _best_start(rows: Rows, settings: Settings, batch: int, random: RandomState) -> MiniBatch:
     """As scikit-learn: each start sees three batches of rows (at least 3 K); others judge it."""
     size = 3 * batch if 3 * batch >= settings.num_clusters else 3 * settings.num_clusters
     size = min(size, rows.num_rows)
-    judge = _subset(rows, random.randint(0, rows.num_rows, size))
+    judge = rows.copy(random.randint(0, rows.num_rows, size))
     best, best_inertia = None, math.inf
     for _ in range(settings.num_starts):
         whole = settings.init_is_array or size == rows.num_rows
-        seen = rows if whole else _subset(rows, random.randint(0, rows.num_rows, size))
+        seen = rows if whole else rows.copy(random.randint(0, rows.num_rows, size))
         state = start(seen, settings, random)
         inertia = judge.lloyd_step(state.centers).inertia
         if best is None or inertia < best_inertia:

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
-from clustermim_fast.tokenizers.rows import Rows
+from clustermim_fast.tokenizers.rows import Float64, Index, Rows
 from clustermim_fast.tokenizers.seed_distances import SeedDistances
 
 # Its streams are frozen: the same seed, the same codebook in years.
@@ -37,26 +36,41 @@ def kmeans_plus_plus(rows: Rows, num_clusters: int, random: RandomState) -> torc
     """Greedy k-means++ (Arthur and Vassilvitskii 2007, with 2 + int(log K) trials a centroid).
 
     Each trial row is drawn with probability proportional to weight times squared distance to the
-    nearest centroid so far; the trial that lowers the total most is kept.
+    nearest centroid so far; the trial that lowers the total most is kept. Draws and gains are
+    counted in integers: the rows picked do not depend on how they are spread over ranks.
 
     Returns:
         [K, D] float64, rows of the data.
     """
-    weights = row_weights(rows)
+    weights = row_weights(rows.local)
     trials = 2 + int(math.log(num_clusters))
-    chosen = [int(random.choice(rows.num_rows, p=weights / weights.sum()))]
-    distances = SeedDistances(rows, chosen[0])
+    first = rows.draw(as_integers(weights, unit(rows, weights)), random.random_sample(1))
+    distances = SeedDistances(rows, first)
+    chosen = [int(first[0])]
     for _ in range(1, num_clusters):
-        total = np.cumsum(weights * distances.closest)
-        drawn = np.searchsorted(total, random.uniform(size=trials) * total[-1])
-        drawn = np.minimum(drawn, rows.num_rows - 1).astype(np.int64)
+        potential = weights * distances.closest
+        exponent = unit(rows, potential)
+        drawn = rows.draw(as_integers(potential, exponent), random.uniform(size=trials))
         nearer = distances.nearer(drawn)
-        gains = [np.sum(weights[i] * (distances.closest[i] - d)) for i, d in nearer]
-        best = int(np.argmax(gains))
+        lowered = [weights[i] * (distances.closest[i] - d) for i, d in nearer]
+        gains = np.array([as_integers(values, exponent).sum() for values in lowered])
+        best = int(np.argmax(rows.group.each(gains).sum(axis=0)))
         index, distance = nearer[best]
         distances.closest[index] = distance
         chosen.append(int(drawn[best]))
     return rows.take(np.array(chosen, dtype=np.int64)).double()
+
+
+def unit(rows: Rows, values: Float64) -> int:
+    """The exponent e for which all ``values`` >= 0 of all rows, times 2^e, add up to < 2^62."""
+    largest = float(rows.group.each(np.array([values.max(initial=0.0)])).max())
+    return 61 - rows.num_rows.bit_length() - math.frexp(largest)[1]
+
+
+def as_integers(values: Float64, exponent: int) -> Index:
+    """``values`` >= 0 times 2^exponent, rounded down."""
+    half = exponent // 2  # 2.0**exponent itself may overflow
+    return (values * 2.0**half * 2.0 ** (exponent - half)).astype(np.int64)
 
 
 def random_rows(rows: Rows, num_clusters: int, random: RandomState) -> torch.Tensor:
@@ -80,8 +94,6 @@ def random_rows(rows: Rows, num_clusters: int, random: RandomState) -> torch.Ten
     return rows.take(chosen).double()
 
 
-def row_weights(rows: Rows) -> npt.NDArray[np.float64]:
-    """The weights [N] float64, ones where none are given."""
-    if rows.weights is None:
-        return np.ones(rows.num_rows)
-    return rows.weights.double().cpu().numpy()
+def row_weights(rows: Rows) -> Float64:
+    """The weights [N] of all rows, ones where none are given."""
+    return rows.weights_at(np.arange(rows.num_rows))

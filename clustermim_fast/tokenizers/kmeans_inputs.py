@@ -33,7 +33,7 @@ def tensor_view(array: npt.NDArray[Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def read_rows(estimator: Any, X: Any, *, reset: bool) -> tuple[torch.Tensor, bool]:
+def read_rows(estimator: Any, X: Any, *, reset: bool, fewest: int = 1) -> tuple[torch.Tensor, bool]:
     """X as a tensor [N, D], and whether it was a tensor; sets or checks ``n_features_in_``.
 
     numpy and array-likes follow scikit-learn's rules: float32 and float64 stay, the rest becomes
@@ -43,15 +43,20 @@ def read_rows(estimator: Any, X: Any, *, reset: bool) -> tuple[torch.Tensor, boo
         from sklearn.utils.validation import validate_data
 
         array = validate_data(
-            estimator, X, reset=reset, dtype=[np.float64, np.float32], ensure_all_finite=False
+            estimator,
+            X,
+            reset=reset,
+            dtype=[np.float64, np.float32],
+            ensure_all_finite=False,
+            ensure_min_samples=fewest,
         )
         return tensor_view(array), False
     if X.layout is not torch.strided or X.dtype not in FLOATING:
         names = ", ".join(str(d).removeprefix("torch.") for d in FLOATING)
         got = f"{X.dtype}, {X.layout}"
         raise TypeError(f"KMeans: X must be a dense tensor of dtype {names}, got {got}; X.float()")
-    if X.dim() != 2 or 0 in X.shape:
-        expected = "of shape [n_samples >= 1, n_features >= 1]"
+    if X.dim() != 2 or len(X) < fewest or X.shape[1] == 0:
+        expected = f"of shape [n_samples >= {fewest}, n_features >= 1]"
         raise ValueError(f"KMeans: X must be {expected}, got {tuple(X.shape)}")
     if reset:
         estimator.n_features_in_ = int(X.shape[1])
@@ -65,8 +70,8 @@ def read_rows(estimator: Any, X: Any, *, reset: bool) -> tuple[torch.Tensor, boo
     return X.detach(), True
 
 
-def read_weights(sample_weight: Any, x: torch.Tensor) -> torch.Tensor | None:
-    """``sample_weight`` as float64 [N] on x's device, or None; finite, >= 0, not all zero."""
+def read_weights(sample_weight: Any, x: torch.Tensor, *, some: bool = True) -> torch.Tensor | None:
+    """``sample_weight`` as float64 [N] on x's device, or None; finite, >= 0, ``some`` not zero."""
     if sample_weight is None:
         return None
     if isinstance(sample_weight, torch.Tensor):
@@ -82,7 +87,7 @@ def read_weights(sample_weight: Any, x: torch.Tensor) -> torch.Tensor | None:
         )
     if not bool(torch.isfinite(weights).all()) or bool((weights < 0).any()):
         raise ValueError("sample_weight must be finite and >= 0")
-    if not bool((weights > 0).any()):
+    if some and not bool((weights > 0).any()):
         raise ValueError("sample_weight must have a value > 0, got zeros only")
     return weights
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from clustermim_fast import ops
 from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport, Progress, Timer
-from clustermim_fast.tokenizers.rows import Rows, Step, unit_rows
+from clustermim_fast.tokenizers.rows import Rows, unit_rows
+from clustermim_fast.tokenizers.totals import Step
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ def lloyd(
     step: Step | None = None
     for _ in range(max_iter):
         step = rows.lloyd_step(centers)
-        moved = count_moved(ids, step.ids)
+        moved = count_moved(rows, ids, step.ids)
         empty = int((step.counts == 0).sum())
         updated, reseeded = update(rows, centers, step)
         shift = float((updated - centers).square().sum())
@@ -83,10 +85,9 @@ def update(rows: Rows, centers: torch.Tensor, step: Step) -> tuple[torch.Tensor,
     empty = torch.nonzero(counts == 0).flatten().tolist()
     reseeded = 0
     if empty:
-        points, index = rows.farthest(centers, 2 * len(empty) + 16)
+        points, weights = rows.farthest(centers, 2 * len(empty) + 16)
         owners = _owners(points, centers, rows)
-        for point, row, owner in zip(points.double(), index.tolist(), owners, strict=True):
-            weight = 1.0 if rows.weights is None else float(rows.weights[row])
+        for point, weight, owner in zip(points.double(), weights.tolist(), owners, strict=True):
             if reseeded == len(empty):
                 break
             if counts[owner] <= weight:
@@ -122,11 +123,12 @@ def project(
     return units
 
 
-def count_moved(before: torch.Tensor | None, after: torch.Tensor | None) -> int | None:
+def count_moved(rows: Rows, before: torch.Tensor | None, after: torch.Tensor | None) -> int | None:
     """Rows whose id changed (all of them the first time); None where ids are not kept."""
     if after is None:
         return None
-    return after.numel() if before is None else int((before != after).sum())
+    moved = after.numel() if before is None else int((before != after).sum())
+    return int(rows.group.each(np.array([moved])).sum())
 
 
 def imbalance(counts: torch.Tensor) -> float:

@@ -16,10 +16,11 @@ from clustermim_fast import ops
 from clustermim_fast.tokenizers import centroid_files, pixel_fit, pixel_pictures, storage
 from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
+from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import (
-    channel_tuple,
     check_channels,
     check_settings,
+    read_settings,
     require_count,
 )
 
@@ -121,41 +122,49 @@ class PixelTokenizer:
     ) -> PixelTokenizer:
         """Cluster all patches of the images. Peak memory: the images + 64 MiB (+ a few [K, D]).
 
+        Inside ``torch.distributed`` (``torchrun``) every rank calls it with its own images or
+        loader and the same settings, and gets the same tokenizer. For uint8 images it is, bit for
+        bit, the one that a single process would find in rank 0's images followed by rank 1's and
+        so on (loaders: in batches that join those of all ranks); for float images it is that up to
+        the rounding of float64 sums.
+
         Args:
             images_or_loader: un-normalised images, uint8 0..255 or floating 0..1: a tensor
                 [N, C, H, W], or an iterable (a DataLoader) of batches [B, C, H, W] or of tuples
                 that start with one. A tensor is read in a shuffled order. A loader should shuffle:
-                its first centroids come from a sample of one whole pass, but the order of its
-                mini-batches is its own. It is passed over max_iter + 1 times, so a generator,
-                which ends after one pass, is refused.
+                its first centroids come from a sample of one whole pass (the same for any order of
+                the images), but the order of its mini-batches is its own. It is passed over
+                max_iter + 1 times, so a generator, which ends after one pass, is refused.
             num_clusters: K.
             patch_size: side of a patch, pixels.
             mean, std: normalisation to store and apply, one float a channel in [0, 1] pixel units.
             per_patch_norm: normalise each patch by its own mean and variance after that.
             patch_order: "hwc" = (row, column, channel), as MAE; "chw", as CCViT and F.unfold.
             metric: "euclidean", or "cosine" for spherical k-means.
-            algorithm: "minibatch", or "lloyd" (every pass uses all patches; slower, better).
-            max_iter: passes over the images; None: 10 for "minibatch", 50 for "lloyd".
+            algorithm: "minibatch"; "lloyd" (every pass uses all patches; slower, better; CCViT's
+                protocol is num_clusters=8192, patch_order="chw", max_iter=20, tol=0); or
+                "clustermim", that paper's protocol: batches of 256 images of 14 x 14 patches, each
+                a MiniBatchKMeans.partial_fit of scikit-learn, for 100 passes, the first centroids
+                by k-means++ from the first batch - but from shuffled images: the published script
+                read a folder class by class, and so seeded all centroids from one class.
+            max_iter: passes over the images; None: 10 for "minibatch", 50 for "lloyd", 100 for
+                "clustermim".
             tol: "lloyd" stops when the squared shift of all centroids is at most tol times the
                 mean variance of the values.
-            init: "k-means++" or "random", on a sample of patches from all images.
-            batch_size: images of a mini-batch of a tensor; None: about 50,000 patches.
+            init: "k-means++" or "random", on a sample of patches from all images ("clustermim": of
+                the first batch).
+            batch_size: images of a mini-batch of a tensor (of all ranks together); None: about
+                50,000 patches.
             seed: same seed, same centroids, bit for bit, for any number of threads.
-            verbose: show a progress bar.
+            verbose: show a progress bar (rank 0).
             device: where batches are moved to; None: where they are.
 
         Raises:
             ValueError: normalised or NaN images, fewer patches than clusters, bad settings.
             TypeError: not images.
         """
-        settings = PatchSettings(
-            require_count("patch_size", patch_size),
-            channel_tuple("mean", mean),
-            channel_tuple("std", std),
-            bool(per_patch_norm),
-            patch_order,
-        )
-        options = pixel_fit.FitOptions(
+        settings = read_settings(patch_size, mean, std, per_patch_norm, patch_order)
+        options = FitOptions(
             num_clusters=require_count("num_clusters", num_clusters),
             metric=metric,
             algorithm=algorithm,
@@ -193,13 +202,7 @@ class PixelTokenizer:
                 ImageNet's.
         """
         centroids = centroid_files.as_centroids(array)
-        settings = PatchSettings(
-            require_count("patch_size", patch_size),
-            channel_tuple("mean", mean),
-            channel_tuple("std", std),
-            bool(per_patch_norm),
-            patch_order,
-        )
+        settings = read_settings(patch_size, mean, std, per_patch_norm, patch_order)
         return cls(centroids, settings, metric=metric)
 
     def __call__(self, images: torch.Tensor, normalized: bool = False) -> torch.Tensor:

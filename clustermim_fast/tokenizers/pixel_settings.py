@@ -29,6 +29,19 @@ def channel_tuple(name: str, values: Any) -> tuple[float, ...] | None:
     return tuple(float(v) for v in floats)
 
 
+def read_settings(
+    patch_size: Any, mean: Any, std: Any, per_patch_norm: Any, patch_order: str
+) -> PatchSettings:
+    """Settings from a user's values."""
+    return PatchSettings(
+        require_count("patch_size", patch_size),
+        channel_tuple("mean", mean),
+        channel_tuple("std", std),
+        bool(per_patch_norm),
+        patch_order,
+    )
+
+
 def check_settings(settings: PatchSettings) -> None:
     """Raise ValueError for settings that no images can have."""
     require_choice("patch_order", settings.patch_order, ("hwc", "chw"))

@@ -8,15 +8,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from clustermim_fast.tokenizers.rows import Rows
+from clustermim_fast.tokenizers.rows import Float64, Index, Rows
 
-Float64 = npt.NDArray[np.float64]
-Nearer = tuple[npt.NDArray[np.int64], Float64]
-SMALL_VALUES = 1 << 24  # rows that are made anew for each pass are kept when they are this few
+Nearer = tuple[Index, Float64]
+SMALL_VALUES = 1 << 23  # rows that are made anew for each pass are kept when they are this few
 
 
 class SeedDistances:
-    """``closest`` [N] float64: squared distance of each row to its nearest seed.
+    """``closest`` [n] float64: squared distance of each local row to its nearest seed.
+
+    Seeds are numbers among all rows, wherever they are.
 
     Every distance that enters it is summed from differences, row by row by one thread: equal rows
     are at distance exactly 0 and nothing depends on the thread count. A product of matrices, whose
@@ -24,12 +25,13 @@ class SeedDistances:
     one, by a bound on its rounding.
     """
 
-    def __init__(self, rows: Rows, first: int) -> None:
-        self._rows = rows
+    def __init__(self, rows: Rows, first: Index) -> None:
+        self._rows, local = rows, rows.local
         self._dtype = rows.dtype
-        self._blocks = list(rows.blocks()) if rows.num_rows * rows.dim <= SMALL_VALUES else None
+        self._blocks = list(local.blocks()) if local.num_rows * rows.dim <= SMALL_VALUES else None
         self.closest = self._all(first)
-        if rows.dtype != torch.float64 and not 1e-30 < self.closest.max() < 1e30:
+        largest = rows.group.each(np.array([self.closest.max(initial=0.0)])).max()
+        if rows.dtype != torch.float64 and not 1e-30 < largest < 1e30:
             self._dtype = torch.float64  # the squares leave float32's range
             self.closest = self._all(first)
         self._squared_norms: list[npt.NDArray[np.floating]] | None = None
@@ -38,14 +40,12 @@ class SeedDistances:
         blocks = self._rows.blocks() if self._blocks is None else self._blocks
         return ((start, block.to(self._dtype)) for start, block in blocks)
 
-    def _all(self, seed: int) -> Float64:
-        point = self._rows.take(np.array([seed])).to(self._dtype)
-        parts = [
-            _direct(block.cpu().numpy(), point.cpu().numpy()[0]) for _, block in self._passes()
-        ]
-        return np.concatenate(parts)
+    def _all(self, seed: Index) -> Float64:
+        point = self._rows.take(seed).to(self._dtype).cpu().numpy()[0]
+        parts = [_direct(block.cpu().numpy(), point) for _, block in self._passes()]
+        return np.concatenate([np.empty(0), *parts])
 
-    def nearer(self, seeds: npt.NDArray[np.int64]) -> list[Nearer]:
+    def nearer(self, seeds: Index) -> list[Nearer]:
         """For each seed the rows it is nearer to than their seed so far, and their new distance."""
         points = self._rows.take(seeds).to(self._dtype)
         if self._rows.device.type != "cpu":
@@ -97,4 +97,6 @@ def _direct(x: npt.NDArray[np.floating], point: npt.NDArray[np.floating]) -> Flo
 
 
 def _join(parts: list[Nearer]) -> Nearer:
-    return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+    none = np.empty(0, dtype=np.int64)
+    index = np.concatenate([none, *(p[0] for p in parts)])
+    return index, np.concatenate([np.empty(0), *(p[1] for p in parts)])

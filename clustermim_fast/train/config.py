@@ -28,8 +28,8 @@ class TokenizerConfig:
     Attributes:
         path: a tokenizer written by `tokenizer.save`; "" fits one on the run's images.
         num_clusters: K.
-        algorithm: "minibatch" or "lloyd".
-        max_iter: passes over the images at most; None: 10 for "minibatch", 50 for "lloyd".
+        algorithm: "minibatch", "lloyd" or "clustermim", see ``PixelTokenizer.fit``.
+        max_iter: passes over the images at most; None: 10, 50 or 100.
         max_images: fit on at most this many images, evenly spaced, and never on more than 1 GiB.
         per_patch_norm: normalise each patch before clustering.
     """
@@ -43,9 +43,11 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _require_at_least("tokenizer", self, num_clusters=1, max_images=1, max_iter=1)
-        if self.algorithm not in ("minibatch", "lloyd"):
+        known = ("minibatch", "lloyd", "clustermim")
+        if self.algorithm not in known:
+            expected = ", ".join(map(repr, known))
             raise ValueError(
-                f'tokenizer.algorithm must be "minibatch" or "lloyd", got {self.algorithm!r}'
+                f"tokenizer.algorithm must be one of {expected}, got {self.algorithm!r}"
             )
 
 

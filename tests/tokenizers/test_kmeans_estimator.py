@@ -16,8 +16,8 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from clustermim_fast import KMeans
 
-# What scikit-learn's own KMeans is excused from, too: seeds are drawn by row number, so that leaving
-# a row out is not the same as giving it weight 0.
+# What scikit-learn's own KMeans is excused from, too: seeds are drawn by row number, so that
+# leaving a row out is not the same as giving it weight 0.
 CANNOT_APPLY = {
     "check_sample_weight_equivalence_on_dense_data": "the draw of seeds depends on row numbers",
 }
@@ -70,19 +70,6 @@ def test_parameters():
     ]:
         with pytest.raises(ValueError, match=message):
             KMeans().set_params(**change).fit(data())
-
-
-def test_one_of_several_processes_is_refused(monkeypatch):
-    """Each rank would silently cluster its own rows."""
-    fitted = KMeans(3, random_state=0).fit(data())
-    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
-    for call in (KMeans(3).fit, KMeans(3).partial_fit):
-        with pytest.raises(RuntimeError, match="spread over 2 processes is not in this release"):
-            call(data())
-    fitted.predict(data())
-    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 1)
-    KMeans(3, random_state=0).fit(data())
 
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
@@ -194,16 +181,19 @@ def test_pickle():
 
 @pytest.mark.parametrize("algorithm", ["lloyd", "minibatch"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_same_bits_at_one_and_two_threads(algorithm, metric, threads):
-    x = data(n=1000, d=17)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_same_bits_at_one_two_and_three_threads(algorithm, metric, dtype, threads):
+    x = data(n=1000, d=17, dtype=dtype)
     fitted = []
-    for count in (1, 2):
+    for count in (1, 2, 3):
         threads(count)
         model = KMeans(20, algorithm=algorithm, metric=metric, max_iter=5, random_state=0)
-        fitted.append(model.fit(x))
-    assert np.array_equal(fitted[0].cluster_centers_, fitted[1].cluster_centers_)
-    assert np.array_equal(fitted[0].labels_, fitted[1].labels_)
-    assert fitted[0].inertia_ == fitted[1].inertia_
+        fitted.append(model.fit(x).partial_fit(x[:300]))
+    for model in fitted[1:]:
+        assert np.array_equal(fitted[0].cluster_centers_, model.cluster_centers_)
+        assert np.array_equal(fitted[0].labels_, model.labels_)
+        assert fitted[0].inertia_ == model.inertia_
+        assert fitted[0].report_.inertia == model.report_.inertia
 
 
 def test_progress_bar_only_when_asked(capsys):
@@ -214,3 +204,5 @@ def test_progress_bar_only_when_asked(capsys):
     shown = capsys.readouterr().err
     assert "k-means K=3" in shown
     assert "inertia" in shown
+    KMeans(3, random_state=0, verbose=1, n_init=4, max_iter=2).fit(x)
+    assert "/8" in capsys.readouterr().err  # the iterations of all runs

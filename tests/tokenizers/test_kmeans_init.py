@@ -79,7 +79,7 @@ def test_seed_distances_are_the_direct_ones(d, offset, dtype):
     random = np.random.default_rng(0)
     x = (offset + random.normal(size=(700, d))).astype(dtype)
     x[300:310] = x[0]
-    distances = SeedDistances(MatrixRows(torch.from_numpy(x)), 5)
+    distances = SeedDistances(MatrixRows(torch.from_numpy(x)), np.array([5]))
     seeds = np.array([0, 1, 305, 699])
 
     def direct(seed):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import numpy as np
 import pytest
 import sklearn.cluster
@@ -124,6 +126,47 @@ def test_a_refused_batch_changes_nothing_and_a_small_one_is_welcome():
     assert np.array_equal(model.cluster_centers_, before)
     model.partial_fit(x[500:503])  # fewer rows than clusters, after the first batch
     assert not np.array_equal(model.cluster_centers_, before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+def test_a_stream_of_batches(dtype):
+    """Batches from a generator, each gone when the next is made; the means of all of their rows."""
+    random = np.random.default_rng(2)
+    truth = 100.0 * np.eye(4)
+    alive = weakref.WeakSet()
+    sums, counts = np.zeros((4, 4)), np.zeros(4)
+
+    def stream():
+        for _ in range(12):
+            labels = random.integers(0, 4, 100)
+            batch = torch.from_numpy(truth[labels] + random.normal(size=(100, 4))).to(dtype)
+            np.add.at(sums, labels, batch.double().numpy())
+            np.add.at(counts, labels, 1)
+            alive.add(batch)
+            yield batch
+
+    model = KMeans(4, algorithm="minibatch", random_state=0, reassignment_ratio=0.0)
+    for batch in stream():
+        model.partial_fit(batch)
+        assert len(alive) == 1  # this one
+    assert model.n_steps_ == 12
+    centers = model.cluster_centers_
+    assert centers.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    order = np.argsort(-centers.numpy(), axis=0)[0]
+    error = 1e-12 if dtype == torch.float64 else 1e-6
+    np.testing.assert_allclose(
+        centers.numpy()[order], sums / counts[:, None], rtol=error, atol=100 * error
+    )
+
+
+def test_a_first_batch_of_too_few_rows_names_the_remedies():
+    x = data()
+    model = KMeans(8, algorithm="minibatch", random_state=0)
+    with pytest.raises(ValueError, match=r"n_samples=5 should be >= n_clusters=8.*first call"):
+        model.partial_fit(x[:5])
+    model.partial_fit(x[:50]).partial_fit(x[50:55])  # the first remedy; later it does not matter
+    given = KMeans(8, init=x[:8], reassignment_ratio=0.0).partial_fit(x[:5])  # the second
+    np.testing.assert_array_equal(given.cluster_centers_, x[:8])
 
 
 def test_cosine_batches_keep_unit_centroids():

@@ -8,16 +8,19 @@ import textwrap
 
 import numpy as np
 import pytest
+import sklearn.cluster
 import torch
 import torch.nn.functional as F
 from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from clustermim_fast import KMeans
+from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
 from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings, StreamRows
 from clustermim_fast.tokenizers.image_stream import ImageStream
 from clustermim_fast.tokenizers.kmeans_report import Progress
+from clustermim_fast.tokenizers.ranks import ALONE
 from clustermim_fast.tokenizers.rows import MatrixRows
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
@@ -76,15 +79,17 @@ def test_uint8_and_float_images_give_the_same_centroids(digits, algorithm):
     assert c.fingerprint() == a.fingerprint()
 
 
-@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd"])
+@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd", "clustermim"])
 @pytest.mark.parametrize("metric", ["euclidean", "cosine"])
-def test_same_bits_at_one_and_two_threads(digits, algorithm, metric, threads):
-    prints = []
-    for count in (1, 2):
+@pytest.mark.parametrize("per_patch_norm", [False, True])
+def test_same_bits_at_one_two_and_three_threads(digits, algorithm, metric, per_patch_norm, threads):
+    prints = set()
+    for count in (1, 2, 3):
         threads(count)
-        options = {"algorithm": algorithm, "metric": metric, "max_iter": 2, "per_patch_norm": True}
-        prints.append(PixelTokenizer.fit(digits[:100], 20, 4, **options).fingerprint())
-    assert prints[0] == prints[1]
+        options = {"algorithm": algorithm, "metric": metric, "per_patch_norm": per_patch_norm}
+        tokenizer = PixelTokenizer.fit(digits[:60], 20, 4, max_iter=2, batch_size=32, **options)
+        prints.add(tokenizer.fingerprint())
+    assert len(prints) == 1
 
 
 def test_seed_and_order_of_the_images(digits):
@@ -127,10 +132,42 @@ def test_a_lloyd_pass_does_not_depend_on_the_batches(digits):
     sample = MatrixRows(centers.float())
     for size in (1, 37, 400):
         parts = [ImageRows(part, settings) for part in digits.flip(0).split(size)]
-        step = StreamRows(lambda parts=parts: parts, sample).lloyd_step(centers)
+        step = StreamRows(lambda parts=parts: parts, sample, True, ALONE).lloyd_step(centers)
         assert torch.equal(step.sums, whole.sums)
         assert torch.equal(step.counts, whole.counts)
         assert step.inertia == whole.inertia
+
+
+@pytest.mark.parametrize("kind", ["tensor", "loader"])
+def test_clustermims_protocol_is_scikit_learns_partial_fit(kind):
+    """The same seed and batches give MiniBatchKMeans' centroids, re-assignments included."""
+    images = torch.randint(60, 120, (300, 3, 8, 8), dtype=torch.uint8)
+    images[::100, :, :4, :4] += 130  # three patches far from the rest: a starved cluster
+    batches = [
+        images[torch.from_numpy(permutation(1, epoch, 300, STREAM_KMEANS)[start : start + 128])]
+        for epoch in range(3)
+        for start in range(0, 300, 128)
+    ]
+    theirs = sklearn.cluster.MiniBatchKMeans(5, random_state=1)
+    for batch in batches:
+        theirs.partial_fit(all_rows(batch).double().numpy())
+
+    class Shuffled:  # a loader with another order in each pass
+        passes = 0
+
+        def __iter__(self):
+            self.passes += 1
+            return iter(batches[3 * self.passes - 3 : 3 * self.passes])
+
+    given = images if kind == "tensor" else Shuffled()
+    options = {"mean": MEAN, "std": STD, "algorithm": "clustermim", "seed": 1}
+    ours = PixelTokenizer.fit(given, 5, 4, max_iter=3, batch_size=128, **options)
+    np.testing.assert_allclose(ours.centroids.numpy(), theirs.cluster_centers_, atol=2e-6)
+    assert ours.report.reseeded > 0
+    assert ours.report.algorithm == "clustermim"
+    assert ours.report.num_rows == 300 * 4
+    with pytest.raises(ValueError, match=r"first batch has 4 patches.*use larger batches"):
+        PixelTokenizer.fit(images, 5, 4, batch_size=1, **options)
 
 
 def test_lloyd_over_a_loader(digits):
@@ -147,15 +184,35 @@ def test_lloyd_over_a_loader(digits):
 def test_the_sample_of_a_stream_is_even():
     """Each of 40 batches gives about the same share; binomial bound of 6 standard deviations."""
     batches = [torch.full((10, 1, 4, 4), i, dtype=torch.uint8) for i in range(40)]
-    random = np.random.RandomState(0)
+    for batch in batches:
+        batch[:, 0, 0, 0] = torch.arange(10)  # no image comes twice
     total = np.zeros(40)
-    for _ in range(50):
-        stream = ImageStream(batches, PatchSettings(2), "euclidean", None)
-        kept, seen = stream.sample(lambda dim: 100, random, Progress())
-        assert kept.shape == (100, 4)
-        assert seen == 40 * 40
-        total += np.bincount((kept[:, 0] * 255).round().int().numpy(), minlength=40)
+    stream = ImageStream(batches, PatchSettings(2), "euclidean", None)
+    for seed in range(50):
+        found = stream.sample(lambda dim: 100, seed, ALONE, Progress())
+        assert found.rows.shape == (100, 4)
+        assert found.num_rows == 40 * 40
+        assert found.exact
+        total += np.bincount((found.rows[:, 3] * 255).round().int().numpy(), minlength=40)
     assert np.abs(total - 125).max() < 6 * np.sqrt(125)
+
+
+def test_the_sample_does_not_depend_on_order_or_batches(digits):
+    """Nor does a Lloyd fit over a shuffled loader, then."""
+    settings = PatchSettings(4, MEAN, STD)
+    samples = []
+    for images in (digits, digits.flip(0), digits[torch.randperm(400)]):
+        for size in (7, 400):
+            stream = ImageStream(images.split(size), settings, "euclidean", None)
+            samples.append(stream.sample(lambda dim: 300, 5, ALONE, Progress()).rows)
+    assert samples[0].shape == (300, 48)
+    assert all(torch.equal(sample, samples[0]) for sample in samples)
+    prints = set()
+    for _ in range(2):
+        loader = DataLoader(TensorDataset(digits), batch_size=50, shuffle=True)
+        options = {"algorithm": "lloyd", "max_iter": 4}
+        prints.add(PixelTokenizer.fit(loader, 8, 4, **options).fingerprint())
+    assert len(prints) == 1
 
 
 def test_single_patches_are_those_of_the_rows(digits):

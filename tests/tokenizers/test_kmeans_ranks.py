@@ -1,0 +1,88 @@
+"""KMeans and PixelTokenizer over the ranks of a gloo group, against one process."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.tokenizers import rank_cases
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+WORLDS = (2, 3)
+
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """{world: [each rank's results]}; every group runs once, for all tests here."""
+    folder = tmp_path_factory.mktemp("ranks")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.tokenizers.rank_cases", str(folder), *map(str, WORLDS)],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    files = {w: [folder / f"{w}_{rank}.npy" for rank in range(w)] for w in WORLDS}
+    found = {w: [np.load(f, allow_pickle=True).item() for f in files[w]] for w in WORLDS}
+    return {1: [rank_cases.run(0, 1)], **found}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", sorted(rank_cases.CASES))
+def test_as_in_one_process(results, name, world):
+    single = results[1][0][name]
+    ranks = [rank[name] for rank in results[world]]
+    for found in (single, *ranks):
+        assert "failure" not in found, found["failure"]
+    for key, expected in single.items():
+        if key.startswith("own_"):
+            continue
+        if key == "labels":
+            if len(expected) != len(ranks[0]["labels"]):  # a batch's labels: parts of it
+                joined = np.concatenate([rank["labels"] for rank in ranks])
+            else:
+                joined = ranks[0]["labels"]
+            assert np.array_equal(joined, expected)
+            continue
+        for rank in ranks[1:]:
+            assert np.array_equal(rank[key], ranks[0][key]), f"{key}: ranks differ"
+        values = np.asarray(ranks[0][key])
+        exact = name in rank_cases.EXACT and not (key == "inertia" and "cosine" in name)
+        if exact or values.dtype.kind in "iu":
+            assert np.array_equal(values, expected), key
+        else:
+            # Of the scale of the data: the sums of the ranks are rounded in another order.
+            scale = np.abs(expected).max()
+            assert np.abs(values - expected).max() <= 1e-12 * scale, key
+
+
+MESSAGES = {
+    "nan": "NaN or infinity in row 3 of rank {last}",
+    "nan_batch": "NaN or infinity in row 3 of rank {last}",
+    "rows": "n_samples=601 should be >= n_clusters=700",
+    "zero_weights": "must have a value > 0, got zeros only",
+    "k": "KMeans: parameters must be the same on every rank; ranks 0 and 1 differ",
+    "dim": "KMeans: X must be the same on every rank",
+    "seed": "PixelTokenizer.fit: settings must be the same on every rank",
+    "size": "PixelTokenizer.fit: dtype and shape of the images must be the same on every rank",
+}
+
+
+@pytest.mark.parametrize("world", WORLDS)
+@pytest.mark.parametrize("name", sorted(MESSAGES))
+def test_what_one_rank_cannot_do_every_rank_refuses(results, name, world):
+    for rank in results[world]:
+        assert MESSAGES[name].format(last=world - 1) in rank["refusals"][f"own_{name}"]
