@@ -1,10 +1,17 @@
 """Assigning real patches to centroids: ours beside torch, faiss, scikit-learn and its Intel build.
 
-    python -m benchmarks.ops.bench_nearest_centroid --data ../shared/data
+    python -m benchmarks.ops.bench_nearest_centroid --data ../shared/data [--json FILE]
 
-prints one table: ns a row (minimum of the rounds, all methods interleaved), the ratio to the
-fastest peer, and the rows whose id is not the nearest centroid's, counted on ALL rows against the
-truth of ``tests/ops/truth.py`` (float64 with an error bound, exact arithmetic for what it leaves).
+is the whole campaign (about ten minutes once the cache is filled, see `benchmarks.workloads`): for
+each number of threads and each instruction set that the peers are held to, a process of its own
+measures the limits of the machine, every workload, uint8 images to ids, calls of one row and worst
+cases, and prints its tables. Times: ns a row, minimum of the rounds, all methods interleaved.
+Wrong ids: counted for every method on the rows that it was timed on, against the truth of
+``tests/ops/truth.py`` (float64 with an error bound, exact arithmetic for what it leaves).
+
+    python -m benchmarks.ops.bench_nearest_centroid --data ../shared/data --check-only
+
+counts the wrong ids of every ISA path on all rows of all workloads, untimed.
 
     pytest benchmarks/ops/bench_nearest_centroid.py --benchmark-enable
 
@@ -14,227 +21,193 @@ times ours on small made-up rows, for quick before-and-after checks.
 from __future__ import annotations
 
 import argparse
-import functools
+import json
+import os
+import subprocess
 import sys
+import tempfile
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import pytest
-import threadpoolctl
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics import pairwise_distances_argmin
 
-from benchmarks.harness import interleave, machine, markdown_table, write_json
-from benchmarks.workloads import DEFAULT, WORKLOADS, Workload, load_images, patch_rows, short_kmeans
+from benchmarks import cache
+from benchmarks.assignment import memory, methods, sections, tables, worst_cases
+from benchmarks.assignment.limits import measure_limits
+from benchmarks.harness import limited_threads, machine, say, write_json
+from benchmarks.workloads import WORKLOADS, Store
 from clustermim_fast import ops
-from tests.ops.truth import nearest_ids
+from clustermim_fast.bench.assigners import PEERS
+from clustermim_fast.bench.paths import certificate_switchable, isa_paths
 
-OURS = ("nearest_centroid", "patch_tokens")
-CHUNK_SCORES = 2**24  # float32 scores that a peer without a fused argmin holds at a time
-
-
-@dataclass
-class Result:
-    workload: str
-    rows: int
-    dim: int
-    num_centroids: int
-    method: str
-    threads: int
-    ns_per_row_min: float
-    ns_per_row_median: float
-    rounds: int
-    wrong_ids: int
-    ratio_to_best_peer: float = 0.0
-
-
-def torch_formula(x: torch.Tensor, c: torch.Tensor) -> Callable[[], torch.Tensor]:
-    def run() -> torch.Tensor:
-        c2 = c.square().sum(1)
-        step = max(1, CHUNK_SCORES // len(c))
-        return torch.cat(
-            [
-                (part.square().sum(1, keepdim=True) + c2 - 2 * part @ c.T).argmin(1)
-                for part in x.split(step)
-            ]
-        )
-
-    return run
-
-
-def torch_cdist(x: torch.Tensor, c: torch.Tensor) -> Callable[[], torch.Tensor]:
-    step = max(1, CHUNK_SCORES // len(c))
-    return lambda: torch.cat([torch.cdist(part, c).argmin(1) for part in x.split(step)])
-
-
-def faiss_flat(x: torch.Tensor, c: torch.Tensor) -> Callable[[], np.ndarray]:
-    import faiss
-
-    faiss.omp_set_num_threads(torch.get_num_threads())
-    index = faiss.IndexFlatL2(c.shape[1])
-    index.add(c.numpy())
-    rows = x.numpy()
-    return lambda: index.search(rows, 1)[1][:, 0]
-
-
-def sklearn_argmin(x: torch.Tensor, c: torch.Tensor) -> Callable[[], np.ndarray]:
-    rows, centroids = x.numpy(), c.numpy()
-    return lambda: pairwise_distances_argmin(rows, centroids)
-
-
-def _predictor(estimator_class: type, x: torch.Tensor, c: torch.Tensor) -> Callable[[], np.ndarray]:
-    rows, centroids = x.numpy(), c.numpy()
-    estimator = estimator_class(len(centroids), init=centroids, n_init=1, max_iter=1, tol=0)
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        # Two copies: the Intel build hands a fit with no more rows than clusters to scikit-learn.
-        # Each cluster's mean is then its centroid, in the Intel build exactly.
-        estimator.fit(np.concatenate([centroids, centroids]))
-    if not np.array_equal(estimator.cluster_centers_, centroids):
-        estimator.cluster_centers_ = centroids.copy()  # scikit-learn centres data first: rounds
-    expected = pairwise_distances_argmin(centroids, centroids)
-    if not np.array_equal(estimator.predict(centroids), expected):
-        raise RuntimeError(f"{estimator_class} does not predict with the centroids given")
-    return lambda: estimator.predict(rows)
-
-
-def sklearn_predict(x: torch.Tensor, c: torch.Tensor) -> Callable[[], np.ndarray]:
-    from sklearn.cluster import KMeans
-
-    return _predictor(KMeans, x, c)
-
-
-def sklearnex_predict(x: torch.Tensor, c: torch.Tensor) -> Callable[[], np.ndarray]:
-    from sklearnex.cluster import KMeans
-
-    return _predictor(KMeans, x, c)
-
-
-PEERS: dict[str, Callable[[torch.Tensor, torch.Tensor], Callable]] = {
-    "torch eager formula": torch_formula,
-    "torch.cdist + argmin": torch_cdist,
-    "faiss IndexFlatL2": faiss_flat,
-    "sklearn pairwise_distances_argmin": sklearn_argmin,
-    "sklearn KMeans.predict": sklearn_predict,
-    "sklearnex KMeans.predict": sklearnex_predict,
+MODULE = "benchmarks.ops.bench_nearest_centroid"
+SECTIONS = ("memory", "rows", "images", "calls", "worst")
+# Libraries read these when they are loaded. oneDAL follows MKL's in its matrix products; the rest
+# of it (and numpy's loops) goes on with what the processor has.
+HELD_ENVIRONMENT = {
+    "avx2": {
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "OPENBLAS_CORETYPE": "Haswell",
+        "FAISS_SIMD_LEVEL": "AVX2",
+    }
 }
 
 
-def our_methods(images: torch.Tensor, x: torch.Tensor, c: torch.Tensor, workload: Workload) -> dict:
-    return {
-        "nearest_centroid": lambda: ops.nearest_centroid(x, c),
-        "patch_tokens": lambda: ops.patch_tokens(
-            images, c, workload.patch_size, mean=workload.mean, std=workload.std
-        ).flatten(),
-    }
+def run_process(threads: int, held: str, arguments: list[str], cache_folder: Path) -> dict:
+    """One process of the campaign; what it measured."""
+    environment = os.environ | HELD_ENVIRONMENT.get(held, {})
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+        environment[name] = str(threads)
+    environment["TORCHINDUCTOR_CACHE_DIR"] = str(cache_folder / f"inductor-{held or 'best'}")
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "measured.json"
+        own = ["--threads", str(threads), "--child", str(out)] + (["--hold", held] if held else [])
+        command = [sys.executable, "-W", "ignore", "-m", MODULE, *arguments, *own]
+        subprocess.run(command, check=True, env=environment)
+        return json.loads(out.read_text())
 
 
-def counting(call: Callable, name: str, truth: np.ndarray, wrong: dict[str, int]) -> Callable:
-    """``call``, the wrong ids of whose first result (the warm-up, not timed) are counted."""
+def child(options: argparse.Namespace) -> None:
+    """What one process of the campaign does."""
+    options.held = options.hold[0] if options.hold else ""
+    threads = options.threads[0]
+    store = Store(options.data, options.cache, options.images)
+    if options.held:
+        import torch._inductor.config as inductor
 
-    def run() -> None:
-        ids = call()
-        if name not in wrong:
-            wrong[name] = int((np.asarray(ids) != truth).sum())
-
-    return run
-
-
-@functools.lru_cache(maxsize=1)
-def _rows_of_archive(data: Path, like: Workload, limit: int | None) -> tuple:
-    images = load_images(data, like, limit)
-    return images, patch_rows(images, like)
-
-
-def rows_of(data: Path, workload: Workload, limit: int | None) -> tuple[torch.Tensor, torch.Tensor]:
-    """uint8 images and their float32 patch rows; kept for the next workload of the same archive."""
-    return _rows_of_archive(data, replace(workload, name="", num_centroids=0), limit)
+        inductor.cpp.simdlen = 256
+    found: dict[str, Any] = {"threads": threads, "held": options.held, "rows": []}
+    with limited_threads(threads):
+        if options.check_only:
+            found["check"] = sections.check_every_path(store, options.workloads)
+        else:
+            _measure(found, store, options)
+    options.child.write_text(json.dumps(found))
 
 
-def run_workload(workload: Workload, options: argparse.Namespace) -> list[Result]:
-    images, x = rows_of(options.data, workload, options.images)
-    c = short_kmeans(x, workload.num_centroids)
-    start = time.perf_counter()
-    truth = nearest_ids(x, c, "euclidean")
-    say(f"{workload.name}: {len(x)} rows, truth took {time.perf_counter() - start:.0f} s")
+def _measure(found: dict[str, Any], store: Store, options: argparse.Namespace) -> None:
+    wanted = options.sections
+    if "memory" in wanted:
+        found["memory"] = memory.memory_rows(store)
+    limits = measure_limits(options.rounds)
+    found["limits"] = asdict(limits)
+    say(f"limits: {found['limits']}")
+    if not certificate_switchable():
+        say(methods.CERTIFIED_ONLY)
+    if "rows" in wanted:
+        for name in options.workloads:
+            found["rows"] += sections.workload_rows(WORKLOADS[name], store, limits, options)
+    if "images" in wanted:
+        for k in (100, 1000):
+            found["rows"] += sections.image_rows(k, store, limits, options)
+    found["rows"] = [asdict(row) for row in found["rows"]]
+    if "calls" in wanted:
+        found["calls"] = sections.one_row_calls(options)
+    if "worst" in wanted:
+        found["worst"] = worst_cases.worst_rows(store, options)
 
-    methods = our_methods(images, x, c, workload)
-    if not options.check_only:
-        methods |= {name: make(x, c) for name, make in PEERS.items()}
-    wrong: dict[str, int] = {}
-    counted = {name: counting(call, name, truth, wrong) for name, call in methods.items()}
-    rounds = 1 if options.check_only else options.rounds
-    clock = time.process_time if options.cpu_time else time.perf_counter
-    timings = interleave(counted, rounds=rounds, clock=clock)
-    with ops.record_stats():
-        methods["nearest_centroid"]()
-    say(f"{workload.name}: wrong ids {wrong}; {ops.assignment_stats()}")
-    results = [
-        Result(
-            workload.name, len(x), x.shape[1], len(c), name, torch.get_num_threads(),
-            timing.minimum / len(x) * 1e9, timing.median / len(x) * 1e9, rounds, wrong[name],
+
+def print_tables(found: dict[str, Any]) -> None:
+    held = f", ours and peers held to {found['held']}" if found["held"] else ""
+    print(f"\n## {found['threads']} threads{held}\n")
+    if "limits" in found:
+        read, fp32, bf16 = found["limits"].values()
+        print(
+            f"Limits measured: reading memory {read:.1f} GB/s; torch.mm fp32 {fp32:.0f}, "
+            f"bf16 {bf16:.0f} GFLOP/s (fp32 is the limit of generic, avx2 and avx512).\n"
         )
-        for name, timing in timings.items()
-    ]  # fmt: skip
-    peers = [r.ns_per_row_min for r in results if r.method not in OURS]
-    for result in results:
-        result.ratio_to_best_peer = min(peers) / result.ns_per_row_min if peers else float("nan")
-    return results
+    if found["rows"]:
+        print(tables.row_table(found["rows"]), "\n")
+        offered = any(row["method"] == methods.UNCERTIFIED for row in found["rows"])
+        print("" if offered or found["held"] else f"{methods.CERTIFIED_ONLY}\n")
+    if "worst" in found:
+        print(tables.worst_table(found["worst"]), "\n")
+    if "calls" in found:
+        print(tables.call_table(found["calls"]), "\n")
+    for line in found.get("memory", []):
+        print(
+            f"Peak memory of patch_tokens, {line['images']} images, K = {line['num_centroids']}: "
+            f"{line['mib']:.1f} MiB above inputs and ids (goal: under 64)"
+        )
+    for line in found.get("check", []):
+        print(*(line[k] for k in ("workload", "op", "isa", "wrong_ids")), "wrong of", line["rows"])
 
 
-def set_threads(threads: int) -> None:
-    """The same number for torch (and with it ours and faiss), OpenMP, OpenBLAS and oneDAL."""
-    torch.set_num_threads(threads)
-    threadpoolctl.threadpool_limits(threads)
-    import daal4py
-
-    daal4py.daalinit(threads)
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def table(results: list[Result]) -> str:
-    header = ("workload", "method", "ns/row min", "median", "x best peer", "wrong ids", "of rows")
-    return markdown_table(
-        header,
-        [
-            (
-                f"{r.workload} (D={r.dim}, K={r.num_centroids})",
-                f"**ours {r.method}**" if r.method in OURS else r.method,
-                f"{r.ns_per_row_min:.1f}",
-                f"{r.ns_per_row_median:.1f}",
-                f"{r.ratio_to_best_peer:.2f}",
-                r.wrong_ids,
-                r.rows,
-            )
-            for r in results
-        ],
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the image archives")
+    parser.add_argument(
+        "--cache", type=Path, default=cache.DEFAULT, help="folder; default %(default)s"
     )
+    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(WORKLOADS))
+    parser.add_argument("--sections", nargs="*", choices=SECTIONS, default=list(SECTIONS))
+    parser.add_argument(
+        "--peers", nargs="+", choices=["all", *(p.key for p in PEERS)], default=["all"]
+    )
+    parser.add_argument("--threads", nargs="+", type=int, default=[2, 1])
+    isas = list(isa_paths())
+    parser.add_argument("--isa", nargs="*", choices=["all", *isas], default=["all"],
+                        help="ISA paths of ours to force one by one")  # fmt: skip
+    parser.add_argument("--hold", nargs="*", choices=list(HELD_ENVIRONMENT), default=None,
+                        help="also: ours and the peers held to this ISA (avx2)")  # fmt: skip
+    parser.add_argument("--images", type=int, help="use only this many images of each archive")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-seconds", type=float, default=4.0,
+                        help="of all rounds of one method in one workload")  # fmt: skip
+    parser.add_argument("--check-only", action="store_true", help="count wrong ids, every path")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--data", type=Path, required=True, help="folder of the image archives")
-    parser.add_argument("--workloads", nargs="+", choices=list(WORKLOADS), default=list(DEFAULT))
-    parser.add_argument("--images", type=int, help="use only this many images")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--cpu-time", action="store_true", help="CPU seconds, for a busy machine")
-    parser.add_argument("--check-only", action="store_true", help="ours only: count wrong ids")
-    parser.add_argument("--json", type=Path, help="also write the results here")
-    options = parser.parse_args()
-    set_threads(options.threads)
-    results = [r for name in options.workloads for r in run_workload(WORKLOADS[name], options)]
-    print(machine())
-    print(table(results))
+    options = parse()
+    if options.child:
+        child(options)
+        return
+    passed = _without(sys.argv[1:], ("--threads", "--hold", "--json"))
+    start = time.perf_counter()
+    runs = [(threads, "", passed) for threads in options.threads]
+    if options.check_only:
+        runs = runs[:1]
+    else:
+        # With fewer threads and with held peers: only what the goals speak of.
+        fewer = ["--sections", *(s for s in options.sections if s in ("rows", "images"))]
+        runs = [runs[0], *((threads, "", [*passed, *fewer]) for threads, _, _ in runs[1:])]
+        holds = ["avx2"] if options.hold is None else options.hold
+        usable = [held for held in holds if isa_paths()[held] == "usable"]
+        if "rows" in options.sections:
+            held_rows = [*passed, "--sections", "rows"]
+            runs += [(options.threads[0], held, held_rows) for held in usable]
+    found = []
+    for threads, held, arguments in runs:
+        say(f"--- {threads} threads {held and 'held to ' + held}")
+        found.append(run_process(threads, held, arguments, options.cache))
+        print_tables(found[-1])
+        sys.stdout.flush()
+    if not options.check_only:
+        print(f"\n## Goals, {options.threads[0]} threads\n")
+        first = [r for f in found for r in f["rows"] if f["threads"] == options.threads[0]]
+        print(tables.goal_table(first))
+    print(f"\n{machine()}\n{time.perf_counter() - start:.0f} s in all")
     if options.json:
-        write_json(options.json, results)
+        write_json(options.json, found)
+
+
+def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
+    """``arguments`` without the options ``names`` and their values."""
+    kept, skipping = [], False
+    for argument in arguments:
+        if argument.startswith("--"):
+            skipping = argument.partition("=")[0] in names
+        if not skipping:
+            kept.append(argument)
+    return kept
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from clustermim_fast.bench.assigners import import_faiss
+
 Array = npt.NDArray[np.float32]
 Fit = Callable[[Array, Array, int], Any]
 
@@ -57,8 +59,7 @@ def fit_sklearnex(x: Array, c: Array, iterations: int) -> Any:
 
 def fit_faiss(x: Array, c: Array, iterations: int) -> Any:
     """faiss's k-means on all rows."""
-    import faiss
-
+    faiss = import_faiss()
     faiss.omp_set_num_threads(torch.get_num_threads())
     limits = dict(min_points_per_centroid=1, max_points_per_centroid=len(x))
     kmeans = faiss.Kmeans(x.shape[1], len(c), niter=iterations, nredo=1, **limits)
