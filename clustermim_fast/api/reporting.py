@@ -48,7 +48,6 @@ def report_run(
     assert config.data.mean is not None
     assert config.data.std is not None
     metrics = _metrics(folder / "metrics.jsonl")
-    report = getattr(loaded.tokenizer, "report", None)
     view = RunView(
         run_dir=folder,
         method=config.method,
@@ -64,7 +63,6 @@ def report_run(
         metrics=metrics,
         config=to_dict(config),
         evaluations=_evaluations(folder / "eval"),
-        inertia=[step.inertia for step in report.iterations] if report else [],
         about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
         versions=_versions(),
     )

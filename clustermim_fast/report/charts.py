@@ -11,11 +11,21 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 from PIL import Image
 
-__all__ = ["Perplexity", "accuracy_curve", "inertia_curve", "loss_curve", "usage", "usage_chart"]
+from clustermim_fast.tokenizers import KMeansReport
+
+__all__ = [
+    "Perplexity",
+    "accuracy_curve",
+    "cluster_sizes",
+    "inertia_curve",
+    "loss_curve",
+    "usage",
+    "usage_chart",
+]
 
 BLUE, ORANGE, GREY, RED = "#2a6fb0", "#d9822b", "#8a8f98", "#d03030"
 Perplexity = tuple[float, int]
@@ -50,7 +60,7 @@ def legend(axes: Axes) -> None:
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 0.99))
 
 
-def line(metrics: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def line(metrics: Sequence[Any]) -> dict[str, Any]:
     """A line, with its points where there are few: one point alone draws no line."""
     return {"linewidth": 1.8, "marker": "o" if len(metrics) < 12 else "", "markersize": 4}
 
@@ -106,38 +116,67 @@ def usage(counts: NDArray[np.int64]) -> Perplexity:
 def usage_chart(counts: NDArray[np.int64]) -> Image.Image:
     """Share of patches by token, most used first; on a log scale where they differ much."""
     perplexity, dead = usage(counts)
+    label = f"perplexity {perplexity:.1f} of {len(counts)}, {dead} unused"
+    return _share_bars(counts, label, "token, most used first")
+
+
+def cluster_sizes(report: KMeansReport) -> Image.Image:
+    """Share of the fit's patches by cluster, largest first."""
+    counts = np.array(report.counts)
+    share = counts / max(1.0, counts.sum())
+    imbalance = len(counts) * float(np.square(share).sum())
+    label = f"imbalance {imbalance:.2f} (1: all equal), {report.unused} empty"
+    return _share_bars(counts, label, "cluster, largest first")
+
+
+def _share_bars(
+    counts: NDArray[np.int64] | NDArray[np.float64], label: str, xlabel: str
+) -> Image.Image:
     share = np.sort(counts)[::-1] / max(1, counts.sum()) * 100
+    equal = f"equal sizes, {100 / len(share):.2g} %"
     with chart() as (axes, pictures):
-        axes.bar(
-            np.arange(len(share)),
-            share,
-            width=1.0,
-            color=BLUE,
-            edgecolor="white",
-            linewidth=0.3,
-            label=f"perplexity {perplexity:.1f} of {len(counts)}, {dead} unused",
-        )
-        axes.axhline(
-            100 / len(share),
-            color=GREY,
-            linestyle="--",
-            linewidth=1.2,
-            label=f"equal use, {100 / len(share):.2g} %",
-        )
+        # White edges keep few bars apart; of hundreds they would hide the colour.
+        edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.3} if len(share) <= 200 else {}
+        axes.bar(np.arange(len(share)), share, width=1.0, color=BLUE, label=label, **edge)
+        axes.axhline(100 / len(share), color=GREY, linestyle="--", linewidth=1.2, label=equal)
         used = share[share > 0]
         if len(used) and used[0] > 30 * used[-1]:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.set_xlabel("token, most used first")
+        axes.set_xlabel(xlabel)
         axes.set_ylabel("share of patches, %")
         legend(axes)
     return pictures[0]
 
 
-def inertia_curve(inertia: Sequence[float]) -> Image.Image:
-    """k-means inertia by iteration of the tokenizer's fit."""
+def inertia_curve(report: KMeansReport) -> Image.Image:
+    """Mean cost of a patch by iteration of the tokenizer's fit, and where clusters were re-seeded.
+
+    A step's cost is that before its update, so that of the final centroids stands beside them.
+    """
+    steps, rows = report.iterations, max(1, report.num_rows)
+    cost = [step.inertia / rows for step in steps]
+    cosine = report.metric == "cosine"
+    name = "mean of 1 - cosine" if cosine else "mean squared distance"
+    seeded = [i for i, step in enumerate(steps) if step.empty]
     with chart() as (axes, pictures):
-        axes.plot(np.arange(1, len(inertia) + 1), inertia, color=BLUE, linewidth=1.8)
-        axes.set_xlabel("iteration")
-        axes.set_ylabel("inertia")
+        numbers = np.arange(1, len(steps) + 1)
+        axes.plot(numbers, cost, color=BLUE, **line(steps), label=f"{name} to the centroids")
+        if seeded:
+            axes.scatter(
+                numbers[seeded],
+                [cost[i] for i in seeded],
+                color=ORANGE,
+                s=30,
+                zorder=3,
+                label=f"{report.reseeded} empty or starved clusters re-seeded",
+            )
+        if report.exact:
+            final = report.inertia / rows
+            label = f"final centroids, {final:.4g}"
+            axes.axhline(final, color=GREY, linestyle="--", linewidth=1.2, label=label)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("iteration" if report.algorithm == "lloyd" else "pass over the images")
+        axes.set_ylabel(name)
+        legend(axes)
     return pictures[0]

@@ -185,10 +185,33 @@ def _tokens(view: RunView) -> Iterator[Figure]:
             "Perplexity is how many equally frequent tokens would be as uncertain.",
             charts.usage_chart(view.usage.cpu().numpy()),
         )
-    if len(view.inertia) > 1:
+    yield from _fit(view)
+
+
+def _fit(view: RunView) -> Iterator[Figure]:
+    report = None if view.tokenizer is None else view.tokenizer.report
+    if report is None:  # centroids made elsewhere
+        return
+    section = "Fit of the codebook"
+    seconds = f"{report.seconds:.1f} s" if report.seconds >= 0.1 else "under 0.1 s"
+    intro = (
+        f"k-means ({report.algorithm}) on {report.num_rows:,} patches, {len(report.iterations)} "
+        f"iterations in {seconds}; it stopped because: {report.stop}."
+    )
+    if len(report.iterations) > 1:
         yield Figure(
             "inertia",
-            "Codebook",
-            "The tokenizer's k-means fit: sum of squared distances by iteration.",
-            charts.inertia_curve(view.inertia),
+            section,
+            "How far patches are from their centroids (inertia, the sum over all patches, divided "
+            "by their number), before each update.",
+            charts.inertia_curve(report),
+            intro,
+        )
+    if report.counts:
+        yield Figure(
+            "cluster_sizes",
+            section,
+            "How the patches of the fit share out among the clusters.",
+            charts.cluster_sizes(report),
+            intro,
         )

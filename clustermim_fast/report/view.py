@@ -22,7 +22,7 @@ class RunView:
         method: "clustermim" or "mae".
         model: has ``logits(images, mask)`` [B, L, K] (tokens) or ``patches(images, mask)``
             [B, L, 3 p^2] in (row, column, channel) order (pixels), and ``grid`` (rows, columns).
-        tokenizer: of a method with tokens.
+        tokenizer: of a method with tokens; its `report` tells of the fit.
         mean, std: per channel, in [0, 1] pixel units.
         per_patch_norm: the pixels of each patch were normalised before they were predicted.
         samples: uint8 [N, 3, H, W] to show, with their masks bool [N, L].
@@ -31,7 +31,6 @@ class RunView:
         config: the resolved settings, nested dicts.
         evaluations: what `evaluate` returned, by kind.
         about: short facts for the head of the page (name, value).
-        inertia: of the tokenizer's fit, by iteration.
     """
 
     run_dir: Path
@@ -48,6 +47,5 @@ class RunView:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
-    inertia: list[float] = field(default_factory=list)
     about: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

@@ -20,7 +20,7 @@ from PIL import Image
 from clustermim_fast.masking import random_mask
 from clustermim_fast.models import ModelConfig, create_model
 from clustermim_fast.report import RunView, charts, pictures, write_report
-from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.tokenizers import Iteration, KMeansReport, PixelTokenizer
 from tests.shapes import CLASSES, draw
 
 MEAN, STD = (0.4, 0.5, 0.3), (0.2, 0.3, 0.25)
@@ -73,7 +73,6 @@ def view(tmp_path, method="clustermim", **changes):
         "usage_images": 24,
         "metrics": [{"epoch": 1.0, **line}, {"epoch": 2.0, **line, "loss": float("nan")}],
         "config": {"seed": 3, "data": {"path": "<shapes>"}},
-        "inertia": [3.0, 2.0, 1.5],
         "about": [("images", "24")],
         "versions": {"torch": torch.__version__},
     }
@@ -106,7 +105,7 @@ def test_every_picture_is_inside_and_decodes(tmp_path):
     _, page = read(run)
     names = {image["alt"].replace(" ", "_") for image in page.images}
     expected = {"loss", "accuracy", "predictions_1", "predictions_2", "token_maps_1",
-                "token_maps_2", "codebook", "usage", "inertia"}  # fmt: skip
+                "token_maps_2", "codebook", "usage", "inertia", "cluster_sizes"}  # fmt: skip
     assert names == expected
     assert {path.stem for path in (run.run_dir / "figures").iterdir()} == expected
     for image in page.images:
@@ -149,16 +148,32 @@ def test_evaluation_tables(tmp_path):
 
 @pytest.mark.parametrize("norm", [False, True])
 def test_mae_shows_reconstructions(tmp_path, norm):
-    run = view(tmp_path, "mae", per_patch_norm=norm, usage=None, inertia=[])
+    run = view(tmp_path, "mae", per_patch_norm=norm, usage=None)
     _, page = read(run)
     names = {image["alt"].replace(" ", "_") for image in page.images}
     assert names == {"loss", "predictions_1", "predictions_2"}
 
 
 def test_run_without_metrics_or_usage(tmp_path):
-    _, page = read(view(tmp_path, metrics=[], usage=None, inertia=[]))
+    _, page = read(view(tmp_path, metrics=[], usage=None))
     names = {image["alt"].replace(" ", "_") for image in page.images}
-    assert names == {"predictions_1", "predictions_2", "token_maps_1", "token_maps_2"}
+    assert names == {"predictions_1", "predictions_2", "token_maps_1", "token_maps_2",
+                     "inertia", "cluster_sizes"}  # fmt: skip
+
+
+def test_a_codebook_made_elsewhere_has_no_fit_to_show(tmp_path):
+    run = view(tmp_path)
+    given = PixelTokenizer.from_centroids(run.tokenizer.centroids, 4, mean=MEAN, std=STD)
+    _, page = read(view(tmp_path, tokenizer=given))
+    names = {image["alt"] for image in page.images}
+    assert "codebook" in names
+    assert not {"inertia", "cluster sizes"} & names
+
+
+def test_the_fit_is_told(tmp_path):
+    text, _ = read(view(tmp_path))
+    assert "k-means (lloyd) on 384 patches, 3 iterations in" in text
+    assert "it stopped because: max_iter = 3" in text
 
 
 def test_mae_rows_of_a_perfect_model_are_the_images(tmp_path):
@@ -223,3 +238,16 @@ def test_usage_counts():
     assert perplexity == pytest.approx(4)
     assert dead == 1
     assert charts.usage(np.array([7, 0, 0]))[0] == pytest.approx(1)
+
+
+def test_reseeded_clusters_are_marked():
+    """An orange point on the curve and a line in the legend, only where there was one."""
+
+    def orange(empty):
+        steps = [Iteration(9.0 - i, None, n, 1.0, 0.1, 0.1) for i, n in enumerate(empty)]
+        report = KMeansReport("lloyd", "euclidean", 3, 10, steps, sum(empty), inertia=5.0)
+        picture = np.asarray(charts.inertia_curve(report)).astype(int)
+        return int(((picture[..., 0] > 200) & (picture[..., 2] < 90)).sum())
+
+    assert orange([0, 0, 0]) == 0
+    assert orange([2, 0, 0]) > 50
