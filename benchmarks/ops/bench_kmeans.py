@@ -1,0 +1,206 @@
+"""One Lloyd iteration of ours beside scikit-learn's, its Intel build's and faiss's, real patches.
+
+    python -m benchmarks.ops.bench_kmeans --data ../shared/data [--json FILE]
+
+Every fit starts at the same centroids; an iteration costs a quarter of what five cost more than
+one. Beside it `ops.lloyd_step` alone, and scikit-learn's MiniBatchKMeans.partial_fit a point.
+
+    python -m benchmarks.ops.bench_kmeans --data ../shared/data --quality
+
+compares inertia instead: with scikit-learn's Lloyd from equal centroids, and of k-means++ over 20
+seeds (our own starts against scikit-learn's).
+
+    pytest benchmarks/ops/bench_kmeans.py --benchmark-enable
+
+times ours on small made-up rows.
+"""
+
+from __future__ import annotations
+
+import argparse
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks import cache
+from benchmarks.harness import limited_threads, machine, markdown_table, say, write_json
+from benchmarks.workloads import WORKLOADS, Store
+from clustermim_fast import ops
+from clustermim_fast.bench.kmeans import OUR_STEP, OURS, measure
+from clustermim_fast.bench.lloyd_peers import LLOYD_PEERS
+
+NAMES = ("inet100", "inet1000", "cifar50", "cifar512")
+# Ratio to the best Lloyd peer, and to MiniBatchKMeans.partial_fit a point; two threads.
+GOALS = {
+    "inet100": (3.3, 12.0),
+    "inet1000": (8.4, 20.0),
+    "cifar50": (6.0, 15.0),
+    "cifar512": (8.0, 25.0),
+}
+QUALITY_ROWS, QUALITY_ITERATIONS, SEEDS = 20_000, 30, 20
+
+
+def run_workload(name: str, store: Store, options: argparse.Namespace) -> dict[str, Any]:
+    data = store.load(WORKLOADS[name]).some(WORKLOADS[name].timed_images)
+    peers = []
+    for peer in LLOYD_PEERS:
+        if peer.missing():
+            say(f"NOT INSTALLED, so not compared: {peer.name}")
+        else:
+            peers.append(peer)
+    generator = torch.Generator().manual_seed(0)  # from rows: an iteration then moves many
+    k = len(data.centroids)
+    start = data.x[torch.randperm(len(data.x), generator=generator)[:k]]
+    found = measure(
+        data.x.numpy(), start.numpy(), peers,
+        rounds=options.rounds, minibatch=True, max_seconds=options.max_seconds,
+    )  # fmt: skip
+    best = min(found[peer.name]["ns_per_point"] for peer in peers)
+    partial = [m["ns_per_point"] for n, m in found.items() if n.startswith("sklearn Mini")]
+    for method, line in found.items():
+        line["x_best_lloyd_peer"] = best / line["ns_per_point"]
+        line["x_minibatch"] = min(partial) / line["ns_per_point"]
+        say(f"  {method:<55} {line['ns_per_point']:10,.1f} ns/point")
+    return {
+        "workload": name, "rows": len(data.x), "dim": data.x.shape[1], "num_centroids": k,
+        "threads": torch.get_num_threads(), "methods": found,
+    }  # fmt: skip
+
+
+def speed_table(results: list[dict[str, Any]]) -> str:
+    header = (
+        "workload", "method", "ns/point min", "from medians", "x best Lloyd peer",
+        "x sklearn MiniBatch", "rounds",
+    )  # fmt: skip
+    lines = [
+        (
+            f"{r['workload']} (N={r['rows']:,}, D={r['dim']}, K={r['num_centroids']})",
+            f"**{name}**" if name.startswith("ours") else name,
+            f"{m['ns_per_point']:,.1f}",
+            f"{m['ns_per_point_median']:,.1f}",
+            f"{m['x_best_lloyd_peer']:.2f}",
+            f"{m['x_minibatch']:.2f}",
+            m["rounds"],
+        )
+        for r in results
+        for name, m in r["methods"].items()
+    ]
+    return markdown_table(header, lines)
+
+
+def goal_table(results: list[dict[str, Any]]) -> str:
+    lines = []
+    for r in results:
+        lloyd_goal, minibatch_goal = GOALS[r["workload"]]
+        for method in (OURS, OUR_STEP):
+            m = r["methods"][method]
+            lloyd, minibatch = m["x_best_lloyd_peer"], m["x_minibatch"]
+            reached = [
+                "yes" if ratio >= goal else "NO"
+                for ratio, goal in ((lloyd, lloyd_goal), (minibatch, minibatch_goal))
+            ]
+            lines.append(
+                (r["workload"], method, f"{lloyd:.2f}", lloyd_goal, reached[0],
+                 f"{minibatch:.2f}", minibatch_goal, reached[1])
+            )  # fmt: skip
+    header = (
+        "workload", "method", "x best Lloyd peer", "goal", "reached", "x MiniBatch", "goal",
+        "reached",
+    )  # fmt: skip
+    return markdown_table(header, lines)
+
+
+def quality(name: str, store: Store) -> dict[str, Any]:
+    """Relative inertia of ours against scikit-learn's: equal start, and seeds of k-means++."""
+    from sklearn.cluster import KMeans as Peer
+    from sklearn.exceptions import ConvergenceWarning
+
+    from clustermim_fast import KMeans
+
+    data = store.load(WORKLOADS[name])
+    x = data.x[:: max(1, len(data.x) // QUALITY_ROWS)][:QUALITY_ROWS].numpy()
+    k = min(len(data.centroids), len(x) // 10)
+    order = np.random.default_rng(0).permutation(len(x))
+    settings: dict[str, Any] = dict(n_init=1, max_iter=QUALITY_ITERATIONS, tol=0)
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
+        equal = [
+            make(k, init=x[order[:k]], **settings).fit(x).inertia_ / len(x)
+            for make in (KMeans, Peer)
+        ]
+        ours, theirs = (
+            np.array([make(k, random_state=s, **settings).fit(x).inertia_ for s in range(SEEDS)])
+            for make in (KMeans, Peer)
+        )
+    return {
+        "workload": name, "rows": len(x), "num_centroids": k,
+        "equal_start_difference_percent": 100 * (equal[0] / equal[1] - 1),
+        "plus_plus_mean_difference_percent": 100 * (ours.mean() / theirs.mean() - 1),
+        "plus_plus_spread_percent": [100 * v.std() / v.mean() for v in (ours, theirs)],
+        "plus_plus_worst_difference_percent": 100 * (ours.max() / theirs.max() - 1),
+    }  # fmt: skip
+
+
+def quality_table(results: list[dict[str, Any]]) -> str:
+    header = (
+        "workload", f"equal start, {QUALITY_ITERATIONS} iterations: inertia against sklearn",
+        f"k-means++, mean of {SEEDS} seeds", "worst seed", "spread ours, sklearn",
+    )  # fmt: skip
+    lines = [
+        (
+            f"{r['workload']} ({r['rows']:,} rows, K={r['num_centroids']})",
+            f"{r['equal_start_difference_percent']:+.4f} %",
+            f"{r['plus_plus_mean_difference_percent']:+.3f} %",
+            f"{r['plus_plus_worst_difference_percent']:+.3f} %",
+            "{:.3f} %, {:.3f} %".format(*r["plus_plus_spread_percent"]),
+        )
+        for r in results
+    ]
+    return markdown_table(header, lines)
+
+
+def main() -> None:
+    """Print one table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder of the image archives")
+    parser.add_argument("--cache", type=Path, default=cache.DEFAULT, help="default %(default)s")
+    parser.add_argument("--workloads", nargs="+", choices=NAMES, default=NAMES)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--images", type=int, help="use only this many images of each archive")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-seconds", type=float, default=10.0, help="of one method")
+    parser.add_argument("--quality", action="store_true", help="compare inertia, not time")
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    options = parser.parse_args()
+    store = Store(options.data, options.cache, options.images)
+    with limited_threads(options.threads):
+        if options.quality:
+            results = [quality(name, store) for name in options.workloads]
+            print(quality_table(results))
+        else:
+            results = [run_workload(name, store, options) for name in options.workloads]
+            print(speed_table(results), "\n")
+            print(goal_table(results), "\n")
+    print(machine(), f"threads {options.threads}")
+    if options.json:
+        write_json(options.json, results)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(20_000, 48, 50), (5_000, 48, 512), (2_000, 768, 100)])
+def test_lloyd_step_speed(benchmark, n, d, k):
+    benchmark(ops.lloyd_step, torch.randn(n, d), torch.randn(k, d))
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(20_000, 48, 50), (2_000, 768, 100)])
+def test_kmeans_speed(benchmark, n, d, k):
+    from clustermim_fast import KMeans
+
+    x = torch.randn(n, d)
+    benchmark(lambda: KMeans(k, init=x[:k], n_init=1, max_iter=5, tol=0).fit(x))
+
+
+if __name__ == "__main__":
+    main()
