@@ -7,7 +7,7 @@ of ``ops/_backend.py``. Tier counts are rows decided in float64, rows decided ex
 from collections.abc import Sequence
 from typing import Any
 
-_Tiers = tuple[int, int, int]
+_Tiers = tuple[int, int, int, int]
 
 def build_info() -> dict[str, Any]: ...
 def set_isa(*, name: str) -> None: ...

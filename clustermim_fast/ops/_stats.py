@@ -12,11 +12,13 @@ from dataclasses import dataclass
 class AssignmentStats:
     """Rows of the last assignment call by the tier that decided them.
 
-    rows: all rows; float32: decided by the filter's rounding bound; float64: re-scored in float64;
-    exact: decided by exact arithmetic; invalid: rows with NaN or Inf, id -1; undecided: always 0.
+    rows: all rows; filter: decided by the low-precision filter's rounding bound; float32, float64:
+    re-scored in that precision; exact: decided by exact arithmetic; invalid: rows with NaN or Inf,
+    id -1; undecided: always 0.
     """
 
     rows: int
+    filter: int
     float32: int
     float64: int
     exact: int
@@ -51,8 +53,8 @@ def assignment_stats() -> AssignmentStats:
     return stats
 
 
-def note(rows: int, float64: int, exact: int, invalid: int) -> None:
+def note(rows: int, float32: int, float64: int, exact: int, invalid: int) -> None:
     """Called by the back-ends after each assignment."""
     if getattr(_state, "recording", False):
-        decided = rows - float64 - exact - invalid
-        _state.last = AssignmentStats(rows, decided, float64, exact, invalid)
+        decided = rows - float32 - float64 - exact - invalid
+        _state.last = AssignmentStats(rows, decided, float32, float64, exact, invalid)

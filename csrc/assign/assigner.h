@@ -1,13 +1,15 @@
-// Blocks of rows to centroid ids: filter, then float64, then exact arithmetic, each for the rows
-// that the tier below leaves open.
+// Blocks of rows to centroid ids: filter, then float32, float64 and exact arithmetic, each for the
+// rows that the tier below leaves open.
 #pragma once
 
 #include <cstdint>
 #include <vector>
 
 #include "assign/codebook.h"
+#include "assign/decide.h"
 #include "assign/metric.h"
 #include "assign/row_source.h"
+#include "assign/sweep.h"
 #include "core/status.h"
 
 namespace clustermim {
@@ -26,20 +28,22 @@ class Assigner {
 
  private:
   void load(const T* rows, int64_t stride, int64_t count);
-  int64_t rescore(const T* row, int64_t block_row);
-  void collect_candidates(int64_t block_row);
+  void filter(int64_t count);
+  int32_t nearest(const T* row, int64_t block_row);
 
   const Codebook& book_;
-  int64_t x_stride_;
-  std::vector<float> x_, state_, best_, second_, scores_;
-  std::vector<double> norms_;  // upper bounds on |x'|
+  int64_t row_bytes_;
+  Sweep sweep_;
+  Decider<T> decider_;
+  AlignedVector<char> packed_;  // rows as the filter reads them
+  std::vector<float> single_;   // float64 rows in float32, on their way there
+  std::vector<float> zeros_, norm2_, error2_;
   std::vector<char> filterable_;
-  std::vector<int32_t> index_, candidates_;
-  std::vector<double> upper_, lower_;
+  std::vector<int32_t> candidates_;
 };
 
-// Rows of one block: small enough that the block stays in the second-level cache beside a panel of
-// centroids, and enough rows to pay for streaming all centroids past them.
+// Rows of one block: small enough that the packed block stays in the second-level cache beside a
+// chunk of centroids, and enough rows to pay for streaming all centroids past them.
 int64_t block_rows(const Codebook& codebook);
 
 // Ids (and values, may be null) of every row of `source`.

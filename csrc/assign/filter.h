@@ -1,38 +1,82 @@
-// The float32 filter: scores of row blocks against packed centroids, the two best kept per row.
+// The filter: scores of rows against centroids in a cheap number format, and the columns that its
+// rounding bound cannot exclude.
 //
-// Score of row x and centroid c (both already centred and scaled): t = x.c - bias, larger is
-// better. Plain pointers and no standard headers below, so that a unit compiled for one ISA can
-// share nothing with another.
+// A path rounds rows x' and centroids c' (centred and scaled) to xr and cr, which its format holds
+// exactly, and computes T = xr.cr + bias; larger is better. Columns are centroids in packed order,
+// padded to whole tiles. Plain pointers and no standard headers below, so that a unit compiled for
+// one ISA can share nothing with another. docs/certificate.md derives the errors.
 #pragma once
 
 #include <cstdint>
 
 namespace clustermim {
 
-// Dot products are summed in runs of this many terms, the runs' sums one after the other: the
-// rounding bound grows with kChain + D / kChain instead of D.
+enum class Format : int { float32, bfloat16 };
+
+// Float32 dot products are summed in runs of this many terms, the runs' sums one after the other.
 constexpr int64_t kChain = 64;
 
+// What a row-by-row search of scores appends to: `columns` and `scores` [rows, capacity], `counts`
+// [rows]. A count beyond `capacity` says that columns were lost.
+struct Hits {
+  int32_t* columns;
+  float* scores;
+  int32_t* counts;
+  int64_t capacity;
+};
+
+// How rows of scores are searched; the same for all formats of an ISA.
+struct ScanKernel {
+  // Largest score of each row.
+  void (*row_max)(const float* scores, int64_t stride, int64_t count, int64_t columns, float* max);
+  // Appends every column with score >= threshold[row]; the first column is called first_column.
+  void (*select)(const float* scores, int64_t stride, int64_t count, int64_t columns,
+                 const float* threshold, int32_t first_column, Hits hits);
+  // |x - c|^2 in float32, the difference first, in at least 16 chains.
+  float (*squared_distance)(const float* x, const float* c, int64_t dim);
+};
+
 struct FilterKernel {
-  int lanes;    // floats of one vector
-  int columns;  // centroids of one panel: panels are [ceil(K / columns)][D][columns]
-  int rows;     // rows of one register tile
+  Format format;
+  int tile;        // columns are padded to a multiple of this
+  int strip_rows;  // most rows of one call of `scores`
+  int step;        // packed rows and tiles are zero-padded to a multiple of this many values
 
-  // Best and second-best score and the best's index for `num_rows` rows. `state` holds
-  // num_rows * lanes * 3 floats.
-  void (*top2)(const float* x, int64_t x_stride, int64_t num_rows, const float* panels,
-               const float* bias, int64_t num_panels, int64_t dim, float* state, float* best,
-               float* second, int32_t* index);
+  // Rows [count, dim] to `packed` (row_bytes apart): xr = round((x - centre) * scale).
+  // norm2 = |xr|^2, error2 = |x'32 - xr|^2 where x'32 is the float32 value of the expression, both
+  // as float32 sums in at least 16 chains.
+  void (*pack_rows)(const float* x, int64_t stride, int64_t count, const float* centre, float scale,
+                    int64_t dim, void* packed, int64_t row_bytes, float* norm2, float* error2);
+  // |xr|^2 of one packed row, in float64.
+  double (*norm2)(const void* packed, int64_t dim);
+  // One tile of centroids, given as `tile` packed rows.
+  void (*pack_tile)(const void* rows, int64_t row_bytes, int64_t dim, void* tile);
 
-  // All scores of one row: [num_panels * columns].
-  void (*scores)(const float* x, const float* panels, const float* bias, int64_t num_panels,
-                 int64_t dim, float* out);
+  // Around the calls of `scores` for a block of rows, on the thread that makes them.
+  void (*enter)();
+  void (*leave)();
+
+  // Scores of `count` <= strip_rows rows against `tiles` tiles: out [count, tiles * tile].
+  // Rows up to strip_rows must be readable and `out` writable for them. bias: [tiles * tile].
+  void (*scores)(const void* rows, int64_t row_bytes, int64_t count, const void* panels,
+                 const float* bias, int64_t tiles, int64_t dim, float* out, int64_t out_stride);
+
+  ScanKernel scan;
+
+  int64_t padded_dim(int64_t dim) const { return (dim + step - 1) / step * step; }
+  int64_t value_bytes() const { return format == Format::float32 ? 4 : 2; }
+  // One cache line more than the values: rows a multiple of 4096 bytes apart share L1 sets.
+  int64_t row_bytes(int64_t dim) const {
+    return (padded_dim(dim) * value_bytes() + 63) / 64 * 64 + 64;
+  }
+  int64_t tile_bytes(int64_t dim) const { return padded_dim(dim) * value_bytes() * tile; }
 };
 
 extern const FilterKernel kFilterGeneric;
 #if defined(__x86_64__)
 extern const FilterKernel kFilterAvx2;
 extern const FilterKernel kFilterAvx512;
+extern const FilterKernel kFilterAmx;
 #endif
 
 }  // namespace clustermim

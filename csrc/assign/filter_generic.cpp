@@ -6,9 +6,7 @@ CMIM_VECTORS(Vectors4, 4);
 }  // namespace
 
 // 16 registers of 4 lanes (SSE2, NEON): 6 x 2 accumulators + 2 columns + 1 broadcast.
-using Kernel = Filter<Vectors4, 6>;
 extern const FilterKernel kFilterGeneric;
-const FilterKernel kFilterGeneric = {Kernel::kLanes, Kernel::kColumns, 6, &Kernel::top2,
-                                     &Kernel::scores};
+const FilterKernel kFilterGeneric = Filter<Vectors4, 6, 30>::kernel();
 
 }  // namespace clustermim

@@ -1,5 +1,5 @@
-// The filter's body, included by one translation unit per ISA, each with its own vector width.
-// Everything is in an anonymous namespace: a shared inline helper compiled for one ISA could
+// The float32 filter's body, included by one translation unit per ISA, each with its own vector
+// width. Everything is in an anonymous namespace: a shared inline helper compiled for one ISA could
 // otherwise replace another's.
 #pragma once
 
@@ -18,23 +18,82 @@ namespace {
     typedef int32_t UnalignedIntVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
   }
 
-template <typename Vectors, int kTileRows>
+template <typename Vectors, int kTileRows, int kStripRows>
 struct Filter {
   static constexpr int kLanes = Vectors::kLanes;
   using Vec = typename Vectors::Vec;
   using UnalignedVec = typename Vectors::UnalignedVec;
   using IntVec = typename Vectors::IntVec;
-  using UnalignedIntVec = typename Vectors::UnalignedIntVec;
   // Two vectors of centroids share each broadcast of a row's value.
   static constexpr int kColumns = 2 * kLanes;
 
   static Vec load(const float* p) { return *reinterpret_cast<const UnalignedVec*>(p); }
   static void store(float* p, Vec v) { *reinterpret_cast<UnalignedVec*>(p) = v; }
 
+  static float sum(Vec v) {
+    float total = 0.0f;
+    for (int l = 0; l < kLanes; ++l) total += v[l];
+    return total;
+  }
+
+  static void pack_rows(const float* x, int64_t stride, int64_t count, const float* centre,
+                        float scale, int64_t dim, void* packed, int64_t row_bytes, float* norm2,
+                        float* error2) {
+    constexpr int kVectors = 4;  // at least 16 chains of squares
+    for (int64_t r = 0; r < count; ++r, x += stride) {
+      float* out = reinterpret_cast<float*>(static_cast<char*>(packed) + r * row_bytes);
+      Vec squares[kVectors] = {};
+      int64_t d = 0;
+      for (; d + kVectors * kLanes <= dim; d += kVectors * kLanes) {
+        for (int v = 0; v < kVectors; ++v) {
+          const int64_t at = d + v * kLanes;
+          const Vec value = (load(x + at) - load(centre + at)) * scale;
+          store(out + at, value);
+          squares[v] += value * value;
+        }
+      }
+      for (; d + kLanes <= dim; d += kLanes) {
+        const Vec value = (load(x + d) - load(centre + d)) * scale;
+        store(out + d, value);
+        squares[0] += value * value;
+      }
+      float tail = 0.0f;
+      for (; d < dim; ++d) {
+        out[d] = (x[d] - centre[d]) * scale;
+        tail += out[d] * out[d];
+      }
+      norm2[r] = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail;
+      error2[r] = 0.0f;
+    }
+  }
+
+  static double norm2(const void* packed, int64_t dim) {
+    const float* x = static_cast<const float*>(packed);
+    double sums[8] = {};
+    int64_t d = 0;
+    for (; d + 8 <= dim; d += 8) {
+      for (int l = 0; l < 8; ++l) sums[l] += static_cast<double>(x[d + l]) * x[d + l];
+    }
+    for (; d < dim; ++d) sums[0] += static_cast<double>(x[d]) * x[d];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
+  }
+
+  static void pack_tile(const void* rows, int64_t row_bytes, int64_t dim, void* tile) {
+    float* out = static_cast<float*>(tile);
+    for (int64_t j = 0; j < kColumns; ++j) {
+      const float* row =
+          reinterpret_cast<const float*>(static_cast<const char*>(rows) + j * row_bytes);
+      for (int64_t d = 0; d < dim; ++d) out[d * kColumns + j] = row[d];
+    }
+  }
+
   template <int kRows>
-  static inline __attribute__((always_inline)) void dot_tile(const float* x, int64_t x_stride,
-                                                             const float* panel, int64_t dim,
-                                                             Vec (&total)[kRows][2]) {
+  static inline __attribute__((always_inline)) void score_tile(const char* rows, int64_t row_bytes,
+                                                               const float* panel,
+                                                               const float* bias, int64_t dim,
+                                                               float* out, int64_t out_stride) {
+    Vec total[kRows][2];
     for (int r = 0; r < kRows; ++r) total[r][0] = total[r][1] = Vec{};
     for (int64_t begin = 0; begin < dim; begin += kChain) {
       const int64_t end = begin + kChain < dim ? begin + kChain : dim;
@@ -43,7 +102,7 @@ struct Filter {
         const Vec c0 = load(panel + d * kColumns), c1 = load(panel + d * kColumns + kLanes);
 #pragma GCC unroll 16
         for (int r = 0; r < kRows; ++r) {
-          const float value = x[r * x_stride + d];
+          const float value = reinterpret_cast<const float*>(rows + r * row_bytes)[d];
           sum[r][0] += value * c0;
           sum[r][1] += value * c1;
         }
@@ -54,99 +113,96 @@ struct Filter {
         total[r][1] += sum[r][1];
       }
     }
-  }
-
-  // state: per row kLanes best, kLanes second best, kLanes indices of the best.
-  static inline __attribute__((always_inline)) void update(float* state, Vec score,
-                                                           int32_t column) {
-    Vec best = load(state), second = load(state + kLanes);
-    IntVec index = *reinterpret_cast<const UnalignedIntVec*>(state + 2 * kLanes);
-    const IntVec better = score > best;
-    const Vec lower = better ? best : score;
-    second = lower > second ? lower : second;
-    best = better ? score : best;
-    index = better ? IntVec{} + column : index;
-    store(state, best);
-    store(state + kLanes, second);
-    *reinterpret_cast<UnalignedIntVec*>(state + 2 * kLanes) = index;
-  }
-
-  template <int kRows>
-  static inline __attribute__((always_inline)) void top2_tile(const float* x, int64_t x_stride,
-                                                              const float* panel, const float* bias,
-                                                              int64_t dim, int32_t first_column,
-                                                              float* state) {
-    Vec t[kRows][2];
-    dot_tile<kRows>(x, x_stride, panel, dim, t);
     const Vec b0 = load(bias), b1 = load(bias + kLanes);
     for (int r = 0; r < kRows; ++r) {
-      update(state + r * 3 * kLanes, t[r][0] - b0, first_column);
-      update(state + r * 3 * kLanes, t[r][1] - b1, first_column + kLanes);
+      store(out + r * out_stride, total[r][0] + b0);
+      store(out + r * out_stride + kLanes, total[r][1] + b1);
     }
   }
 
-  static void top2(const float* x, int64_t x_stride, int64_t num_rows, const float* panels,
-                   const float* bias, int64_t num_panels, int64_t dim, float* state, float* best,
-                   float* second, int32_t* index) {
-    constexpr int kState = 3 * kLanes;
-    for (int64_t r = 0; r < num_rows; ++r) {
-      store(state + r * kState, Vec{} - __FLT_MAX__);
-      store(state + r * kState + kLanes, Vec{} - __FLT_MAX__);
-      store(state + r * kState + 2 * kLanes, Vec{});
-    }
-    for (int64_t p = 0; p < num_panels; ++p) {
-      const float* panel = panels + p * dim * kColumns;
-      const float* b = bias + p * kColumns;
-      const int32_t column = static_cast<int32_t>(p * kColumns);
+  static void scores(const void* rows, int64_t row_bytes, int64_t count, const void* panels,
+                     const float* bias, int64_t tiles, int64_t dim, float* out,
+                     int64_t out_stride) {
+    const char* x = static_cast<const char*>(rows);
+    for (int64_t t = 0; t < tiles; ++t) {
+      const float* panel = static_cast<const float*>(panels) + t * dim * kColumns;
+      const float* b = bias + t * kColumns;
+      float* o = out + t * kColumns;
       int64_t r = 0;
-      for (; r + kTileRows <= num_rows; r += kTileRows) {
-        top2_tile<kTileRows>(x + r * x_stride, x_stride, panel, b, dim, column, state + r * kState);
+      for (; r + kTileRows <= count; r += kTileRows) {
+        score_tile<kTileRows>(x + r * row_bytes, row_bytes, panel, b, dim, o + r * out_stride,
+                              out_stride);
       }
-      for (; r + 4 <= num_rows; r += 4) {
-        top2_tile<4>(x + r * x_stride, x_stride, panel, b, dim, column, state + r * kState);
+      for (; r + 4 <= count; r += 4) {
+        score_tile<4>(x + r * row_bytes, row_bytes, panel, b, dim, o + r * out_stride, out_stride);
       }
-      for (; r < num_rows; ++r) {
-        top2_tile<1>(x + r * x_stride, x_stride, panel, b, dim, column, state + r * kState);
+      for (; r < count; ++r) {
+        score_tile<1>(x + r * row_bytes, row_bytes, panel, b, dim, o + r * out_stride, out_stride);
       }
-    }
-    for (int64_t r = 0; r < num_rows; ++r) {
-      reduce(state + r * kState, best + r, second + r, index + r);
     }
   }
 
-  // The lanes' bests to the row's best and second best, folding the upper half onto the lower.
-  static inline __attribute__((always_inline)) void reduce(const float* state, float* best,
-                                                           float* second, int32_t* index) {
-    IntVec lane;
-    for (int l = 0; l < kLanes; ++l) lane[l] = l;
-    Vec top = load(state), next = load(state + kLanes);
-    IntVec column = *reinterpret_cast<const UnalignedIntVec*>(state + 2 * kLanes) + lane;
-#pragma GCC unroll 4
-    for (int half = kLanes / 2; half > 0; half /= 2) {
-      const IntVec from = lane ^ half;
-      const Vec other_top = __builtin_shuffle(top, from),
-                other_next = __builtin_shuffle(next, from);
-      const IntVec other_column = __builtin_shuffle(column, from);
-      const IntVec better = other_top > top;
-      const Vec lower = better ? top : other_top;
-      next = other_next > next ? other_next : next;
-      next = lower > next ? lower : next;
-      top = better ? other_top : top;
-      column = better ? other_column : column;
+  static void row_max(const float* scores, int64_t stride, int64_t count, int64_t columns,
+                      float* max) {
+    for (int64_t r = 0; r < count; ++r) {
+      const float* s = scores + r * stride;
+      Vec a = load(s), b = load(s + kLanes);
+      for (int64_t k = kColumns; k < columns; k += kColumns) {
+        const Vec next_a = load(s + k), next_b = load(s + k + kLanes);
+        a = next_a > a ? next_a : a;
+        b = next_b > b ? next_b : b;
+      }
+      a = b > a ? b : a;
+      float best = a[0];
+      for (int l = 1; l < kLanes; ++l) best = a[l] > best ? a[l] : best;
+      max[r] = best;
     }
-    *best = top[0];
-    *second = next[0];
-    *index = column[0];
   }
 
-  static void scores(const float* x, const float* panels, const float* bias, int64_t num_panels,
-                     int64_t dim, float* out) {
-    for (int64_t p = 0; p < num_panels; ++p) {
-      Vec t[1][2];
-      dot_tile<1>(x, 0, panels + p * dim * kColumns, dim, t);
-      store(out + p * kColumns, t[0][0] - load(bias + p * kColumns));
-      store(out + p * kColumns + kLanes, t[0][1] - load(bias + p * kColumns + kLanes));
+  static void select(const float* scores, int64_t stride, int64_t count, int64_t columns,
+                     const float* threshold, int32_t first_column, Hits hits) {
+    for (int64_t r = 0; r < count; ++r) {
+      const float* s = scores + r * stride;
+      const Vec limit = Vec{} + threshold[r];
+      for (int64_t k = 0; k < columns; k += kColumns) {
+        const IntVec above = (load(s + k) >= limit) | (load(s + k + kLanes) >= limit);
+        int32_t any = 0;
+        for (int l = 0; l < kLanes; ++l) any |= above[l];
+        if (!any) continue;
+        for (int64_t j = k; j < k + kColumns; ++j) {
+          if (!(s[j] >= threshold[r])) continue;
+          const int32_t n = hits.counts[r]++;
+          if (n >= hits.capacity) continue;
+          hits.columns[r * hits.capacity + n] = first_column + static_cast<int32_t>(j);
+          hits.scores[r * hits.capacity + n] = s[j];
+        }
+      }
     }
+  }
+
+  static float squared_distance(const float* x, const float* c, int64_t dim) {
+    Vec squares[4] = {};
+    int64_t d = 0;
+    for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
+      for (int v = 0; v < 4; ++v) {
+        const Vec difference = load(x + d + v * kLanes) - load(c + d + v * kLanes);
+        squares[v] += difference * difference;
+      }
+    }
+    for (; d + kLanes <= dim; d += kLanes) {
+      const Vec difference = load(x + d) - load(c + d);
+      squares[0] += difference * difference;
+    }
+    float tail = 0.0f;
+    for (; d < dim; ++d) tail += (x[d] - c[d]) * (x[d] - c[d]);
+    return sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail;
+  }
+
+  static void nothing() {}
+
+  static constexpr FilterKernel kernel() {
+    return {Format::float32, kColumns, kStripRows, 1,      pack_rows, norm2,
+            pack_tile,       nothing,  nothing,    scores, {row_max, select, squared_distance}};
   }
 };
 

@@ -17,11 +17,19 @@ struct MatrixView {
   int64_t row_stride = 0;
 };
 
-// Rows by the precision that decided them; the rest were decided by the float32 filter.
+// Rows by the precision that decided them; the rest were decided by the filter.
 struct TierCounts {
+  int64_t float32 = 0;
   int64_t float64 = 0;
   int64_t exact = 0;
   int64_t invalid = 0;
+
+  void add(const TierCounts& other) {
+    float32 += other.float32;
+    float64 += other.float64;
+    exact += other.exact;
+    invalid += other.invalid;
+  }
 };
 
 }  // namespace clustermim

@@ -16,11 +16,11 @@
 
 namespace clustermim::bindings {
 
-using Tiers = std::tuple<int64_t, int64_t, int64_t>;
+using Tiers = std::tuple<int64_t, int64_t, int64_t, int64_t>;
 using Channels = std::optional<std::vector<double>>;
 
 inline Tiers as_tuple(const TierCounts& t) {
-  return {t.float64, t.exact, t.invalid};
+  return {t.float32, t.float64, t.exact, t.invalid};
 }
 
 inline Metric parse_metric(const std::string& name) {

@@ -4,6 +4,12 @@
 #include <cstdlib>
 #include <cstring>
 
+#if defined(__x86_64__) && defined(__linux__)
+#include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
+
 namespace clustermim {
 namespace {
 
@@ -15,10 +21,26 @@ constexpr bool kX86 = false;
 
 std::atomic<int> forced_isa{-1};
 
+// The tiles' state is large: Linux gives it to a process that asks for it, once for all threads.
+bool amx_usable() {
+#if defined(__x86_64__) && defined(__linux__)
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return false;
+  constexpr unsigned kBf16 = 1u << 22, kTile = 1u << 24, kInt8 = 1u << 25;
+  if ((d & (kBf16 | kTile | kInt8)) != (kBf16 | kTile | kInt8)) return false;
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+#else
+  return false;
+#endif
+}
+
 Isa best_isa() {
-  static const Isa best = isa_usable(Isa::avx512) ? Isa::avx512
-                          : isa_usable(Isa::avx2) ? Isa::avx2
-                                                  : Isa::generic;
+  static const Isa best = [] {
+    int isa = kNumIsas - 1;
+    while (!isa_usable(static_cast<Isa>(isa))) --isa;
+    return static_cast<Isa>(isa);
+  }();
   return best;
 }
 
@@ -33,7 +55,7 @@ Status find_isa(const char* name, int& found) {
     return Status();
   }
   return Status::error(StatusCode::invalid_argument,
-                       "ISA path must be auto, generic, avx2 or avx512, got '%s'", name);
+                       "ISA path must be auto, generic, avx2, avx512, avx512_vnni or amx, got '%s'", name);
 }
 
 const char* environment_isa() {
@@ -48,6 +70,8 @@ const char* isa_name(Isa isa) {
     case Isa::generic: return "generic";
     case Isa::avx2: return "avx2";
     case Isa::avx512: return "avx512";
+    case Isa::avx512_vnni: return "avx512_vnni";
+    case Isa::amx: return "amx";
   }
   return "unknown";
 }
@@ -57,17 +81,26 @@ bool isa_compiled(Isa isa) {
 }
 
 bool isa_usable(Isa isa) {
-  if (isa == Isa::generic) return true;
 #if defined(__x86_64__)
   __builtin_cpu_init();  // includes the operating system's XSAVE support
-  if (isa == Isa::avx2) {
-    return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  switch (isa) {
+    case Isa::generic: return true;
+    case Isa::avx2: return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+    case Isa::avx512:
+      return isa_usable(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
+             __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+             __builtin_cpu_supports("avx512bw");
+    case Isa::avx512_vnni:
+      return isa_usable(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::amx: {
+      static const bool usable = isa_usable(Isa::avx512_vnni) &&
+                                 __builtin_cpu_supports("avx512bf16") && amx_usable();
+      return usable;
+    }
   }
-  return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512bw") &&
-         __builtin_cpu_supports("fma");
-#else
   return false;
+#else
+  return isa == Isa::generic;
 #endif
 }
 

@@ -5,8 +5,10 @@
 
 namespace clustermim {
 
-enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2 };
-constexpr int kNumIsas = 3;
+// Each has what stands before it. avx512_vnni adds 8-bit dot products, amx tiles of 8-bit integers
+// and bfloat16 (and AVX512_BF16).
+enum class Isa : int { generic = 0, avx2 = 1, avx512 = 2, avx512_vnni = 3, amx = 4 };
+constexpr int kNumIsas = 5;
 
 const char* isa_name(Isa isa);
 bool isa_compiled(Isa isa);  // this build has the unit

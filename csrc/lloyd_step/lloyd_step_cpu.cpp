@@ -152,10 +152,7 @@ Status run(const RowSource<T>& source, int64_t dim, const LloydStepArgs& args, T
   }
   accumulator.finish();
   for (const auto& assigner : assigners) {
-    if (!assigner) continue;
-    tiers->float64 += assigner->tiers.float64;
-    tiers->exact += assigner->tiers.exact;
-    tiers->invalid += assigner->tiers.invalid;
+    if (assigner) tiers->add(assigner->tiers);
   }
   return Status();
 }

@@ -18,6 +18,8 @@ constexpr int64_t kTaskElements = 1 << 15;
 const RowKernel& row_kernel() {
 #if defined(__x86_64__)
   switch (current_isa()) {
+    case Isa::amx:
+    case Isa::avx512_vnni:
     case Isa::avx512: return kRowKernelAvx512;
     case Isa::avx2: return kRowKernelAvx2;
     case Isa::generic: break;

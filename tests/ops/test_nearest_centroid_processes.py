@@ -119,12 +119,12 @@ def test_backend_is_chosen_by_device_and_can_be_forced(monkeypatch):
     for name in ("reference", "cpu", None):
         with ops.use_backend(name), ops.record_stats():
             ops.nearest_centroid(x, c)
-            # The reference has no float32 tier: its rows count as float64 or exact.
-            ran.append("cpu" if ops.assignment_stats().float32 else "reference")
+            # The reference has no filter: its rows count as float64 or exact.
+            ran.append("cpu" if ops.assignment_stats().filter else "reference")
     assert ran == ["reference", "cpu", "cpu"]
     with ops.use_backend("reference"), ops.use_backend("cpu"), ops.record_stats():
         ops.nearest_centroid(x, c, backend="reference")  # the argument wins
-        assert ops.assignment_stats().float32 == 0
+        assert ops.assignment_stats().filter == 0
 
 
 def test_backends_that_cannot_run_say_why():
@@ -160,7 +160,7 @@ def test_environment_variables():
     show = (
         "import torch\nfrom clustermim_fast import ops\nwith ops.record_stats():\n"
         "    ops.nearest_centroid(torch.randn(9, 4), torch.randn(3, 4))\n"
-        "print(ops.assignment_stats().float32)"
+        "print(ops.assignment_stats().filter)"
     )
     assert run_python(show, CLUSTERMIM_BACKEND="reference").stdout.strip() == "0"
     assert int(run_python(show, CLUSTERMIM_BACKEND="cpu").stdout) > 0

@@ -12,8 +12,8 @@ _ROWS_AT_ONCE = 2**24  # float64 values of the [rows, K, D] differences held at 
 
 def nearest_centroid_reference(
     x_ND: torch.Tensor, centroids_KD: torch.Tensor, metric: str
-) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int]]:
-    """Ids int64 [N], distance (or similarity) float64 [N], (float64, exact, invalid) row counts."""
+) -> tuple[torch.Tensor, torch.Tensor, tuple[int, int, int, int]]:
+    """Ids int64 [N], distance (or similarity) float64 [N], and the counts of ``_stats.note``."""
     x, c = x_ND.double(), centroids_KD.double()
     ids = torch.full((x.shape[0],), -1, dtype=torch.int64, device=x.device)
     distance = torch.full((x.shape[0],), float("nan"), dtype=torch.float64, device=x.device)
@@ -22,7 +22,7 @@ def nearest_centroid_reference(
     invalid = len(x) - len(rows)
     exact = 0
     if len(finite_ids) == 0 or len(rows) == 0:
-        return ids, distance, (0, 0, len(x))
+        return ids, distance, (0, 0, 0, len(x))
     c = c[finite_ids]
     step = max(1, _ROWS_AT_ONCE // max(1, c.numel()))
     for chunk in rows.split(step):
@@ -36,7 +36,7 @@ def nearest_centroid_reference(
             winner[i] = min(candidates, key=lambda k: (_exact_score(x[chunk[i]], c[k], metric), k))
         ids[chunk] = finite_ids[winner]
         distance[chunk] = _value(x[chunk], c[winner], metric)
-    return ids, distance, (len(rows) - exact, exact, invalid)
+    return ids, distance, (0, len(rows) - exact, exact, invalid)
 
 
 def _score_and_bound(

@@ -1,0 +1,37 @@
+// Which columns the filter's scores cannot exclude: docs/certificate.md, equation by equation.
+#pragma once
+
+#include <cstdint>
+
+#include "assign/filter.h"
+#include "assign/metric.h"
+
+namespace clustermim {
+
+// Bounds that hold for all columns of one segment.
+struct SegmentBounds {
+  float residual = 0.0f;  // |c' - cr|
+  float norm = 0.0f;      // |cr|
+  float bias = 0.0f;      // |bias|
+};
+
+// |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow: equations (6) and (7).
+struct ScoreError {
+  float dot = 0.0f, bias = 0.0f, underflow = 0.0f;
+};
+ScoreError score_error(Format format, int64_t dim);
+
+// Upper bounds on a row's rounding, from the float32 sums that the filter measured.
+struct RowBounds {
+  float norm;      // |xr|
+  float residual;  // |x' - xr|
+};
+RowBounds row_bounds(float norm2, float error2, int64_t dim);
+
+// For `count` rows whose best score so far is best[r], found in the segment with bounds[owner[r]]:
+// threshold[r] below which a column of the segment `bounds[segment]` cannot be the nearest.
+void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bounds,
+                int32_t segment, const RowBounds* rows, const float* best, const int32_t* owner,
+                int64_t count, float* threshold);
+
+}  // namespace clustermim

@@ -1,0 +1,41 @@
+// The filter's view of a codebook: which entry each packed column is, in segments with bounds.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "assign/certificate.h"
+#include "core/aligned_vector.h"
+
+namespace clustermim {
+
+// Columns of similar norm, so that one far centroid does not loosen the bounds of the others.
+struct Segment {
+  int64_t first_tile, tiles;
+};
+
+struct Columns {
+  Metric metric = Metric::euclidean;
+  int tile = 16;                      // columns of a tile
+  std::vector<Segment> segments;
+  std::vector<SegmentBounds> bounds;  // [segments]
+  ScoreError error;
+  std::vector<int32_t> entry_of;      // [columns], -1 for padding
+  std::vector<float> residual;        // [columns] upper bounds on |c' - cr|
+  AlignedVector<float> bias;          // [columns]; padding is far below any score
+  std::vector<int32_t> far_entries;   // beyond the filter's range: candidates of every row
+
+  int64_t size() const { return static_cast<int64_t>(entry_of.size()); }
+};
+
+constexpr float kNeverWins = -0x1p126f;  // below any score: |xr| < 2^60 (Assigner), |cr| < 2^41
+
+// Gives every entry whose norm (times `scale`) is within range a column: `filter_norms` [entries],
+// NaN or infinite for an entry that must stay out. Fills tile, segments, entry_of and far_entries,
+// sizes the rest, and returns the power of two that brings a usual norm near one.
+double choose_columns(const std::vector<double>& filter_norms, int tile, Columns& columns);
+
+// bounds from residual, lengths [columns] (upper bounds on |cr|) and bias.
+void bound_segments(const std::vector<float>& lengths, Columns& columns);
+
+}  // namespace clustermim
