@@ -2,7 +2,8 @@
 
     python tools/check_disassembly.py build/dev/libclustermim_core.a dist/*.whl
 
-Each instruction-set path is a translation unit of its own, ``*_avx2.cpp`` or ``*_avx512.cpp``.
+Each instruction-set path is a translation unit of its own, ``*_avx2.cpp``, ``*_avx512.cpp``,
+``*_vnni.cpp`` or ``*_amx.cpp``.
 Two things can go wrong, and both end as SIGILL on a machine that our own tests never run on:
 
 * a unit without such a name holds VEX or EVEX code (a wrong compiler flag, a target attribute);
@@ -26,8 +27,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-ISA_UNIT = re.compile(r"_avx(2|512)\.cpp(\.o)?$")
-ISA_NAME = re.compile(r"avx(2|512)", re.IGNORECASE)
+ISA_UNIT = re.compile(r"_(avx2|avx512|vnni|amx)\.cpp(\.o)?$")
+ISA_NAME = re.compile(r"avx2|avx512|vnni|amx", re.IGNORECASE)
 # 62 starts EVEX, c4 and c5 VEX, in 64-bit mode without exception. Only segment and address-size
 # prefixes may stand before them.
 VECTOR_ENCODINGS = {"62", "c4", "c5"}

@@ -148,5 +148,5 @@ def rescored_shares(call: Callable[[], Any]) -> dict[str, float]:
         call()
     stats = vars(ops.assignment_stats())
     rows = max(1, stats["rows"])
-    tiers = {k: v for k, v in stats.items() if k not in ("rows", "float32", "invalid", "undecided")}
+    tiers = {k: v for k, v in stats.items() if k not in ("rows", "filter", "invalid", "undecided")}
     return {name: round(100.0 * count / rows, 4) for name, count in tiers.items()}

@@ -195,7 +195,9 @@ def _measure(
             for name, timing in timings.items()
         },
         "wrong_counted_on": counted_on,
-        "tiers": {name: getattr(stats, name) for name in ("rows", "float32", "float64", "exact")},
+        "tiers": {
+            name: getattr(stats, name) for name in ("rows", "filter", "float32", "float64", "exact")
+        },
         "machine": machine() | {"architecture": platform.machine()},
     }
 

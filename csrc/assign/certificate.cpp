@@ -49,9 +49,9 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
   for (int64_t r = 0; r < count; ++r) {
     const SegmentBounds b = bounds[owner[r]];
     const RowBounds row = rows[r];
-    const float scores = 1.01f * (error.dot * row.norm * (s.norm + b.norm) +
-                                  error.bias * (s.bias + b.bias)) +
-                         2.0f * error.underflow;
+    const float scores =
+        1.01f * (error.dot * row.norm * (s.norm + b.norm) + error.bias * (s.bias + b.bias)) +
+        2.0f * error.underflow;
     float margin;
     if (metric == Metric::euclidean) {
       // Distances of rounded points: the triangle inequality.

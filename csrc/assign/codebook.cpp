@@ -86,8 +86,7 @@ const double* Codebook::value(int64_t entry, double* scratch) const {
   return scratch;
 }
 
-Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads,
-                         bool keep_values) {
+Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads, bool keep_values) {
   metric = which;
   dim = centroids.cols;
   CMIM_RETURN_IF_ERROR(read(centroids, threads, keep_values));
@@ -214,7 +213,8 @@ Status Codebook::pack(int threads) {
       filter_norms[e] = filter_norm(e);
     }
   };
-  CMIM_RETURN_IF_ERROR(parallel_for(threads, (entries() + kRowsPerTask - 1) / kRowsPerTask, measure));
+  CMIM_RETURN_IF_ERROR(
+      parallel_for(threads, (entries() + kRowsPerTask - 1) / kRowsPerTask, measure));
   const double usual = choose_columns(filter_norms, kernel->tile, columns);
   scale = metric == Metric::cosine ? 1.0f : static_cast<float>(usual);
   columns.metric = metric;

@@ -16,14 +16,14 @@ struct Segment {
 
 struct Columns {
   Metric metric = Metric::euclidean;
-  int tile = 16;                      // columns of a tile
+  int tile = 16;  // columns of a tile
   std::vector<Segment> segments;
   std::vector<SegmentBounds> bounds;  // [segments]
   ScoreError error;
-  std::vector<int32_t> entry_of;      // [columns], -1 for padding
-  std::vector<float> residual;        // [columns] upper bounds on |c' - cr|
-  AlignedVector<float> bias;          // [columns]; padding is far below any score
-  std::vector<int32_t> far_entries;   // beyond the filter's range: candidates of every row
+  std::vector<int32_t> entry_of;     // [columns], -1 for padding
+  std::vector<float> residual;       // [columns] upper bounds on |c' - cr|
+  AlignedVector<float> bias;         // [columns]; padding is far below any score
+  std::vector<int32_t> far_entries;  // beyond the filter's range: candidates of every row
 
   int64_t size() const { return static_cast<int64_t>(entry_of.size()); }
 };

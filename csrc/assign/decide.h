@@ -13,7 +13,8 @@ template <typename T>
 class Decider {
  public:
   explicit Decider(const Codebook& codebook)
-      : book_(codebook), scratch_{std::vector<double>(codebook.dim), std::vector<double>(codebook.dim)} {}
+      : book_(codebook),
+        scratch_{std::vector<double>(codebook.dim), std::vector<double>(codebook.dim)} {}
 
   // The entry nearest to `row` (finite) among `candidates`, ascending; they are used up.
   int32_t decide(const T* row, std::vector<int32_t>& candidates, TierCounts& tiers);

@@ -7,7 +7,8 @@ namespace {
 
 constexpr int64_t kStep = 32;
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kAhead = 4096;  // bytes of rows asked for in advance: page ends stop the hardware's prefetcher
+constexpr int64_t kAhead =
+    4096;  // bytes of rows asked for in advance: page ends stop the hardware's prefetcher
 
 void pack_rows(const float* x, int64_t stride, int64_t count, const float* centre, float scale,
                int64_t dim, void* packed, int64_t row_bytes, float* norm2, float* error2) {
@@ -17,10 +18,9 @@ void pack_rows(const float* x, int64_t stride, int64_t count, const float* centr
     uint16_t* out = reinterpret_cast<uint16_t*>(static_cast<char*>(packed) + r * row_bytes);
     __m512 norm[2] = {}, error[2] = {};
     auto convert = [&](int64_t d, int chain, __mmask16 in) __attribute__((always_inline)) {
-      const __m512 value =
-          _mm512_mul_ps(_mm512_sub_ps(_mm512_maskz_loadu_ps(in, x + d),
-                                      _mm512_maskz_loadu_ps(in, centre + d)),
-                        factor);
+      const __m512 value = _mm512_mul_ps(
+          _mm512_sub_ps(_mm512_maskz_loadu_ps(in, x + d), _mm512_maskz_loadu_ps(in, centre + d)),
+          factor);
       const __m256i rounded = (__m256i)_mm512_cvtneps_pbh(value);
       const __m512 back =
           _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(rounded), 16));
@@ -120,8 +120,16 @@ void scores(const void* rows, int64_t row_bytes, int64_t, const void* panels, co
 }  // namespace
 
 extern const FilterKernel kFilterAmx;
-const FilterKernel kFilterAmx = {
-    Format::bfloat16, 16,          32,          static_cast<int>(kStep), pack_rows, norm2,
-    pack_tile,        enter_tiles, leave_tiles, scores,                  {row_max, select, squared_distance}};
+const FilterKernel kFilterAmx = {Format::bfloat16,
+                                 16,
+                                 32,
+                                 static_cast<int>(kStep),
+                                 pack_rows,
+                                 norm2,
+                                 pack_tile,
+                                 enter_tiles,
+                                 leave_tiles,
+                                 scores,
+                                 {row_max, select, squared_distance}};
 
 }  // namespace clustermim

@@ -201,8 +201,17 @@ struct Filter {
   static void nothing() {}
 
   static constexpr FilterKernel kernel() {
-    return {Format::float32, kColumns, kStripRows, 1,      pack_rows, norm2,
-            pack_tile,       nothing,  nothing,    scores, {row_max, select, squared_distance}};
+    return {Format::float32,
+            kColumns,
+            kStripRows,
+            1,
+            pack_rows,
+            norm2,
+            pack_tile,
+            nothing,
+            nothing,
+            scores,
+            {row_max, select, squared_distance}};
   }
 };
 

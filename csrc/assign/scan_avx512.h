@@ -69,8 +69,8 @@ inline float squared_distance(const float* x, const float* c, int64_t dim) {
   int64_t d = 0;
   for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
     for (int v = 0; v < 4; ++v) {
-      const __m512 difference = _mm512_sub_ps(_mm512_loadu_ps(x + d + v * kLanes),
-                                              _mm512_loadu_ps(c + d + v * kLanes));
+      const __m512 difference =
+          _mm512_sub_ps(_mm512_loadu_ps(x + d + v * kLanes), _mm512_loadu_ps(c + d + v * kLanes));
       squares[v] = _mm512_fmadd_ps(difference, difference, squares[v]);
     }
   }
@@ -80,8 +80,8 @@ inline float squared_distance(const float* x, const float* c, int64_t dim) {
         _mm512_sub_ps(_mm512_maskz_loadu_ps(in, x + d), _mm512_maskz_loadu_ps(in, c + d));
     squares[0] = _mm512_fmadd_ps(difference, difference, squares[0]);
   }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(squares[0], squares[1]),
-                                            _mm512_add_ps(squares[2], squares[3])));
+  return _mm512_reduce_add_ps(
+      _mm512_add_ps(_mm512_add_ps(squares[0], squares[1]), _mm512_add_ps(squares[2], squares[3])));
 }
 
 }  // namespace

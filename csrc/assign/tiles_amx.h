@@ -4,19 +4,19 @@
 
 #include <cstdint>
 
-#define CMIM_TILE_LOAD(tile, address, stride)                                                    \
-  __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile ::"r"(static_cast<const void*>(address)), \
-                   "r"(static_cast<int64_t>(stride))                                             \
+#define CMIM_TILE_LOAD(tile, address, stride)                                                  \
+  __asm__ volatile("tileloadd (%0,%1,1), %%tmm" #tile::"r"(static_cast<const void*>(address)), \
+                   "r"(static_cast<int64_t>(stride))                                           \
                    : "memory")
-#define CMIM_TILE_STORE(tile, address, stride)                                              \
+#define CMIM_TILE_STORE(tile, address, stride)                                                \
   __asm__ volatile("tilestored %%tmm" #tile ", (%0,%1,1)" ::"r"(static_cast<void*>(address)), \
-                   "r"(static_cast<int64_t>(stride))                                        \
+                   "r"(static_cast<int64_t>(stride))                                          \
                    : "memory")
-#define CMIM_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile ::)
+#define CMIM_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile::)
 #define CMIM_TILE_DOT_BF16(sum, a, b) \
-  __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+  __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
 #define CMIM_TILE_DOT_S8(sum, a, b) \
-  __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum ::)
+  __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
 
 namespace clustermim {
 namespace {

@@ -55,7 +55,8 @@ Status find_isa(const char* name, int& found) {
     return Status();
   }
   return Status::error(StatusCode::invalid_argument,
-                       "ISA path must be auto, generic, avx2, avx512, avx512_vnni or amx, got '%s'", name);
+                       "ISA path must be auto, generic, avx2, avx512, avx512_vnni or amx, got '%s'",
+                       name);
 }
 
 const char* environment_isa() {
@@ -90,11 +91,10 @@ bool isa_usable(Isa isa) {
       return isa_usable(Isa::avx2) && __builtin_cpu_supports("avx512f") &&
              __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
              __builtin_cpu_supports("avx512bw");
-    case Isa::avx512_vnni:
-      return isa_usable(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
+    case Isa::avx512_vnni: return isa_usable(Isa::avx512) && __builtin_cpu_supports("avx512vnni");
     case Isa::amx: {
-      static const bool usable = isa_usable(Isa::avx512_vnni) &&
-                                 __builtin_cpu_supports("avx512bf16") && amx_usable();
+      static const bool usable =
+          isa_usable(Isa::avx512_vnni) && __builtin_cpu_supports("avx512bf16") && amx_usable();
       return usable;
     }
   }

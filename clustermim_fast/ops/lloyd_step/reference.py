@@ -42,7 +42,7 @@ def lloyd_step_reference(
     weights: torch.Tensor | None,
     metric: str,
     quantum: float | None = None,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int, int]]:
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, tuple[int, int, int, int]]:
     """ids [N], sums [K, D] float64, counts [K], inertia [], tier counts; see ``lloyd_step``.
 
     With ``quantum`` values and costs are rounded to multiples of it before they are summed.
