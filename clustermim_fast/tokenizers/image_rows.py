@@ -16,7 +16,8 @@ from clustermim_fast.tokenizers.rows import Index, MatrixRows, Rows, unit_rows
 from clustermim_fast.tokenizers.totals import Step, Totals
 
 UNIT_GRID = 2.0**24  # unit rows of images are multiples of 1 / this: their sums are exact
-BLOCK_PIXELS = 1 << 24  # given to the op at once: 16 MiB of uint8
+BLOCK_PIXELS = 1 << 24  # given to the op at once, where that is no copy
+GATHERED_BYTES = 1 << 23  # of images that are copied for it
 BLOCK_VALUES = 1 << 20  # made into float rows at once, where rows are needed
 
 
@@ -41,6 +42,8 @@ class ImageRows(Rows):
     """The patches of images [N, C, H, W], uint8 or floating; row = image * L + patch.
 
     Args:
+        chosen: int64 [n], the images to take, in this order; None: all. They are gathered a few at
+            a time, never all.
         keep_ids: whether ``lloyd_step`` returns ids (int16 or int32, so that many can be kept).
     """
 
@@ -52,23 +55,29 @@ class ImageRows(Rows):
         settings: PatchSettings,
         metric: str = "euclidean",
         *,
+        chosen: torch.Tensor | None = None,
         keep_ids: bool = False,
     ) -> None:
         self.images, self.settings, self.metric, self.keep_ids = images, settings, metric, keep_ids
+        self.chosen = chosen
+        self.num_images = len(images) if chosen is None else len(chosen)
         p = settings.patch_size
         _, channels, height, width = images.shape
         self.grid = (height // p, width // p)
         self.patches_per_image = self.grid[0] * self.grid[1]
-        self.num_rows = len(images) * self.patches_per_image
+        self.num_rows = self.num_images * self.patches_per_image
         self.dim = channels * p * p
         self.device = images.device
         quantum = image_quantum(images[:1], p, settings.mean, settings.std, settings.per_patch_norm)
         self.exact = metric == "cosine" or quantum is not None
 
     def _image_blocks(self, values: int) -> Iterator[tuple[int, torch.Tensor]]:
-        size = max(1, values // max(1, self.images[:1].numel()))
-        for start in range(0, len(self.images), size):
-            yield start * self.patches_per_image, self.images[start : start + size]
+        size = max(1, values // max(1, self.images.shape[1:].numel()))
+        for start in range(0, self.num_images, size):
+            part: slice | torch.Tensor = slice(start, start + size)
+            if self.chosen is not None:
+                part = self.chosen[part]
+            yield start * self.patches_per_image, self.images[part]
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor]]:
         """Patch rows of a few images at a time."""
@@ -90,6 +99,8 @@ class ImageRows(Rows):
             image, patch = np.divmod(index[start : start + size], self.patches_per_image)
             places = (image, *np.divmod(patch, columns))
             first, row, column = (torch.from_numpy(v).to(self.device) for v in places)
+            if self.chosen is not None:
+                first = self.chosen[first]
             small = grid[first, :, row, :, column, :]  # [n, C, p, p]: images of one patch
             out[start : start + size] = self._values(self.settings.rows(small))
         return out
@@ -99,7 +110,9 @@ class ImageRows(Rows):
         if self.metric == "cosine":
             return super().accumulate(centers, totals)
         s, ids = self.settings, self.new_ids(len(centers))
-        for start, images in self._image_blocks(BLOCK_PIXELS):
+        views = self.chosen is None
+        values = BLOCK_PIXELS if views else GATHERED_BYTES // self.images.element_size()
+        for start, images in self._image_blocks(values):
             part = ops.lloyd_step_images(
                 images,
                 centers,

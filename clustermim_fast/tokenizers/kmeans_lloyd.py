@@ -44,7 +44,7 @@ def lloyd(
         moved = count_moved(rows, ids, step.ids)
         empty = int((step.counts == 0).sum())
         updated, reseeded = update(rows, centers, step)
-        shift = float((updated - centers).square().sum())
+        shift = squared_distance(updated, centers)
         report.reseeded += reseeded
         report.iterations.append(
             Iteration(step.inertia, moved, empty, imbalance(step.counts), shift, timer())
@@ -81,10 +81,11 @@ def update(rows: Rows, centers: torch.Tensor, step: Step) -> tuple[torch.Tensor,
     (scikit-learn's rule; here rows of equal value are taken once, and a cluster's last row stays).
     Where no row is left to take the centroid stays.
     """
-    sums, counts = step.sums.clone(), step.counts.clone()
+    sums, counts = step.sums, step.counts
     empty = torch.nonzero(counts == 0).flatten().tolist()
     reseeded = 0
     if empty:
+        sums, counts = sums.clone(), counts.clone()
         points, weights = rows.farthest(centers, 2 * len(empty) + 16)
         owners = _owners(points, centers, rows)
         for point, weight, owner in zip(points.double(), weights.tolist(), owners, strict=True):
@@ -98,7 +99,8 @@ def update(rows: Rows, centers: torch.Tensor, step: Step) -> tuple[torch.Tensor,
             sums[target] = point * weight
             counts[target] = weight
             reseeded += 1
-    means = torch.where(counts[:, None] > 0, sums / counts.clamp(min=1e-300)[:, None], centers)
+    means = sums / counts.clamp(min=1e-300)[:, None]
+    means[counts == 0] = centers[counts == 0]
     return project(means, rows.metric, centers), reseeded
 
 
@@ -121,6 +123,11 @@ def project(
     if fallback is not None:
         units = torch.where((units == 0).all(dim=1, keepdim=True), fallback, units)
     return units
+
+
+def squared_distance(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Sum of the squared differences of two matrices."""
+    return float((a - b).square_().sum())
 
 
 def count_moved(rows: Rows, before: torch.Tensor | None, after: torch.Tensor | None) -> int | None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from clustermim_fast.tokenizers.kmeans_lloyd import imbalance, project
+from clustermim_fast.tokenizers.kmeans_lloyd import imbalance, project, squared_distance
 from clustermim_fast.tokenizers.kmeans_report import Iteration
 from clustermim_fast.tokenizers.rows import Rows
 
@@ -47,14 +47,17 @@ class MiniBatch:
         before = self.centers
         result = rows.lloyd_step(before)
         totals = self.counts + result.counts
-        hit = (result.counts > 0)[:, None]
-        means = (before * self.counts[:, None] + result.sums) / totals.clamp(min=1e-300)[:, None]
-        self.centers = project(torch.where(hit, means, before), rows.metric, before)
+        means = before * self.counts[:, None]
+        means += result.sums
+        means /= totals.clamp(min=1e-300)[:, None]
+        unhit = result.counts == 0
+        means[unhit] = before[unhit]
+        self.centers = project(means, rows.metric, before)
         self.counts = totals
         reseeded = 0
         if reseed and self._is_due(rows.num_rows):
             reseeded = self.reseed(rows, self.counts, self.reassignment_ratio * self.counts.max())
-        shift = float((self.centers - before).square().sum())
+        shift = squared_distance(self.centers, before)
         return BatchResult(result.inertia, shift, reseeded, result.counts)
 
     def _is_due(self, batch: int) -> bool:

@@ -20,7 +20,6 @@ from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 from clustermim_fast.tokenizers.sharded_rows import ShardedRows, side_by_side, spread
 
 BATCH_PATCHES = 50_176  # ClusterMIM's: 256 images of 196 patches
-BATCH_BYTES = 32 << 20
 SAMPLE_BYTES = 32 << 20
 IDS_BYTES = 16 << 20
 PASSES = {"minibatch": 10, "lloyd": 50, "clustermim": 100}
@@ -84,24 +83,18 @@ class Images:
     def batches(self, epoch: int) -> Iterator[Rows]:
         """Mini-batches of a new shuffled order of the images of all ranks."""
         images, length = self._local.images, self._local.patches_per_image
-        size = self._options.batch_size or self._default_batch()
+        size = self._options.batch_size or max(1, BATCH_PATCHES // length)
         order = permutation(self._options.seed, epoch, self._num_images, STREAM_KMEANS)
         for start in range(0, len(order), size):
             places = order[start : start + size] - self._first
             here = np.flatnonzero((places >= 0) & (places < len(images)))
             index = torch.from_numpy(places[here]).to(images.device)
-            batch = ImageRows(images[index], self._settings, self._options.metric)
+            batch = ImageRows(images, self._settings, self._options.metric, chosen=index)
             if self._group.count == 1:
                 yield batch
             else:
                 numbers = (here[:, None] * length + np.arange(length)).flatten()
                 yield ShardedRows(batch, self._group, numbers, len(places) * length)
-
-    def _default_batch(self) -> int:
-        images = self._local.images
-        image_bytes = images.shape[1:].numel() * images.element_size()
-        by_patches = BATCH_PATCHES // self._local.patches_per_image
-        return max(1, min(by_patches, BATCH_BYTES // image_bytes))
 
 
 class Loader:

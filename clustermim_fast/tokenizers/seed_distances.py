@@ -69,7 +69,7 @@ class SeedDistances:
             lowest = scale - 2 * (x @ c.T) - slack * scale
             for number, candidates in enumerate((~(lowest >= closest[:, None])).T):
                 index = np.flatnonzero(candidates)
-                distance = _direct(x[index], c[number])
+                distance = _direct(x, c[number], index)
                 better = distance < closest[index]
                 found[number].append((start + index[better], distance[better]))
         return [_join(parts) for parts in found]
@@ -86,13 +86,16 @@ class SeedDistances:
         return [_join(parts) for parts in found]
 
 
-def _direct(x: npt.NDArray[np.floating], point: npt.NDArray[np.floating]) -> Float64:
-    """[N] float64 squared distances, from the differences."""
-    out = np.empty(len(x))
+def _direct(
+    x: npt.NDArray[np.floating], point: npt.NDArray[np.floating], index: Index | None = None
+) -> Float64:
+    """Squared distances, float64, of the rows of x (at ``index``) from the differences."""
+    out = np.empty(len(x) if index is None else len(index))
     size = max(1, (1 << 18) // max(1, x.shape[1]))  # differences of a block stay in the cache
-    for start in range(0, len(x), size):
-        difference = x[start : start + size] - point
-        out[start : start + size] = np.einsum("ij,ij->i", difference, difference)
+    for start in range(0, len(out), size):
+        part = slice(start, start + size)
+        difference = (x[part] if index is None else x[index[part]]) - point
+        out[part] = np.einsum("ij,ij->i", difference, difference)
     return out
 
 

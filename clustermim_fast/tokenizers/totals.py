@@ -39,9 +39,9 @@ class Totals:
         self._inertia: float = 0
 
     def add(self, sums: torch.Tensor, counts: torch.Tensor, inertia: torch.Tensor) -> None:
-        """Add what one call of ``ops.lloyd_step`` or ``ops.lloyd_step_images`` returned."""
+        """Add what a call of ``ops.lloyd_step(_images)`` returned; ``sums`` is overwritten."""
         if self.exact:
-            self._sums += (sums / IMAGE_QUANTUM).round_().long()
+            self._sums += sums.div_(IMAGE_QUANTUM).round_().long()
             self._inertia += int(float(inertia) / INERTIA_UNIT)  # a Python int: of any size
         else:
             self._sums += sums
