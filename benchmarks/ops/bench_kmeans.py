@@ -5,11 +5,6 @@
 Every fit starts at the same centroids; an iteration costs a quarter of what five cost more than
 one. Beside it `ops.lloyd_step` alone, and scikit-learn's MiniBatchKMeans.partial_fit a point.
 
-    python -m benchmarks.ops.bench_kmeans --data ../shared/data --quality
-
-compares inertia instead: with scikit-learn's Lloyd from equal centroids, and of k-means++ over 20
-seeds (our own starts against scikit-learn's).
-
     pytest benchmarks/ops/bench_kmeans.py --benchmark-enable
 
 times ours on small made-up rows.
@@ -18,11 +13,9 @@ times ours on small made-up rows.
 from __future__ import annotations
 
 import argparse
-import warnings
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 
@@ -41,7 +34,6 @@ GOALS = {
     "cifar50": (6.0, 15.0),
     "cifar512": (8.0, 25.0),
 }
-QUALITY_ROWS, QUALITY_ITERATIONS, SEEDS = 20_000, 30, 20
 
 
 def run_workload(name: str, store: Store, options: argparse.Namespace) -> dict[str, Any]:
@@ -114,54 +106,6 @@ def goal_table(results: list[dict[str, Any]]) -> str:
     return markdown_table(header, lines)
 
 
-def quality(name: str, store: Store) -> dict[str, Any]:
-    """Relative inertia of ours against scikit-learn's: equal start, and seeds of k-means++."""
-    from sklearn.cluster import KMeans as Peer
-    from sklearn.exceptions import ConvergenceWarning
-
-    from clustermim_fast import KMeans
-
-    data = store.load(WORKLOADS[name])
-    x = data.x[:: max(1, len(data.x) // QUALITY_ROWS)][:QUALITY_ROWS].numpy()
-    k = min(len(data.centroids), len(x) // 10)
-    order = np.random.default_rng(0).permutation(len(x))
-    settings: dict[str, Any] = dict(n_init=1, max_iter=QUALITY_ITERATIONS, tol=0)
-    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):
-        equal = [
-            make(k, init=x[order[:k]], **settings).fit(x).inertia_ / len(x)
-            for make in (KMeans, Peer)
-        ]
-        ours, theirs = (
-            np.array([make(k, random_state=s, **settings).fit(x).inertia_ for s in range(SEEDS)])
-            for make in (KMeans, Peer)
-        )
-    return {
-        "workload": name, "rows": len(x), "num_centroids": k,
-        "equal_start_difference_percent": 100 * (equal[0] / equal[1] - 1),
-        "plus_plus_mean_difference_percent": 100 * (ours.mean() / theirs.mean() - 1),
-        "plus_plus_spread_percent": [100 * v.std() / v.mean() for v in (ours, theirs)],
-        "plus_plus_worst_difference_percent": 100 * (ours.max() / theirs.max() - 1),
-    }  # fmt: skip
-
-
-def quality_table(results: list[dict[str, Any]]) -> str:
-    header = (
-        "workload", f"equal start, {QUALITY_ITERATIONS} iterations: inertia against sklearn",
-        f"k-means++, mean of {SEEDS} seeds", "worst seed", "spread ours, sklearn",
-    )  # fmt: skip
-    lines = [
-        (
-            f"{r['workload']} ({r['rows']:,} rows, K={r['num_centroids']})",
-            f"{r['equal_start_difference_percent']:+.4f} %",
-            f"{r['plus_plus_mean_difference_percent']:+.3f} %",
-            f"{r['plus_plus_worst_difference_percent']:+.3f} %",
-            "{:.3f} %, {:.3f} %".format(*r["plus_plus_spread_percent"]),
-        )
-        for r in results
-    ]
-    return markdown_table(header, lines)
-
-
 def main() -> None:
     """Print one table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -172,18 +116,13 @@ def main() -> None:
     parser.add_argument("--images", type=int, help="use only this many images of each archive")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--max-seconds", type=float, default=10.0, help="of one method")
-    parser.add_argument("--quality", action="store_true", help="compare inertia, not time")
     parser.add_argument("--json", type=Path, help="also write the results here")
     options = parser.parse_args()
     store = Store(options.data, options.cache, options.images)
     with limited_threads(options.threads):
-        if options.quality:
-            results = [quality(name, store) for name in options.workloads]
-            print(quality_table(results))
-        else:
-            results = [run_workload(name, store, options) for name in options.workloads]
-            print(speed_table(results), "\n")
-            print(goal_table(results), "\n")
+        results = [run_workload(name, store, options) for name in options.workloads]
+    print(speed_table(results), "\n")
+    print(goal_table(results), "\n")
     print(machine(), f"threads {options.threads}")
     if options.json:
         write_json(options.json, results)
