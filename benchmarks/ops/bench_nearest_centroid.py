@@ -166,38 +166,47 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def main() -> None:
+def main() -> int:
+    """The campaign; the number of processes of it that failed."""
     options = parse()
     if options.child:
         child(options)
-        return
+        return 0
     passed = _without(sys.argv[1:], ("--threads", "--hold", "--json"))
     start = time.perf_counter()
     runs = [(threads, "", passed) for threads in options.threads]
     if options.check_only:
         runs = runs[:1]
     else:
-        # With fewer threads and with held peers: only what the goals speak of.
-        fewer = ["--sections", *(s for s in options.sections if s in ("rows", "images"))]
+        # The goals are about the first number of threads; the others get less time.
+        fewer = ["--sections", *(s for s in options.sections if s in ("rows", "images")), "--isa"]
+        fewer += ["--rounds", str(min(2, options.rounds))]
+        fewer += ["--max-seconds", str(min(2.0, options.max_seconds))]
         runs = [runs[0], *((threads, "", [*passed, *fewer]) for threads, _, _ in runs[1:])]
         holds = ["avx2"] if options.hold is None else options.hold
         usable = [held for held in holds if isa_paths()[held] == "usable"]
         if "rows" in options.sections:
             held_rows = [*passed, "--sections", "rows"]
             runs += [(options.threads[0], held, held_rows) for held in usable]
-    found = []
+    found, failed = [], 0
     for threads, held, arguments in runs:
         say(f"--- {threads} threads {held and 'held to ' + held}")
-        found.append(run_process(threads, held, arguments, options.cache))
+        try:
+            found.append(run_process(threads, held, arguments, options.cache))
+        except subprocess.CalledProcessError as error:
+            say(f"FAILED: {error}")
+            failed += 1
+            continue
         print_tables(found[-1])
         sys.stdout.flush()
+        if options.json:  # after each: an interrupted campaign keeps what it has
+            write_json(options.json, found)
     if not options.check_only:
         print(f"\n## Goals, {options.threads[0]} threads\n")
         first = [r for f in found for r in f["rows"] if f["threads"] == options.threads[0]]
         print(tables.goal_table(first))
     print(f"\n{machine()}\n{time.perf_counter() - start:.0f} s in all")
-    if options.json:
-        write_json(options.json, found)
+    return failed
 
 
 def _without(arguments: list[str], names: tuple[str, ...]) -> list[str]:
@@ -226,4 +235,4 @@ def test_patch_tokens_speed(benchmark, size, p, k):
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
