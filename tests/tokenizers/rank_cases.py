@@ -89,6 +89,18 @@ def drawn_start(rank: int, world: int, init: str) -> Results:
 
 
 @case()
+def drawn_start_among_ties(rank: int, world: int) -> Results:
+    """Corners of a cube, 40 times each: trials gain the same but for the rounding of their sums."""
+    corners = 0.1 + 0.7 * (np.arange(8)[:, None] >> np.arange(3) & 1)
+    x = np.random.default_rng(0).permutation(np.repeat(corners, 40, axis=0))
+    models = [
+        KMeans(4, max_iter=1, tol=0, random_state=seed).fit(part(x, rank, world))
+        for seed in range(12)
+    ]
+    return {"centers": np.stack([model.cluster_centers_ for model in models])}
+
+
+@case()
 def weights(rank: int, world: int) -> Results:
     x = blobs()
     w = np.random.default_rng(1).integers(0, 4, len(x)).astype(float)
