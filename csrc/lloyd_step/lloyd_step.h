@@ -5,9 +5,14 @@
 //   counts   [K]        out: int64, or float64 sums of weights when weights are given
 //   inertia  [1]        out: sum of |x - c|^2 in the direct form (cosine: 1 - cos; dot: -dot)
 //
-// Rows of id -1 are left out. Deterministic for any thread count: rows are added in their order,
-// the threads share the columns. For uint8 images values and costs are rounded to multiples of
-// 2^-28 and summed as integers, so that parts of the data add up to the whole bit for bit.
+// Rows of id -1 are left out. Deterministic: the order in which rows are added depends on the data
+// and their sizes, not on the number of threads, and sums, counts and inertia are the same on every
+// ISA path. For uint8 images values and costs are rounded to multiples of 2^-28 and summed as
+// integers, so that parts of the data add up to the whole bit for bit.
+//
+// Workspace, whatever the number of rows: the codebook (assign/codebook.h), a copy of float16 and
+// bfloat16 centroids, a block of rows and at most 1 MiB of sums for each thread, and 16 MiB of
+// rows (or one block of them for each thread) where K * D is larger.
 #pragma once
 
 #include "assign/image_rows.h"

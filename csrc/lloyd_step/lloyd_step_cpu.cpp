@@ -1,160 +1,121 @@
 #include "lloyd_step/lloyd_step.h"
 
-#include <algorithm>
 #include <cmath>
-#include <memory>
-#include <vector>
+#include <type_traits>
 
-#include "assign/assigner.h"
 #include "assign/check_matrix.h"
+#include "core/cpu_features.h"
 #include "core/kernel_call.h"
-#include "core/parallel_for.h"
+#include "lloyd_step/gathered_rows.h"
+#include "lloyd_step/worker_sums.h"
 
 namespace clustermim {
 namespace {
 
-constexpr double kQuantum = 0x1p-28;  // clustermim_fast/ops/lloyd_step/reference.py has it too
 // Normalised pixels are below 3 in practice. Beyond this, or with so many rows that an int64 sum
 // could overflow, sums are float64.
 constexpr double kLargestQuantised = 64.0;
 constexpr double kLargestSum = 0x1p63 * kQuantum;
-constexpr int64_t kSuperblockBytes = 4 << 20;  // assigned rows wait for accumulation in cache
-constexpr int64_t kMaxSuperblockRows = 8192;
-constexpr int64_t kColumnsPerTask = 16;  // two cache lines of float64 sums
 
-__int128 quantise(double v) {
-  return static_cast<__int128>(std::nearbyint(v / kQuantum));
+const AccumulateKernels& kernels() {
+#if defined(__x86_64__)
+  if (current_isa() >= Isa::avx512) return kAccumulateAvx512;
+  if (current_isa() >= Isa::avx2) return kAccumulateAvx2;
+#endif
+  return kAccumulateGeneric;
 }
 
-// Adds rows to sums. `Sum` is double, or int64_t for multiples of kQuantum.
-template <typename T, typename Sum>
-class Accumulator {
+// The centroids in memory as C, copied only when they are of another type.
+template <typename C>
+class CentroidsAs {
  public:
-  Accumulator(const LloydStepArgs& args, int64_t dim)
-      : args_(args), dim_(dim), sums_(args.centroids.rows * dim, Sum{}) {
-    const int64_t k = args.centroids.rows;
-    if (args.weights) {
-      std::fill_n(static_cast<double*>(args.counts), k, 0.0);
-    } else {
-      std::fill_n(static_cast<int64_t*>(args.counts), k, 0);
-    }
-  }
-
-  int64_t column_tasks() const { return (dim_ + kColumnsPerTask - 1) / kColumnsPerTask; }
-
-  void add_columns(int64_t task, const T* rows, int64_t stride, int64_t begin, int64_t count) {
-    const int64_t from = task * kColumnsPerTask, to = std::min(dim_, from + kColumnsPerTask);
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t id = args_.ids[begin + r];
-      if (id < 0) continue;
-      const T* row = rows + r * stride;
-      Sum* sum = sums_.data() + id * dim_;
-      const double weight = args_.weights ? args_.weights[begin + r] : 1.0;
-      for (int64_t d = from; d < to; ++d) {
-        if constexpr (__is_same(Sum, double)) {
-          sum[d] += weight * static_cast<double>(row[d]);
-        } else {
-          sum[d] += static_cast<int64_t>(std::nearbyint(static_cast<double>(row[d]) / kQuantum));
+  explicit CentroidsAs(const MatrixView& m) : data_(static_cast<const C*>(m.data)) {
+    stride_ = m.row_stride;
+    visit_dtype(m.dtype, [&](auto element) {
+      using E = decltype(element);
+      if constexpr (!std::is_same_v<C, E>) {
+        const E* from = static_cast<const E*>(m.data);
+        copy_.resize(m.rows * m.cols);
+        for (int64_t k = 0; k < m.rows; ++k) {
+          for (int64_t d = 0; d < m.cols; ++d) {
+            copy_[k * m.cols + d] = static_cast<C>(to_double(from[k * m.row_stride + d]));
+          }
         }
+        data_ = copy_.data();
+        stride_ = m.cols;
       }
-    }
+    });
   }
-
-  void add_counts(const double* values, int64_t begin, int64_t count) {
-    for (int64_t r = 0; r < count; ++r) {
-      const int64_t id = args_.ids[begin + r];
-      if (id < 0) continue;
-      const double cost = args_.metric == Metric::euclidean ? values[r]
-                          : args_.metric == Metric::cosine  ? 1.0 - values[r]
-                                                            : -values[r];
-      if (args_.weights) {
-        static_cast<double*>(args_.counts)[id] += args_.weights[begin + r];
-        inertia_ += args_.weights[begin + r] * cost;
-      } else {
-        ++static_cast<int64_t*>(args_.counts)[id];
-        inertia_ += cost;
-      }
-      if constexpr (!__is_same(Sum, double)) {
-        if (std::abs(cost) < 0x1p60) {
-          quantised_inertia_ += quantise(cost);
-        } else {
-          inertia_is_huge_ = true;
-        }
-      }
-    }
-  }
-
-  void finish() const {
-    const int64_t size = static_cast<int64_t>(sums_.size());
-    for (int64_t i = 0; i < size; ++i) {
-      if constexpr (__is_same(Sum, double)) {
-        args_.sums[i] = sums_[i];
-      } else {
-        args_.sums[i] = static_cast<double>(sums_[i]) * kQuantum;
-      }
-    }
-    const bool exact = !__is_same(Sum, double) && !inertia_is_huge_;
-    *args_.inertia = exact ? static_cast<double>(quantised_inertia_) * kQuantum : inertia_;
-  }
+  const C* data() const { return data_; }
+  int64_t stride() const { return stride_; }
 
  private:
-  const LloydStepArgs& args_;
-  int64_t dim_;
-  std::vector<Sum> sums_;
-  double inertia_ = 0.0;
-  __int128 quantised_inertia_ = 0;
-  bool inertia_is_huge_ = false;
+  const C* data_;
+  int64_t stride_;
+  std::vector<C> copy_;
 };
 
-template <typename Sum, typename T>
-Status run(const RowSource<T>& source, int64_t dim, const LloydStepArgs& args, TierCounts* tiers) {
-  Codebook codebook;
-  CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads));
-  const int64_t block = block_rows(codebook), total = source.num_rows();
-  const int64_t row_bytes = std::max<int64_t>(1, dim) * static_cast<int64_t>(sizeof(T));
-  const int64_t superblock = std::clamp(kSuperblockBytes / row_bytes / block * block, block,
-                                        kMaxSuperblockRows / block * block);
+// Sums of quantised values, as the kernels leave them, to values.
+void finish_quantised(const Sums& total, int64_t clusters, int64_t dim) {
+  for (int64_t k = 0; k < clusters; ++k) {
+    const uint64_t zero = static_cast<uint64_t>(total.counts[k]) * kQuantisedZero;
+    for (double* sum = total.sums + k * dim; sum < total.sums + (k + 1) * dim; ++sum) {
+      const int64_t quanta = static_cast<int64_t>(std::bit_cast<uint64_t>(*sum) - zero);
+      *sum = static_cast<double>(quanta) * kQuantum;
+    }
+  }
+}
 
-  Accumulator<T, Sum> accumulator(args, dim);
-  std::vector<std::unique_ptr<Assigner<T>>> assigners(std::max(args.threads, 1));
-  std::vector<T> scratch(std::min(superblock, total) * dim);
-  std::vector<double> values(std::min(superblock, total));
-  for (int64_t begin = 0; begin < total; begin += superblock) {
-    const int64_t count = std::min(superblock, total - begin);
-    struct Rows {
-      const T* data = nullptr;
-      int64_t stride = 0, count = 0;
-    };
-    std::vector<Rows> blocks((count + block - 1) / block);
-    auto assign_block = [&](int64_t task, int worker) {
-      if (!assigners[worker]) assigners[worker] = std::make_unique<Assigner<T>>(codebook);
-      const int64_t first = task * block;
-      Rows& rows = blocks[task];
-      rows.count = std::min(block, count - first);
-      rows.data =
-          source.rows(begin + first, rows.count, scratch.data() + first * dim, &rows.stride);
-      assigners[worker]->assign(rows.data, rows.stride, rows.count, args.ids + begin + first,
-                                values.data() + first);
-    };
-    CMIM_RETURN_IF_ERROR(
-        parallel_for(args.threads, static_cast<int64_t>(blocks.size()), assign_block));
-    auto accumulate = [&](int64_t task, int) {
-      if (task == accumulator.column_tasks()) {
-        accumulator.add_counts(values.data(), begin, count);
-        return;
-      }
-      for (size_t b = 0; b < blocks.size(); ++b) {
-        accumulator.add_columns(task, blocks[b].data, blocks[b].stride,
-                                begin + static_cast<int64_t>(b) * block, blocks[b].count);
-      }
-    };
-    CMIM_RETURN_IF_ERROR(parallel_for(args.threads, accumulator.column_tasks() + 1, accumulate));
+template <typename C, typename T>
+Status run_with(const RowSource<T>& source, const Codebook& codebook, const LloydStepArgs& args,
+                int kind, TierCounts* tiers) {
+  const CentroidsAs<C> centroids(args.centroids);
+  const auto& kernel = kernel_of(kernels(), static_cast<const T*>(nullptr), centroids.data());
+  const StepProblem<T, C> problem = {args,   source, codebook, centroids.data(), centroids.stride(),
+                                     kernel, kind};
+
+  const int64_t clusters = problem.clusters(), size = clusters * problem.dim();
+  Sums total;
+  total.sums = args.sums;
+  std::fill_n(args.sums, size, 0.0);
+  if (args.weights) {
+    total.weighted_counts = static_cast<double*>(args.counts);
+    std::fill_n(total.weighted_counts, clusters, 0.0);
+  } else {
+    total.counts = static_cast<int64_t*>(args.counts);
+    std::fill_n(total.counts, clusters, 0);
   }
-  accumulator.finish();
-  for (const auto& assigner : assigners) {
-    if (assigner) tiers->add(assigner->tiers);
+  // Decided by sizes alone: the two ways add in different orders.
+  using Workers = WorkerSums<T, C>;
+  const bool by_worker = size * static_cast<int64_t>(sizeof(double)) <= Workers::kMaxSumsBytes &&
+                         source.num_rows() >= Workers::kMinRows;
+  if (by_worker) {
+    CMIM_RETURN_IF_ERROR(Workers(problem, &total).run(tiers));
+  } else {
+    CMIM_RETURN_IF_ERROR((GatheredRows<T, C>(problem, &total).run(tiers)));
   }
+  *args.inertia = total.inertia.value(kind);
+  if (kind == kQuantised) finish_quantised(total, clusters, problem.dim());
   return Status();
+}
+
+// MatrixRows<T, E> as the RowSource<T> that it is: one `run` per T, not one per E.
+template <typename T>
+const RowSource<T>& base_of(const RowSource<T>& source) {
+  return source;
+}
+
+template <typename T>
+Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, TierCounts* tiers) {
+  Codebook codebook;
+  const bool keep_values = args.metric != Metric::euclidean;  // for the assigner's values
+  CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, keep_values));
+  if constexpr (std::is_same_v<T, float>) {
+    if (args.centroids.dtype != DType::f64) {
+      return run_with<float>(source, codebook, args, kind, tiers);
+    }
+  }
+  return run_with<double>(source, codebook, args, kind, tiers);
 }
 
 Status check_outputs(const char* op, const LloydStepArgs& args, int64_t rows, int64_t dim) {
@@ -172,9 +133,10 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
   CMIM_RETURN_IF_ERROR(check_matrix(op, "x", x));
   CMIM_RETURN_IF_ERROR(check_outputs(op, args, x.rows, x.cols));
   return kernel_call(op, [&] {
+    const int kind = args.weights ? kWeighted : kPlain;
     Status status;
     const bool known = visit_matrix_rows(
-        x, [&](const auto& source) { status = run<double>(source, x.cols, args, tiers); });
+        x, [&](const auto& source) { status = run(base_of(source), args, kind, tiers); });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);
     return status;
   });
@@ -192,8 +154,7 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
     const bool quantised = images.dtype == DType::u8 && largest <= kLargestQuantised &&
                            largest * static_cast<double>(source.num_rows()) < kLargestSum;
     const RowSource<float>& rows = source;
-    return quantised ? run<int64_t>(rows, images.dim(), args, tiers)
-                     : run<double>(rows, images.dim(), args, tiers);
+    return run(rows, args, quantised ? kQuantised : kPlain, tiers);
   });
 }
 

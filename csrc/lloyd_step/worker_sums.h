@@ -1,0 +1,189 @@
+// Accumulation into sums of each worker's own, for sums that fit its second-level cache: a block's
+// rows are added right after their assignment, while they are in that cache too.
+//
+// Rows are cut into shards, whose size depends on N and D alone. A worker takes a whole shard, and
+// its sums are added to the total in the order of the shards, so that the result does not depend
+// on who did what.
+#pragma once
+
+#include <condition_variable>
+#include <mutex>
+#include <utility>
+
+#include "core/parallel_for.h"
+#include "lloyd_step/row_groups.h"
+#include "lloyd_step/step_problem.h"
+
+namespace clustermim {
+
+// Lets workers add to the total one after the other, in the order of the shards.
+class Turns {
+ public:
+  // False when some shard was given up: this one's turn may never come.
+  bool wait(int64_t shard) {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [&] { return next_ == shard || given_up_; });
+    return !given_up_;
+  }
+  void done() {
+    change([this] { ++next_; });
+  }
+  void give_up() {
+    change([this] { given_up_ = true; });
+  }
+
+ private:
+  template <typename Change>
+  void change(Change apply) {
+    const std::lock_guard lock(mutex_);
+    apply();
+    changed_.notify_all();
+  }
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int64_t next_ = 0;
+  bool given_up_ = false;
+};
+
+template <typename T, typename C>
+class WorkerSums {
+ public:
+  // Sums of each worker's own of this size stay in a second-level cache of 2 MiB, beside a block.
+  static constexpr int64_t kMaxSumsBytes = 1 << 20;
+  static constexpr int64_t kBlockBytes = 512 << 10;  // of the same cache
+  static constexpr int64_t kMinShardRows = 4096, kMaxShardRows = 32768, kShards = 64;
+  static constexpr int64_t kMinRows = 8 * kMinShardRows;  // fewer shards leave threads without work
+  // Sorting a block's rows by centroid pays for itself when a row of sums is long.
+  static constexpr int64_t kSortedDim = 128;
+
+  WorkerSums(const StepProblem<T, C>& problem, Sums* total)
+      : problem_(problem),
+        total_(total),
+        assigners_(problem.codebook, problem.args.threads),
+        own_(std::max(problem.args.threads, 1)),
+        block_(rows_of_bytes<T>(kBlockBytes, problem.dim())) {
+    const int64_t rows =
+        std::clamp(problem.source.num_rows() / kShards, kMinShardRows, kMaxShardRows);
+    shard_ = (rows + block_ - 1) / block_ * block_;
+  }
+
+  Status run(TierCounts* tiers) {
+    const int64_t rows = problem_.source.num_rows();
+    auto body = [&](int64_t shard, int worker) {
+      try {
+        run_shard(shard, worker);
+      } catch (...) {
+        turns_.give_up();
+        throw;
+      }
+    };
+    CMIM_RETURN_IF_ERROR(parallel_for(problem_.args.threads, (rows + shard_ - 1) / shard_, body));
+    assigners_.add_tiers(tiers);
+    return Status();
+  }
+
+ private:
+  // One worker's memory; its sums and counts are zero between shards.
+  struct Own {
+    Own(const StepProblem<T, C>& problem, int64_t block)
+        : groups(problem.clusters()),
+          distances(block),
+          values(problem.needs_values() ? block : 0),
+          scratch(std::make_unique_for_overwrite<T[]>(block * problem.dim())),
+          sums(problem.clusters() * problem.dim()),
+          weighted_counts(problem.args.weights ? problem.clusters() : 0, 0.0),
+          counts(problem.args.weights ? 0 : problem.clusters(), 0) {
+      part.sums = sums.get();
+      part.counts = counts.empty() ? nullptr : counts.data();
+      part.weighted_counts = weighted_counts.empty() ? nullptr : weighted_counts.data();
+    }
+    RowGroups groups;
+    std::vector<double> distances, values;
+    std::unique_ptr<T[]> scratch;
+    AlignedZeros sums;
+    std::vector<double> weighted_counts;
+    std::vector<int64_t> counts;
+    Sums part;
+  };
+
+  void run_shard(int64_t shard, int worker) {
+    const int64_t begin = shard * shard_;
+    const int64_t end = std::min(begin + shard_, problem_.source.num_rows());
+    if (!own_[worker]) own_[worker] = std::make_unique<Own>(problem_, block_);
+    Own& own = *own_[worker];
+    for (int64_t first = begin; first < end; first += block_) {
+      add_block(first, std::min(block_, end - first), end, worker, own);
+    }
+    if (!turns_.wait(shard)) return;
+    merge(own.part);
+    turns_.done();
+  }
+
+  void add_block(int64_t begin, int64_t count, int64_t end, int worker, Own& own) {
+    const int64_t dim = problem_.dim();
+    int64_t* ids = problem_.args.ids + begin;
+    const double* weights = problem_.weights(begin);
+    int64_t stride = dim;
+    const T* x = problem_.source.rows(begin, count, own.scratch.get(), &stride);
+    assigners_.assign(worker, x, stride, count, ids,
+                      problem_.needs_values() ? own.values.data() : nullptr);
+
+    double squares[kDistanceSums * kDistanceLanes] = {};
+    Upcoming upcoming;
+    const int64_t next = std::min(block_, end - begin - count);
+    if (x != own.scratch.get() && next > 0) {
+      upcoming = {reinterpret_cast<const char*>(x + count * stride),
+                  reinterpret_cast<const char*>(x + (count + next - 1) * stride + dim)};
+    }
+    const BlockRows<T> block = {x, stride, weights, own.distances.data(), squares, &upcoming};
+    const CentroidSums<C> to = problem_.centroid_sums(own.part.sums);
+    if (dim < kSortedDim) {
+      problem_.kernel.add_rows[problem_.kind](block, ids, count, to);
+    } else {
+      own.groups.build(ids, count);
+      for (const RowGroups::Group& group : own.groups.groups()) {
+        problem_.kernel.add_group[problem_.kind](block, own.groups.order(group), group.rows(),
+                                                 own.groups.rows_after(group), to, group.id);
+      }
+    }
+    own.part.add_counts(ids, weights, count);
+    if (problem_.cost().is_summed_by_kernel()) {
+      own.part.inertia.add_squares(squares);
+    } else {
+      const auto& values = problem_.needs_values() ? own.values : own.distances;
+      own.part.inertia.add_values(problem_.cost(), ids, weights, values.data(), count);
+    }
+  }
+
+  // Adds a worker's sums to the total and leaves zeros.
+  void merge(Sums& part) {
+    const int64_t dim = problem_.dim();
+    for (int64_t id = 0; id < problem_.clusters(); ++id) {
+      if (part.counts ? part.counts[id] == 0 : part.weighted_counts[id] == 0.0) continue;
+      double* from = part.sums + id * dim;
+      double* to = total_->sums + id * dim;
+      if (problem_.kind == kQuantised) {
+        for (int64_t d = 0; d < dim; ++d) to[d] = add_quantised(to[d], from[d]);
+      } else {
+        for (int64_t d = 0; d < dim; ++d) to[d] += from[d];
+      }
+      std::fill_n(from, dim, 0.0);
+      if (part.counts) {
+        total_->counts[id] += std::exchange(part.counts[id], 0);
+      } else {
+        total_->weighted_counts[id] += std::exchange(part.weighted_counts[id], 0.0);
+      }
+    }
+    total_->inertia.add(std::exchange(part.inertia, Inertia()));
+  }
+
+  const StepProblem<T, C>& problem_;
+  Sums* total_;
+  Assigners<T> assigners_;
+  std::vector<std::unique_ptr<Own>> own_;
+  Turns turns_;
+  int64_t block_, shard_;
+};
+
+}  // namespace clustermim
