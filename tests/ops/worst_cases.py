@@ -1,0 +1,127 @@
+"""For each term of the certificate a row and two centroids on which it is almost attained.
+
+Each case is a row [1, D] and centroids [2, D], real values held exactly by float64, the nearest
+first (or tied with the other one). The filter's rounding lowers its score and raises the other's.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from tests.ops.certificate_model import BFLOAT16, FLOAT32, RUN, UNIT, Filtered, Format
+from tests.ops.low_precision import bfloat16, float32
+
+Case = tuple[np.ndarray, np.ndarray]
+
+
+def _column(*values: float) -> np.ndarray:
+    return np.array(values, float)[:, None]
+
+
+def lost_increments(fmt: Format, d: int) -> Case:
+    """Dot products that begin with a sum just above a power of two; every further product is just
+    under half a unit of its last place and vanishes: positive ones of the nearest, negative ones of
+    the other. One column makes the other's computed score larger by almost all of what was lost."""
+    step, large = (32, 2) if fmt is BFLOAT16 else (RUN, 1)  # columns of a step, and its chains
+    small = 2.0**-12
+    x, c = np.full((1, d), small), np.zeros((2, d))
+    x[0, :large], c[:, :large] = 1.0, 1 + 2.0**-7
+    sign = np.array([[1.0], [-1.0]])
+    c[:, large:step] = sign * small * 255 / 256
+    c[:, step::step] = sign * small * 255 / 256 * large  # one column of each later step
+    c[1, 2] = np.floor(0.97 * _lost(x, c, "dot", fmt) * 2.0**23) * 2.0**-23 / small
+    return x, c
+
+
+def _lost(x: np.ndarray, c: np.ndarray, metric: str, fmt: Format) -> float:
+    """What rounding takes from the first one's lead over the second."""
+    f = Filtered(x, c, metric, fmt)
+    return float((f.exact[0, 0] - f.exact[0, 1]) - (f.computed[0, 0] - f.computed[0, 1]))
+
+
+def lost_in_the_accumulator(d: int) -> Case:
+    """A tiny row: the accumulator starts as the bias, and each step's sum of just under half a unit
+    of its last place vanishes."""
+    x, c = np.zeros((1, d)), np.zeros((2, d))
+    c[:, 1] = 1.4296875
+    c[0, 2::32], c[1, 2::32] = 2.0**-4, -(2.0**-4)
+    unit = np.spacing(np.float32(0.5 * np.square(c[0]).sum()))
+    x[0, 2::32] = float(unit) / 2 * 255 / 256 * 2.0**4
+    c[0, 5] = bfloat16(np.sqrt(1.8 * _lost(x, c, "euclidean", BFLOAT16)))
+    return x, c
+
+
+def lost_by_underflow(d: int) -> Case:
+    """Products just under 2^-126 that the tile instructions flush to zero one by one; one product
+    larger than that makes the other's computed score almost as much larger."""
+    x, c = np.full((1, d), 2.0**-63), np.full((2, d), 2.0**-63 * 255 / 256)
+    c[1] *= -1
+    c[1, :32] = 0.0
+    c[1, 0] = bfloat16(0.95 * _lost(x, c, "dot", BFLOAT16) * 2.0**63)
+    return x, c
+
+
+def all_roundings_of_one_column() -> Case:
+    """Float32, one column, a tiny row: both centroids, both biases and both sums are rounded by
+    almost half a unit, each in the harmful direction; computed scores 3 units apart."""
+    base = 1 + np.arange(1, 20_000) * 2.0**-23
+    exact = np.square(base) / 2
+    error = float32(exact) - exact
+    for near in np.flatnonzero(error > 0.97 * 2.0**-25):
+        apart = float32(exact)[near] - float32(exact)
+        found = np.flatnonzero((error < -0.97 * 2.0**-25) & (apart == 3 * 2.0**-24))
+        if len(found):
+            c = _column(base[near] - 0.999 * UNIT, -(base[found[0]] + 0.999 * UNIT))
+            return _column(float32(2.0**-25 * 0.989)), c
+    raise AssertionError("no such pair of values")
+
+
+def row_rounded_away() -> Case:
+    """bfloat16: the row lies half a unit off its rounded point, on the side of the nearest."""
+    return _column(1 + 2.0**-8), _column(3.0, -1 + 2.0**-7)
+
+
+def centroids_rounded_away() -> Case:
+    """bfloat16: the nearest is rounded away from the row, the other one towards it, by half a unit
+    each; both true distances are equal."""
+    return _column(-0.5 + 2.0**-9), _column(1 + 3 * 2.0**-8, -2 - 2.0**-7)
+
+
+def rounded_onto_the_row() -> Case:
+    """bfloat16: row and farther centroid are rounded to one point, so the computed distance of the
+    best is 0 and only the square of the roundings is left."""
+    return _column(1.5 + 2.0**-8), _column(1.5 + 3 * 2.0**-8, 1.5 - 2.0**-8)
+
+
+def repeated(case: Case, d: int) -> Case:
+    """The same in every column: all lengths grow alike."""
+    return np.repeat(case[0], d, axis=1), np.repeat(case[1], d, axis=1)
+
+
+CASES: dict[str, tuple[str, str, Format, Case]] = {
+    f"{fmt.name}, dot, D = {d}": ("dot", "dot", fmt, lost_increments(fmt, d))
+    for fmt in (BFLOAT16, FLOAT32)
+    for d in (32, 48, 100, 384, 768, 1024)
+}
+"""Name: the term, the metric, the format, and the case."""
+CASES |= {
+    f"bfloat16, bias, D = {d}": ("bias", "euclidean", BFLOAT16, lost_in_the_accumulator(d))
+    for d in (256, 1024, 4096)
+}
+CASES |= {
+    f"bfloat16, underflow, D = {d}": ("underflow", "dot", BFLOAT16, lost_by_underflow(d))
+    for d in (128, 1024)
+}
+for _term in ("bias", "float32", "centroids"):
+    CASES[f"float32, {_term}"] = (_term, "euclidean", FLOAT32, all_roundings_of_one_column())
+for _d in (1, 3):
+    for _term, _case in (
+        ("rows", row_rounded_away()),
+        ("centroids", centroids_rounded_away()),
+        ("measured", row_rounded_away()),
+        ("triangle", centroids_rounded_away()),
+        ("square", rounded_onto_the_row()),
+    ):
+        CASES[f"bfloat16, {_term}, D = {_d}"] = (
+            _term, "euclidean", BFLOAT16, repeated(_case, _d),
+        )  # fmt: skip
