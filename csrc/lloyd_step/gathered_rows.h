@@ -13,7 +13,8 @@ namespace clustermim {
 template <typename T, typename C>
 class GatheredRows {
  public:
-  static constexpr int64_t kGatheredBytes = 16 << 20;
+  // The more rows, the more of them share a centroid; those that have to be copied are bounded.
+  static constexpr int64_t kGatheredBytes = 128 << 20, kCopiedBytes = 16 << 20;
 
   GatheredRows(const StepProblem<T, C>& problem, Sums* total)
       : problem_(problem),
@@ -21,9 +22,10 @@ class GatheredRows {
         assigners_(problem.codebook, problem.args.threads),
         groups_(problem.clusters()),
         block_(block_rows(problem.codebook)),
-        gathered_(rows_of_bytes<T>(kGatheredBytes, problem.dim())) {
+        gathered_(
+            rows_of_bytes<T>(problem.in_memory ? kGatheredBytes : kCopiedBytes, problem.dim())) {
     const int64_t size = std::min(gathered_, problem.source.num_rows());
-    scratch_ = std::make_unique_for_overwrite<T[]>(size * problem.dim());
+    if (!problem.in_memory) scratch_ = std::make_unique_for_overwrite<T[]>(size * problem.dim());
     distances_.resize(size);
     values_.resize(problem.needs_values() ? size : 0);
   }
@@ -57,7 +59,8 @@ class GatheredRows {
     auto assign_block = [&](int64_t task, int worker) {
       const int64_t first = task * block_, size = std::min(block_, count - first);
       int64_t stride = dim;
-      const T* x = problem_.source.rows(begin + first, size, scratch_.get() + first * dim, &stride);
+      T* copied = problem_.in_memory ? nullptr : scratch_.get() + first * dim;
+      const T* x = problem_.source.rows(begin + first, size, copied, &stride);
       if (task == 0) {  // the others follow it, in the matrix or in scratch_
         gathered->x = x;
         gathered->x_stride = stride;

@@ -68,11 +68,11 @@ void finish_quantised(const Sums& total, int64_t clusters, int64_t dim) {
 
 template <typename C, typename T>
 Status run_with(const RowSource<T>& source, const Codebook& codebook, const LloydStepArgs& args,
-                int kind, TierCounts* tiers) {
+                int kind, bool in_memory, TierCounts* tiers) {
   const CentroidsAs<C> centroids(args.centroids);
   const auto& kernel = kernel_of(kernels(), static_cast<const T*>(nullptr), centroids.data());
   const StepProblem<T, C> problem = {args,   source, codebook, centroids.data(), centroids.stride(),
-                                     kernel, kind};
+                                     kernel, kind,   in_memory};
 
   const int64_t clusters = problem.clusters(), size = clusters * problem.dim();
   Sums total;
@@ -106,16 +106,17 @@ const RowSource<T>& base_of(const RowSource<T>& source) {
 }
 
 template <typename T>
-Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, TierCounts* tiers) {
+Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, bool in_memory,
+           TierCounts* tiers) {
   Codebook codebook;
   const bool keep_values = args.metric != Metric::euclidean;  // for the assigner's values
   CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, keep_values));
   if constexpr (std::is_same_v<T, float>) {
     if (args.centroids.dtype != DType::f64) {
-      return run_with<float>(source, codebook, args, kind, tiers);
+      return run_with<float>(source, codebook, args, kind, in_memory, tiers);
     }
   }
-  return run_with<double>(source, codebook, args, kind, tiers);
+  return run_with<double>(source, codebook, args, kind, in_memory, tiers);
 }
 
 Status check_outputs(const char* op, const LloydStepArgs& args, int64_t rows, int64_t dim) {
@@ -134,9 +135,11 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
   CMIM_RETURN_IF_ERROR(check_outputs(op, args, x.rows, x.cols));
   return kernel_call(op, [&] {
     const int kind = args.weights ? kWeighted : kPlain;
+    const bool in_memory = x.dtype == DType::f32 || x.dtype == DType::f64;
     Status status;
-    const bool known = visit_matrix_rows(
-        x, [&](const auto& source) { status = run(base_of(source), args, kind, tiers); });
+    const bool known = visit_matrix_rows(x, [&](const auto& source) {
+      status = run(base_of(source), args, kind, in_memory, tiers);
+    });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);
     return status;
   });
@@ -154,7 +157,7 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
     const bool quantised = images.dtype == DType::u8 && largest <= kLargestQuantised &&
                            largest * static_cast<double>(source.num_rows()) < kLargestSum;
     const RowSource<float>& rows = source;
-    return run(rows, args, quantised ? kQuantised : kPlain, tiers);
+    return run(rows, args, quantised ? kQuantised : kPlain, false, tiers);
   });
 }
 

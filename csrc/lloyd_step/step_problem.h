@@ -34,6 +34,7 @@ struct StepProblem {
   int64_t centroid_stride;
   const AccumulateKernel<T, C>& kernel;
   int kind;
+  bool in_memory;  // the source's rows are not copied
 
   int64_t clusters() const { return args.centroids.rows; }
   int64_t dim() const { return args.centroids.cols; }

@@ -90,7 +90,8 @@ class WorkerSums {
         : groups(problem.clusters()),
           distances(block),
           values(problem.needs_values() ? block : 0),
-          scratch(std::make_unique_for_overwrite<T[]>(block * problem.dim())),
+          scratch(problem.in_memory ? nullptr
+                                    : std::make_unique_for_overwrite<T[]>(block * problem.dim())),
           sums(problem.clusters() * problem.dim()),
           weighted_counts(problem.args.weights ? problem.clusters() : 0, 0.0),
           counts(problem.args.weights ? 0 : problem.clusters(), 0) {
@@ -132,7 +133,7 @@ class WorkerSums {
     double squares[kDistanceSums * kDistanceLanes] = {};
     Upcoming upcoming;
     const int64_t next = std::min(block_, end - begin - count);
-    if (x != own.scratch.get() && next > 0) {
+    if (problem_.in_memory && next > 0) {
       upcoming = {reinterpret_cast<const char*>(x + count * stride),
                   reinterpret_cast<const char*>(x + (count + next - 1) * stride + dim)};
     }
