@@ -59,16 +59,15 @@ class SeedDistances:
         # With u = eps / 2 and g = D u, in any order of summation: x.c errs by at most g |x||c|,
         # each squared norm by g of itself, the direct form by g |x - c|^2 <= 2 g (|x|^2 + |c|^2).
         # Together 4 g = 2 D eps times the sum of the squared norms; 16 covers the few roundings
-        # left.
-        slack = 2 * (self._rows.dim + 16) * float(np.finfo(c.dtype).eps)
+        # left. A row stays with its seed where (1 - slack) (|x|^2 + |c|^2) - 2 x.c >= closest.
+        kept = 0.5 - (self._rows.dim + 16) * float(np.finfo(c.dtype).eps)
         found: list[list[Nearer]] = [[] for _ in seeds]
         for (start, block), x_norms in zip(self._passes(), self._squared_norms, strict=True):
             x = block.numpy()
             closest = self.closest[start : start + len(x)]
-            scale = x_norms[:, None] + c_norms[None]
-            lowest = scale - 2 * (x @ c.T) - slack * scale
-            for number, candidates in enumerate((~(lowest >= closest[:, None])).T):
-                index = np.flatnonzero(candidates)
+            reach = (kept * x_norms - 0.5 * closest).astype(c.dtype)
+            for number, products in enumerate(c @ x.T):
+                index = np.flatnonzero(~(products <= reach + kept * c_norms[number]))
                 distance = _direct(x, c[number], index)
                 better = distance < closest[index]
                 found[number].append((start + index[better], distance[better]))
