@@ -19,7 +19,7 @@ constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the fir
 constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
 
 int64_t chunk_tiles(const Codebook& book) {
-  const int64_t bytes = std::max<int64_t>(1, book.kernel->tile_bytes(book.dim));
+  const int64_t bytes = std::max<int64_t>(1, book.kernel->tile_bytes(book.filter_dim()));
   const int64_t tiles = std::min(kChunkBytes / bytes, kMaxChunkColumns / book.kernel->tile);
   return std::max<int64_t>(2, tiles / 2 * 2);
 }
@@ -42,46 +42,87 @@ Assigner<T>::Assigner(const Codebook& codebook)
   const int64_t rows = block_rows(book_);
   packed_.resize(rows * row_bytes_);
   if constexpr (!std::is_same_v<T, float>) {
-    single_.resize(rows * book_.dim);
+    single_.resize(book_.kernel->strip_rows * book_.dim);
     zeros_.resize(book_.dim);
+  }
+  if (book_.projection.size) {
+    projected_.resize(rows * book_.kernel->row_bytes(book_.projection.size));
+    coordinates_.resize(book_.kernel->strip_rows * book_.projection.parts * book_.projection.size);
+    zeros_.resize(std::max(book_.dim, book_.projection.size));
   }
   norm2_.resize(rows);
   error2_.resize(rows);
   filterable_.resize(rows);
 }
 
+// Rows [first, first + count) of the block to the filter's format.
 template <typename T>
-void Assigner<T>::load(const T* rows, int64_t stride, int64_t count) {
+void Assigner<T>::load(const T* rows, int64_t stride, int64_t first, int64_t count) {
   const float scale = book_.row_scale();
+  char* packed = packed_.data() + first * row_bytes_;
+  float *norm2 = norm2_.data() + first, *error2 = error2_.data() + first;
+  rows += first * stride;
   if constexpr (std::is_same_v<T, float>) {
-    book_.kernel->pack_rows(rows, stride, count, book_.centre.data(), scale, book_.dim,
-                            packed_.data(), row_bytes_, norm2_.data(), error2_.data());
+    book_.kernel->pack_rows(rows, stride, count, book_.centre.data(), scale, book_.dim, packed,
+                            row_bytes_, norm2, error2);
   } else {
     for (int64_t r = 0; r < count; ++r) {
-      const T* row = rows + r * stride;
       float* to = single_.data() + r * book_.dim;
       for (int64_t d = 0; d < book_.dim; ++d) {
-        to[d] = static_cast<float>((row[d] - book_.centre[d]) * scale);
+        to[d] = static_cast<float>((rows[r * stride + d] - book_.centre[d]) * scale);
       }
     }
     book_.kernel->pack_rows(single_.data(), book_.dim, count, zeros_.data(), 1.0f, book_.dim,
-                            packed_.data(), row_bytes_, norm2_.data(), error2_.data());
+                            packed, row_bytes_, norm2, error2);
   }
   for (int64_t r = 0; r < count; ++r) {
-    filterable_[r] = norm2_[r] < kMaxRowNorm2;  // false for Inf and NaN
-    sweep_.row(r) = row_bounds(norm2_[r], error2_[r], book_.dim);
+    filterable_[first + r] = norm2[r] < kMaxRowNorm2;  // false for Inf and NaN
+    sweep_.row(first + r) = row_bounds(norm2[r], error2[r], book_.dim);
+  }
+  if (book_.projection.size) project(first, count);
+}
+
+// A strip of packed rows to packed coordinates in the projection's subspace.
+template <typename T>
+void Assigner<T>::project(int64_t first, int64_t count) {
+  const FilterKernel& kernel = *book_.kernel;
+  const Projection& p = book_.projection;
+  const int64_t stride = p.parts * p.size, row_bytes = kernel.row_bytes(p.size);
+  float *y = coordinates_.data(), *norm2 = norm2_.data() + first, *error2 = error2_.data() + first;
+  kernel.scores(packed_.data() + first * row_bytes_, row_bytes_, count, p.panels.data(),
+                p.zero_bias.data(), p.parts * p.tiles, book_.dim, y, stride, nullptr, 0);
+  for (int64_t r = 0; p.parts == 2 && r < count; ++r) {
+    float* high = y + r * stride;
+    for (int64_t k = 0; k < p.size; ++k) high[k] += high[p.size + k];
+  }
+  kernel.pack_rows(y, stride, count, zeros_.data(), 1.0f, p.size,
+                   projected_.data() + first * row_bytes, row_bytes, norm2, error2);
+  const float root = std::sqrt(static_cast<float>(p.size));
+  const float relative = p.rounding + p.skew +
+                         1.05f * (score_error(kernel.format, book_.dim).dot * root + 0x1p-23f);
+  for (int64_t r = 0; r < count; ++r) {
+    sweep_.row(first + r) =
+        projected_bounds(sweep_.row(first + r), norm2[r], error2[r], p.size, relative);
   }
 }
 
 template <typename T>
-void Assigner<T>::filter(int64_t count) {
+void Assigner<T>::filter(const T* rows, int64_t stride, int64_t count) {
   const FilterKernel& kernel = *book_.kernel;
+  const int64_t dim = book_.filter_dim(), row_bytes = kernel.row_bytes(dim);
+  const char* operands = book_.projection.size ? projected_.data() : packed_.data();
+  const int64_t strip_bytes = kernel.strip_rows * stride * static_cast<int64_t>(sizeof(T));
   kernel.enter();
-  sweep_.run(count, [&](int64_t row, int64_t rows, int64_t tile, int64_t tiles, float* out,
-                        int64_t stride) {
-    kernel.scores(packed_.data() + row * row_bytes_, row_bytes_, rows, book_.panel(tile),
-                  book_.columns.bias.data() + tile * kernel.tile, tiles, book_.dim, out, stride);
-  });
+  sweep_.run(
+      count, [&](int64_t first, int64_t n) { load(rows, stride, first, n); },
+      [&](int64_t first, int64_t n, int64_t tile, int64_t tiles, float* out, int64_t out_stride,
+          bool rows_follow) {
+        // The strip after this one, or the first one of the block that probably comes next.
+        const char* ahead = reinterpret_cast<const char*>(rows + (first + n) * stride);
+        kernel.scores(operands + first * row_bytes, row_bytes, n, book_.panel(tile),
+                      book_.columns.bias.data() + tile * kernel.tile, tiles, dim, out, out_stride,
+                      ahead, rows_follow && stride < 2 * book_.dim ? strip_bytes : 0);
+      });
   kernel.leave();
 }
 
@@ -90,8 +131,7 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
                          double* value) {
   const bool can_win = book_.entries() > 0;
   if (can_win) {
-    load(rows, stride, count);
-    filter(count);
+    filter(rows, stride, count);
   }
   for (int64_t r = 0; r < count; ++r) {
     const T* row = rows + r * stride;

@@ -27,15 +27,18 @@ class Assigner {
   TierCounts tiers;
 
  private:
-  void load(const T* rows, int64_t stride, int64_t count);
-  void filter(int64_t count);
+  void load(const T* rows, int64_t stride, int64_t first, int64_t count);
+  void project(int64_t first, int64_t count);
+  void filter(const T* rows, int64_t stride, int64_t count);
   int32_t nearest(const T* row, int64_t block_row);
 
   const Codebook& book_;
   int64_t row_bytes_;
   Sweep sweep_;
   Decider<T> decider_;
-  AlignedVector<char> packed_;  // rows as the filter reads them
+  AlignedVector<char> packed_;    // rows as the filter reads them
+  AlignedVector<char> projected_;  // ... or their coordinates
+  AlignedVector<float> coordinates_;
   std::vector<float> single_;   // float64 rows in float32, on their way there
   std::vector<float> zeros_, norm2_, error2_;
   std::vector<char> filterable_;

@@ -1,6 +1,7 @@
 #include "assign/certificate.h"
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 
 namespace clustermim {
@@ -10,7 +11,13 @@ constexpr float kUnit = 0x1p-24f;
 // The formulas below are evaluated in float32 themselves: a few roundings each, covered by these.
 constexpr float kMore = 1.0f + 0x1p-18f;
 
+std::atomic<bool> margins_count{true};
+
 }  // namespace
+
+void set_certified(bool certified) {
+  margins_count.store(certified, std::memory_order_relaxed);
+}
 
 ScoreError score_error(Format format, int64_t dim) {
   const float d = static_cast<float>(dim);
@@ -42,31 +49,48 @@ RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   return row;
 }
 
+RowBounds projected_bounds(const RowBounds& x, float y_norm2, float y_error2, int64_t size,
+                           float relative) {
+  RowBounds row = row_bounds(y_norm2, y_error2, size);
+  const float rounded = row.residual, computed = kMore * relative * x.norm;
+  row.residual = kMore * (x.residual + rounded + computed);
+  // |P xr| is at least |yr| less what separates the two; Pythagoras gives the rest of xr.
+  const float inside =
+      std::max(0.0f, row.norm * (1.0f - 1e-5f) - kMore * (rounded + computed));
+  const float rest2 = x.norm * x.norm * (1.0f + 0x1p-21f) - inside * inside * (1.0f - 0x1p-21f);
+  row.outside = kMore * (std::sqrt(std::max(0.0f, rest2)) + x.residual);
+  return row;
+}
+
 void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bounds,
                 int32_t segment, const RowBounds* rows, const float* best, const int32_t* owner,
                 int64_t count, float* threshold) {
   const SegmentBounds s = bounds[segment];
+  const float counts = margins_count.load(std::memory_order_relaxed) ? 1.0f : 0.0f;
   for (int64_t r = 0; r < count; ++r) {
     const SegmentBounds b = bounds[owner[r]];
     const RowBounds row = rows[r];
-    const float scores =
-        1.01f * (error.dot * row.norm * (s.norm + b.norm) + error.bias * (s.bias + b.bias)) +
-        2.0f * error.underflow;
+    const float scores = 1.01f * (error.dot * row.norm * (s.norm + b.norm) +
+                                  error.bias * (s.bias + b.bias)) +
+                         2.0f * error.underflow + s.constant + b.constant;
     float margin;
     if (metric == Metric::euclidean) {
-      // Distances of rounded points: the triangle inequality.
-      const float slack = s.residual + b.residual + 2.0f * row.residual;
+      // Distances of rounded points: the triangle inequality inside the subspace (the whole space
+      // without a projection), Cauchy-Schwarz outside of it.
       const float square = row.norm * row.norm, twice = 2.0f * best[r];
-      const float distance2 =
-          square - twice + 2.0f * scores + 0x1p-21f * (square + std::abs(twice));
-      const float distance = std::sqrt(std::max(distance2, 0.0f));
-      margin = scores + slack * (distance + 0.5f * slack);
+      const float distance2 = std::max(
+          0.0f, square - twice + 2.0f * scores + 0x1p-21f * (square + std::abs(twice)));
+      const float slack_b = b.residual + row.residual, slack_s = s.residual + row.residual;
+      const float extra = slack_b * (2.0f * std::sqrt(distance2) + slack_b) +
+                          2.0f * row.outside * (b.outside + s.outside);
+      const float reach = std::sqrt(distance2 + extra);
+      margin = scores + 0.5f * extra + slack_s * (reach + 0.5f * slack_s);
     } else {
       // Cauchy-Schwarz: x'.c' - xr.cr = xr.(c' - cr) + (x' - xr).c'.
       margin = scores + row.norm * (s.residual + b.residual) +
                row.residual * (s.norm + s.residual + b.norm + b.residual);
     }
-    threshold[r] = best[r] - kMore * margin - 0x1p-22f * std::abs(best[r]);
+    threshold[r] = best[r] - counts * (kMore * margin + 0x1p-22f * std::abs(best[r]));
   }
 }
 

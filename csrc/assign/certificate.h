@@ -13,6 +13,8 @@ struct SegmentBounds {
   float residual = 0.0f;  // |c' - cr|
   float norm = 0.0f;      // |cr|
   float bias = 0.0f;      // |bias|
+  float outside = 0.0f;   // with a projection: |c'| outside of the subspace
+  float constant = 0.0f;  // ... and the error of the bias beyond rounding
 };
 
 // |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow: equations (6) and (7).
@@ -21,12 +23,22 @@ struct ScoreError {
 };
 ScoreError score_error(Format format, int64_t dim);
 
+// false: every margin is zero and ids are those of the rounded scores. For measuring what the
+// certificate costs; never otherwise.
+void set_certified(bool certified);
+
 // Upper bounds on a row's rounding, from the float32 sums that the filter measured.
 struct RowBounds {
   float norm;      // |xr|
   float residual;  // |x' - xr|
+  float outside = 0.0f;  // with a projection: |x'| outside of the subspace
 };
 RowBounds row_bounds(float norm2, float error2, int64_t dim);
+
+// The same for a row's coordinates y in a subspace: `x` bounds the row itself, `relative` times
+// |xr| bounds the error of y before it was rounded.
+RowBounds projected_bounds(const RowBounds& x, float y_norm2, float y_error2, int64_t size,
+                           float relative);
 
 // For `count` rows whose best score so far is best[r], found in the segment with bounds[owner[r]]:
 // threshold[r] below which a column of the segment `bounds[segment]` cannot be the nearest.

@@ -12,6 +12,7 @@ namespace clustermim {
 namespace {
 
 constexpr int64_t kRowsPerTask = 64;
+constexpr double kMostOutside = 0.02;  // of the centroids' squared norms, for a projection to pay
 
 typedef float Vec4 __attribute__((vector_size(16)));
 
@@ -86,7 +87,8 @@ const double* Codebook::value(int64_t entry, double* scratch) const {
   return scratch;
 }
 
-Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads, bool keep_values) {
+Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads, bool keep_values,
+                         int64_t num_rows) {
   metric = which;
   dim = centroids.cols;
   CMIM_RETURN_IF_ERROR(read(centroids, threads, keep_values));
@@ -94,7 +96,7 @@ Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads,
   kernel = &filter_for(current_isa());
   if (entries() == 0) return Status();
   choose_centre();
-  return pack(threads);
+  return pack(threads, num_rows);
 }
 
 Status Codebook::read(const MatrixView& centroids, int threads, bool keep_values) {
@@ -206,7 +208,49 @@ double Codebook::filter_norm(int64_t e) const {
   return std::sqrt(sum);
 }
 
-Status Codebook::pack(int threads) {
+// Coordinates of all centroids in a subspace, when there is one that holds nearly all of them.
+Status Codebook::project(int threads, int64_t num_rows) {
+  const int64_t wanted = Projection::choose_size(kernel->format, dim, entries(), num_rows);
+  const bool alike = columns.segments.size() == 1 && columns.far_entries.empty();
+  if (metric != Metric::euclidean || !exact_float32_ || !alike || wanted == 0) return Status();
+  std::vector<float> centred(entries() * dim);
+  for (int64_t e = 0; e < entries(); ++e) {
+    for (int64_t d = 0; d < dim; ++d) centred[e * dim + d] = (row32(e)[d] - centre[d]) * scale;
+  }
+  CMIM_RETURN_IF_ERROR(projection.find(centred, entries(), dim, wanted, *kernel, threads));
+  if (projection.size == 0) return Status();
+  const int64_t size = projection.size;
+  coordinates_.resize(entries() * size);
+  CMIM_RETURN_IF_ERROR(multiply_transposed(centred.data(), entries(), projection.basis.data(), size,
+                                           dim, threads, coordinates_.data()));
+  outside2_.resize(entries());
+  double total = 0.0, left = 0.0;
+  for (int64_t e = 0; e < entries(); ++e) {
+    double norm2 = 0.0, inside2 = 0.0;
+    for (int64_t d = 0; d < dim; ++d) {
+      norm2 += static_cast<double>(centred[e * dim + d]) * centred[e * dim + d];
+    }
+    for (int64_t i = 0; i < size; ++i) {
+      inside2 += static_cast<double>(coordinates_[e * size + i]) * coordinates_[e * size + i];
+    }
+    outside2_[e] = std::max(0.0, norm2 - inside2);
+    total += norm2;
+    left += outside2_[e];
+  }
+  if (left > kMostOutside * total && projection_mode() != ProjectionMode::always) {
+    projection = Projection();
+    return Status();
+  }
+  std::vector<double> looseness(entries());
+  for (int64_t e = 0; e < entries(); ++e) looseness[e] = std::sqrt(outside2_[e]);
+  regroup_columns(looseness, columns);
+  coordinate_error_ = 1.01f * (score_error(Format::float32, dim).dot *
+                                   std::sqrt(static_cast<float>(size)) +
+                               projection.skew + 0x1p-22f);
+  return Status();
+}
+
+Status Codebook::pack(int threads, int64_t num_rows) {
   std::vector<double> filter_norms(entries());
   auto measure = [&](int64_t task, int) {
     for (int64_t e = task * kRowsPerTask; e < std::min(entries(), (task + 1) * kRowsPerTask); ++e) {
@@ -218,27 +262,60 @@ Status Codebook::pack(int threads) {
   const double usual = choose_columns(filter_norms, kernel->tile, columns);
   scale = metric == Metric::cosine ? 1.0f : static_cast<float>(usual);
   columns.metric = metric;
-  columns.error = score_error(kernel->format, dim);
+  CMIM_RETURN_IF_ERROR(project(threads, num_rows));
+  columns.error = score_error(kernel->format, filter_dim());
+  if (projection.size) columns.outside.assign(columns.size(), 0.0f);
 
-  const int64_t tile = kernel->tile, row_bytes = kernel->row_bytes(dim);
-  panels.resize(columns.size() / tile * kernel->tile_bytes(dim));
+  const int64_t tile = kernel->tile, row_bytes = kernel->row_bytes(filter_dim());
+  const int64_t tile_bytes = kernel->tile_bytes(filter_dim());
+  panels.resize(columns.size() / tile * tile_bytes);
   std::vector<float> lengths(columns.size(), 0.0f);
+  std::vector<float> constants(columns.size(), 0.0f);
   auto pack_tile = [&](int64_t t, int) {
     AlignedVector<char> rows(tile * row_bytes, 0);
-    std::vector<float> single(dim);
     for (int64_t j = 0; j < tile; ++j) {
-      if (columns.entry_of[t * tile + j] < 0) continue;
-      pack_column(t * tile + j, rows.data() + j * row_bytes, single, lengths);
+      const int64_t column = t * tile + j;
+      if (columns.entry_of[column] < 0) continue;
+      char* packed = rows.data() + j * row_bytes;
+      if (projection.size) {
+        pack_coordinates(column, packed, lengths, constants);
+      } else {
+        pack_column(column, packed, lengths);
+      }
     }
-    kernel->pack_tile(rows.data(), row_bytes, dim, panels.data() + t * kernel->tile_bytes(dim));
+    kernel->pack_tile(rows.data(), row_bytes, filter_dim(), panels.data() + t * tile_bytes);
   };
   CMIM_RETURN_IF_ERROR(parallel_for(threads, columns.size() / tile, pack_tile));
   bound_segments(lengths, columns);
+  if (projection.size) {
+    for (SegmentBounds& b : columns.bounds) {
+      b.constant = *std::max_element(constants.begin(), constants.end());
+    }
+  }
   return Status();
 }
 
-void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& single,
-                           std::vector<float>& lengths) {
+void Codebook::pack_coordinates(int64_t column, char* packed, std::vector<float>& lengths,
+                                std::vector<float>& constants) {
+  const int64_t e = columns.entry_of[column], size = projection.size;
+  const std::vector<float> zeros(size, 0.0f);
+  float norm2 = 0.0f, error2 = 0.0f;
+  kernel->pack_rows(coordinates_.data() + e * size, size, 1, zeros.data(), 1.0f, size, packed,
+                    kernel->row_bytes(size), &norm2, &error2);
+  const RowBounds rounded = row_bounds(norm2, error2, size);
+  // |c'| from its parts; the coordinates' own error moves length between them.
+  const double inside2 = kernel->norm2(packed, size);
+  const double length = std::sqrt(norm2 + outside2_[e]) * 1.0001 + 1.01 * rounded.residual;
+  const double moved = 2.02 * coordinate_error_ * length * length;
+  lengths[column] = rounded.norm;
+  columns.residual[column] =
+      rounded.residual + coordinate_error_ * static_cast<float>(length) * 1.001f;
+  columns.outside[column] = static_cast<float>(std::sqrt(outside2_[e] + moved) * 1.0001);
+  columns.bias[column] = static_cast<float>(-0.5 * (inside2 + outside2_[e]));
+  constants[column] = static_cast<float>(0.5 * moved * 1.0001);
+}
+
+void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& lengths) {
   const int64_t e = columns.entry_of[column], row_bytes = kernel->row_bytes(dim);
   const double factor = metric == Metric::cosine ? (norms[e] > 0.0 ? 1.0 / norms[e] : 0.0)
                                                  : static_cast<double>(scale);
@@ -249,6 +326,7 @@ void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& sin
                       &error2);
   } else {
     std::vector<double> scratch(dim);
+    std::vector<float> single(dim);
     const double* v = value(e, scratch.data());
     for (int64_t d = 0; d < dim; ++d) {
       single[d] = static_cast<float>((v[d] - centre[d]) * factor);

@@ -7,6 +7,7 @@
 #include "assign/columns.h"
 #include "assign/filter.h"
 #include "assign/metric.h"
+#include "assign/projection.h"
 #include "core/aligned_vector.h"
 #include "core/status.h"
 
@@ -15,8 +16,10 @@ namespace clustermim {
 class Codebook {
  public:
   // Reads `centroids` [K, D]; K >= 1, and keeps the view. Allocates O(K * D), freed with the
-  // object. keep_values: fill `values` whatever the dtype.
-  Status prepare(const MatrixView& centroids, Metric metric, int threads, bool keep_values = true);
+  // object. keep_values: fill `values` whatever the dtype. num_rows: how many rows will be asked
+  // for; with enough of them more preparation pays.
+  Status prepare(const MatrixView& centroids, Metric metric, int threads, bool keep_values = true,
+                 int64_t num_rows = 0);
 
   int64_t dim = 0;
   Metric metric = Metric::euclidean;
@@ -30,6 +33,7 @@ class Codebook {
   const FilterKernel* kernel = nullptr;
   std::vector<float> centre;  // [D], zero unless euclidean
   float scale = 1.0f;         // a power of two, of centroids and (euclidean) of rows
+  Projection projection;      // of size 0: scores are products of whole rows
   Columns columns;
   AlignedVector<char> panels;  // [tiles, kernel->tile_bytes]
 
@@ -42,16 +46,21 @@ class Codebook {
   const float* row32(int64_t entry) const { return rows32_ + ids[entry] * stride32_; }
 
   float row_scale() const { return metric == Metric::euclidean ? scale : 1.0f; }
-  const char* panel(int64_t tile) const { return panels.data() + tile * kernel->tile_bytes(dim); }
+  int64_t filter_dim() const { return projection.size ? projection.size : dim; }
+  const char* panel(int64_t tile) const {
+    return panels.data() + tile * kernel->tile_bytes(filter_dim());
+  }
 
  private:
   Status read(const MatrixView& centroids, int threads, bool keep_values);
   void choose_entries();
   void choose_centre();
   double filter_norm(int64_t entry) const;
-  Status pack(int threads);
-  void pack_column(int64_t column, char* packed, std::vector<float>& single,
-                   std::vector<float>& lengths);
+  Status project(int threads, int64_t num_rows);
+  Status pack(int threads, int64_t num_rows);
+  void pack_column(int64_t column, char* packed, std::vector<float>& lengths);
+  void pack_coordinates(int64_t column, char* packed, std::vector<float>& lengths,
+                        std::vector<float>& constants);
 
   const float* rows32_ = nullptr;  // the caller's matrix, or copied_
   int64_t stride32_ = 0;
@@ -59,6 +68,9 @@ class Codebook {
   AlignedVector<float> copied_;
   std::vector<char> finite_;
   std::vector<float> keys_;
+  std::vector<float> coordinates_;  // [entries, projection.size]
+  std::vector<double> outside2_;    // [entries] |c'|^2 outside of the subspace
+  float coordinate_error_ = 0.0f;   // of coordinates_, relative to |c'|
 };
 
 }  // namespace clustermim

@@ -21,7 +21,8 @@ struct Columns {
   std::vector<SegmentBounds> bounds;  // [segments]
   ScoreError error;
   std::vector<int32_t> entry_of;     // [columns], -1 for padding
-  std::vector<float> residual;       // [columns] upper bounds on |c' - cr|
+  // [columns] upper bounds, as in SegmentBounds; outside is empty without a projection
+  std::vector<float> residual, outside;
   AlignedVector<float> bias;         // [columns]; padding is far below any score
   std::vector<int32_t> far_entries;  // beyond the filter's range: candidates of every row
 
@@ -30,12 +31,16 @@ struct Columns {
 
 constexpr float kNeverWins = -0x1p126f;  // below any score: |xr| < 2^60 (Assigner), |cr| < 2^41
 
-// Gives every entry whose norm (times `scale`) is within range a column: `filter_norms` [entries],
-// NaN or infinite for an entry that must stay out. Fills tile, segments, entry_of and far_entries,
-// sizes the rest, and returns the power of two that brings a usual norm near one.
+// Gives every entry whose norm (times the scale returned) is within range a column: `filter_norms`
+// [entries], NaN or infinite for an entry that must stay out. Fills tile, segments, entry_of and
+// far_entries, sizes the rest, and returns the power of two that brings a usual norm near one.
 double choose_columns(const std::vector<double>& filter_norms, int tile, Columns& columns);
 
-// bounds from residual, lengths [columns] (upper bounds on |cr|) and bias.
+// Columns for all entries again, those whose `looseness` (of their bounds) is alike together.
+void regroup_columns(const std::vector<double>& looseness, Columns& columns);
+
+// bounds (but for `constant`) from residual, outside, lengths [columns] (upper bounds on |cr|) and
+// bias.
 void bound_segments(const std::vector<float>& lengths, Columns& columns);
 
 }  // namespace clustermim

@@ -58,8 +58,10 @@ struct FilterKernel {
 
   // Scores of `count` <= strip_rows rows against `tiles` tiles: out [count, tiles * tile].
   // Rows up to strip_rows must be readable and `out` writable for them. bias: [tiles * tile].
+  // `ahead`: memory that is read next, asked for along the way when the kernel leaves room for it.
   void (*scores)(const void* rows, int64_t row_bytes, int64_t count, const void* panels,
-                 const float* bias, int64_t tiles, int64_t dim, float* out, int64_t out_stride);
+                 const float* bias, int64_t tiles, int64_t dim, float* out, int64_t out_stride,
+                 const char* ahead, int64_t ahead_bytes);
 
   ScanKernel scan;
 

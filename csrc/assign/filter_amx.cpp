@@ -71,12 +71,21 @@ void pack_tile(const void* rows, int64_t row_bytes, int64_t dim, void* tile) {
 }
 
 void scores(const void* rows, int64_t row_bytes, int64_t, const void* panels, const float* bias,
-            int64_t tiles, int64_t dim, float* out, int64_t out_stride) {
+            int64_t tiles, int64_t dim, float* out, int64_t out_stride, const char* ahead,
+            int64_t ahead_bytes) {
   const int64_t steps = (dim + kStep - 1) / kStep, panel_bytes = steps * kTileBytes;
   const int64_t stride = out_stride * 4;
   const char* upper = static_cast<const char*>(rows);
   const char* lower = upper + 16 * row_bytes;
   const char* panel = static_cast<const char*>(panels);
+  const int64_t all_steps = (tiles + 1) / 2 * steps;
+  const int64_t each = (ahead_bytes + all_steps * 64 - 1) / (all_steps * 64 + 1) * 64;
+  const char* ahead_end = ahead + ahead_bytes;
+  auto fetch = [&]() __attribute__((always_inline)) {
+    for (const char* to = ahead + each; ahead < to && ahead < ahead_end; ahead += 64) {
+      _mm_prefetch(ahead, _MM_HINT_T1);
+    }
+  };
   int64_t t = 0;
   for (; t + 2 <= tiles; t += 2, panel += 2 * panel_bytes) {
     const float* b = bias + t * 16;
@@ -92,6 +101,7 @@ void scores(const void* rows, int64_t row_bytes, int64_t, const void* panels, co
       CMIM_TILE_DOT_BF16(1, 4, 7);
       CMIM_TILE_LOAD(5, lower + s * 64, row_bytes);
       CMIM_TILE_DOT_BF16(2, 5, 6);
+      fetch();
       CMIM_TILE_DOT_BF16(3, 5, 7);
     }
     float* o = out + t * 16;

@@ -64,6 +64,7 @@ bool Sweep::take_candidates(int64_t r, std::vector<int32_t>& entries) {
     }
     SegmentBounds b = columns_.bounds[s];
     b.residual = columns_.residual[column];
+    if (!columns_.outside.empty()) b.outside = columns_.outside[column];
     return b;
   };
   SegmentBounds pair[2] = {own_bounds(columns[first]), {}};

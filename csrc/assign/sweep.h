@@ -21,21 +21,25 @@ class Sweep {
   // The bounds of row r of the block, set before `run`.
   RowBounds& row(int64_t r) { return rows_[r]; }
 
-  // `scores(first_row, count, first_tile, tiles, out, out_stride)` writes the scores of a strip
-  // against a chunk: out [strip_rows, tiles * tile].
-  template <typename Scores>
-  void run(int64_t count, Scores&& scores) {
+  // `load(first_row, count)` makes a strip ready and sets its `row` bounds; called once a strip,
+  // right before its first scores. `scores(first_row, count, first_tile, tiles, out, out_stride)`
+  // writes the scores of a strip against a chunk: out [strip_rows, tiles * tile].
+  template <typename Load, typename Scores>
+  void run(int64_t count, Load&& load, Scores&& scores) {
     start(count);
+    bool first = true;
     for (size_t s = 0; s < columns_.segments.size(); ++s) {
       const Segment& segment = columns_.segments[s];
       for (int64_t t = 0; t < segment.tiles; t += chunk_tiles_) {
         const int64_t tiles = chunk_tiles_ < segment.tiles - t ? chunk_tiles_ : segment.tiles - t;
         for (int64_t r = 0; r < count; r += strip_rows_) {
           const int64_t rows = strip_rows_ < count - r ? strip_rows_ : count - r;
-          scores(r, rows, segment.first_tile + t, tiles, scores_.data(), stride_);
+          if (first) load(r, rows);
+          scores(r, rows, segment.first_tile + t, tiles, scores_.data(), stride_, first);
           search(r, rows, (segment.first_tile + t) * columns_.tile, tiles * columns_.tile,
                  static_cast<int32_t>(s));
         }
+        first = false;
       }
     }
   }

@@ -5,6 +5,8 @@
 #include <string>
 #include <vector>
 
+#include "assign/certificate.h"
+#include "assign/projection.h"
 #include "bindings/raise_status.h"
 #include "core/build_info.h"
 #include "core/cpu_features.h"
@@ -49,4 +51,16 @@ PYBIND11_MODULE(_core, m) {
   m.def(
       "set_isa", [](const std::string& name) { bindings::raise_if_error(set_isa(name.c_str())); },
       py::kw_only(), py::arg("name"));
+  m.def("set_certified", &set_certified, py::kw_only(), py::arg("certified"));
+  m.def(
+      "set_projection",
+      [](const std::string& when) {
+        if (when != "auto" && when != "always" && when != "never") {
+          throw py::value_error("when must be auto, always or never, got '" + when + "'");
+        }
+        set_projection_mode(when == "always"  ? ProjectionMode::always
+                            : when == "never" ? ProjectionMode::never
+                                              : ProjectionMode::automatic);
+      },
+      py::kw_only(), py::arg("when"));
 }

@@ -13,7 +13,7 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, rows > 0));
   return kernel_call(op, [&] {
     Codebook codebook;
-    CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, false));
+    CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, false, rows));
     const ImageRows source(args.images);
     return assign_rows<float>(source, codebook, args.threads, args.ids, nullptr, tiers);
   });
