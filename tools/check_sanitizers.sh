@@ -10,8 +10,8 @@ for sanitizer in address thread; do
     -DCLUSTERMIM_MODULE=OFF -DCLUSTERMIM_TESTS=ON -DCLUSTERMIM_SANITIZE=$sanitizer >/dev/null
   cmake --build "$build"
   echo "--- $sanitizer sanitizer"
-  for isa in generic avx2 avx512; do
-    flag=${isa/avx512/avx512bw}
+  for isa in generic avx2 avx512 avx512_vnni amx; do
+    case $isa in avx512) flag=avx512bw ;; amx) flag=amx_bf16 ;; *) flag=$isa ;; esac
     if [ "$isa" != generic ] && ! grep -qw "$flag" /proc/cpuinfo; then
       echo "CLUSTERMIM_ISA=$isa: skipped, this machine lacks it"
       continue

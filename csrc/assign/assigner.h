@@ -36,10 +36,10 @@ class Assigner {
   int64_t row_bytes_;
   Sweep sweep_;
   Decider<T> decider_;
-  AlignedVector<char> packed_;    // rows as the filter reads them
+  AlignedVector<char> packed_;     // rows as the filter reads them
   AlignedVector<char> projected_;  // ... or their coordinates
   AlignedVector<float> coordinates_;
-  std::vector<float> single_;   // float64 rows in float32, on their way there
+  std::vector<float> single_;  // float64 rows in float32, on their way there
   std::vector<float> zeros_, norm2_, error2_;
   std::vector<char> filterable_;
   std::vector<int32_t> candidates_;

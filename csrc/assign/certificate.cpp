@@ -19,6 +19,7 @@ void set_certified(bool certified) {
   margins_count.store(certified, std::memory_order_relaxed);
 }
 
+// Equation (6) and its table.
 ScoreError score_error(Format format, int64_t dim) {
   const float d = static_cast<float>(dim);
   ScoreError e;
@@ -34,10 +35,12 @@ ScoreError score_error(Format format, int64_t dim) {
     e.dot = 1.01f * kUnit * (chain + runs + 2.0f);
     e.bias = 1.01f * kUnit * 2.0f;
   }
-  e.underflow = (4.0f * d + 128.0f) * 0x1p-126f;
+  // Every fused multiply-add and addition of a tile may flush up to 2^-126.
+  e.underflow = (d + 34.0f + 2.0f * std::ceil(d / 32.0f)) * 0x1p-126f;
   return e;
 }
 
+// Equation (1).
 RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   const float d = static_cast<float>(dim);
   // At least 16 chains of squares, then at most 40 more additions.
@@ -49,19 +52,21 @@ RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   return row;
 }
 
+// Section 3: rho and |w| of a row's coordinates.
 RowBounds projected_bounds(const RowBounds& x, float y_norm2, float y_error2, int64_t size,
                            float relative) {
   RowBounds row = row_bounds(y_norm2, y_error2, size);
   const float rounded = row.residual, computed = kMore * relative * x.norm;
   row.residual = kMore * (x.residual + rounded + computed);
   // |P xr| is at least |yr| less what separates the two; Pythagoras gives the rest of xr.
-  const float inside =
-      std::max(0.0f, row.norm * (1.0f - 1e-5f) - kMore * (rounded + computed));
+  const float sums = 2.02f * kUnit * (static_cast<float>(size) / 16.0f + 44.0f) + 0x1p-16f;
+  const float inside = std::max(0.0f, row.norm * (1.0f - sums) - kMore * (rounded + computed));
   const float rest2 = x.norm * x.norm * (1.0f + 0x1p-21f) - inside * inside * (1.0f - 0x1p-21f);
   row.outside = kMore * (std::sqrt(std::max(0.0f, rest2)) + x.residual);
   return row;
 }
 
+// Equations (9), which is (4) without a subspace, and (5).
 void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bounds,
                 int32_t segment, const RowBounds* rows, const float* best, const int32_t* owner,
                 int64_t count, float* threshold) {
@@ -70,16 +75,16 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
   for (int64_t r = 0; r < count; ++r) {
     const SegmentBounds b = bounds[owner[r]];
     const RowBounds row = rows[r];
-    const float scores = 1.01f * (error.dot * row.norm * (s.norm + b.norm) +
-                                  error.bias * (s.bias + b.bias)) +
-                         2.0f * error.underflow + s.constant + b.constant;
+    const float scores =
+        1.01f * (error.dot * row.norm * (s.norm + b.norm) + error.bias * (s.bias + b.bias)) +
+        2.0f * error.underflow + s.constant + b.constant;
     float margin;
     if (metric == Metric::euclidean) {
       // Distances of rounded points: the triangle inequality inside the subspace (the whole space
       // without a projection), Cauchy-Schwarz outside of it.
       const float square = row.norm * row.norm, twice = 2.0f * best[r];
-      const float distance2 = std::max(
-          0.0f, square - twice + 2.0f * scores + 0x1p-21f * (square + std::abs(twice)));
+      const float distance2 =
+          std::max(0.0f, square - twice + 2.0f * scores + 0x1p-21f * (square + std::abs(twice)));
       const float slack_b = b.residual + row.residual, slack_s = s.residual + row.residual;
       const float extra = slack_b * (2.0f * std::sqrt(distance2) + slack_b) +
                           2.0f * row.outside * (b.outside + s.outside);

@@ -17,7 +17,7 @@ struct SegmentBounds {
   float constant = 0.0f;  // ... and the error of the bias beyond rounding
 };
 
-// |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow: equations (6) and (7).
+// |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow: equation (6).
 struct ScoreError {
   float dot = 0.0f, bias = 0.0f, underflow = 0.0f;
 };
@@ -29,8 +29,8 @@ void set_certified(bool certified);
 
 // Upper bounds on a row's rounding, from the float32 sums that the filter measured.
 struct RowBounds {
-  float norm;      // |xr|
-  float residual;  // |x' - xr|
+  float norm;            // |xr|
+  float residual;        // |x' - xr|
   float outside = 0.0f;  // with a projection: |x'| outside of the subspace
 };
 RowBounds row_bounds(float norm2, float error2, int64_t dim);

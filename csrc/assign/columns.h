@@ -20,7 +20,7 @@ struct Columns {
   std::vector<Segment> segments;
   std::vector<SegmentBounds> bounds;  // [segments]
   ScoreError error;
-  std::vector<int32_t> entry_of;     // [columns], -1 for padding
+  std::vector<int32_t> entry_of;  // [columns], -1 for padding
   // [columns] upper bounds, as in SegmentBounds; outside is empty without a projection
   std::vector<float> residual, outside;
   AlignedVector<float> bias;         // [columns]; padding is far below any score

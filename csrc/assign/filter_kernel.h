@@ -121,8 +121,8 @@ struct Filter {
   }
 
   static void scores(const void* rows, int64_t row_bytes, int64_t count, const void* panels,
-                     const float* bias, int64_t tiles, int64_t dim, float* out,
-                     int64_t out_stride, const char*, int64_t) {
+                     const float* bias, int64_t tiles, int64_t dim, float* out, int64_t out_stride,
+                     const char*, int64_t) {
     const char* x = static_cast<const char*>(rows);
     for (int64_t t = 0; t < tiles; ++t) {
       const float* panel = static_cast<const float*>(panels) + t * dim * kColumns;

@@ -120,8 +120,8 @@ Status Projection::find(const std::vector<float>& centroids, int64_t count, int6
     std::copy_n(rows.data() + i * sample / size * dim, dim, basis.data() + i * dim);
   }
   for (int step = 0; step < 2; ++step) {
-    CMIM_RETURN_IF_ERROR(multiply_transposed(rows.data(), sample, basis.data(), size, dim, threads,
-                                             mixed.data()));
+    CMIM_RETURN_IF_ERROR(
+        multiply_transposed(rows.data(), sample, basis.data(), size, dim, threads, mixed.data()));
     const std::vector<float> mixed_t = transposed(mixed, sample, size);
     CMIM_RETURN_IF_ERROR(multiply_transposed(mixed_t.data(), size, rows_t.data(), dim, sample,
                                              threads, basis.data()));

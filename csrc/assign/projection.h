@@ -29,13 +29,13 @@ class Projection {
   Status find(const std::vector<float>& centroids, int64_t count, int64_t dim, int64_t size,
               const FilterKernel& kernel, int threads);
 
-  int64_t size = 0;                 // 0: there is none
-  std::vector<float> basis;         // [size, dim], orthonormal but for `skew`
-  float skew = 0.0f;                // upper bound on the spectral norm of basis basis^T - I
-  float rounding = 0.0f;            // upper bound on the Frobenius norm of (packed - basis)
-  AlignedVector<char> panels;       // the basis as tiles; for bfloat16 its high, then its low part
+  int64_t size = 0;            // 0: there is none
+  std::vector<float> basis;    // [size, dim], orthonormal but for `skew`
+  float skew = 0.0f;           // upper bound on the spectral norm of basis basis^T - I
+  float rounding = 0.0f;       // upper bound on the Frobenius norm of (packed - basis)
+  AlignedVector<char> panels;  // the basis as tiles; for bfloat16 its high, then its low part
   AlignedVector<float> zero_bias;
-  int64_t tiles = 0;                // of one part
+  int64_t tiles = 0;  // of one part
   int parts = 1;
 
  private:
