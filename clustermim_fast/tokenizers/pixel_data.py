@@ -111,7 +111,8 @@ class Loader:
         device: torch.device | None,
     ) -> None:
         self._stream = ImageStream(loader, settings, options.metric, device)
-        self._stream.warn_if_sequential()
+        if options.algorithm != "lloyd":  # whose passes do not depend on the order
+            self._stream.warn_if_sequential()
         self._options = options
 
     def sample(self, random: RandomState) -> MatrixRows:

@@ -110,6 +110,10 @@ def test_sorted_images_do_no_harm():
         tokenizer = PixelTokenizer.fit(loader, 10, 4, max_iter=1)
     used = [len(set(tokenizer(part).flatten().tolist())) for part in (dark, light)]
     assert min(used) >= 2
+    lloyd = {"algorithm": "lloyd", "max_iter": 3}  # takes whole passes: no order, no warning
+    ordered = PixelTokenizer.fit(loader, 10, 4, **lloyd)
+    mixed = PixelTokenizer.fit(images[torch.randperm(600)].split(50), 10, 4, **lloyd)
+    assert ordered.fingerprint() == mixed.fingerprint()
 
 
 def test_loaders(digits):
