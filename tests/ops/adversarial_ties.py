@@ -184,6 +184,45 @@ def ever_better(ask: Ask) -> Arrays:
     return x + 2.0**-8 * ask.normal(ask.n, ask.d), c
 
 
+def _few_dimensions(ask: Ask, outside: float) -> Arrays:
+    """Centroids near a subspace of a quarter of the dimensions; pairs that differ only outside of
+    it, rows that leave it along that difference."""
+    rank = max(1, ask.d // 4)
+    basis = np.linalg.qr(ask.normal(ask.d, rank))[0].T
+    pairs = (ask.k + 1) // 2
+    inside, side = ask.normal(pairs, rank) @ basis, outside * ask.normal(pairs, ask.d)
+    c = np.empty((ask.k, ask.d))
+    c[0::2], c[1::2] = (inside + side)[: len(c[0::2])], (inside - side)[: len(c[1::2])]
+    which = np.arange(ask.n) % pairs
+    far = ask.rng.choice([0.0, 1.0, 100.0], (ask.n, 1)) * ask.normal(ask.n, ask.d)
+    far -= (far @ basis.T) @ basis
+    along = np.ldexp(ask.rng.choice([-1.0, 1.0], (ask.n, 1)), -ask.rng.integers(0, 20, (ask.n, 1)))
+    between = (far * side[which]).sum(1) / np.maximum(np.square(side[which]).sum(1), 1e-300)
+    far -= between[:, None] * side[which]  # as near to one as to the other, before the last step
+    return inside[which] + far + along * side[which], c
+
+
+@generator
+def few_dimensions(ask: Ask) -> Arrays:
+    return _few_dimensions(ask, 2.0**-4)
+
+
+@generator
+def very_few_dimensions(ask: Ask) -> Arrays:
+    return _few_dimensions(ask, 2.0**-12)
+
+
+@generator
+def around_few_dimensions(ask: Ask) -> Arrays:
+    """The same kind of centroids, rows between two of them: some decided at once, some not."""
+    basis = np.linalg.qr(ask.normal(ask.d, max(1, ask.d // 4)))[0].T
+    c = ask.normal(ask.k, len(basis)) @ basis + 2.0**-8 * ask.normal(ask.k, ask.d)
+    near, other = ask.rows_of(c), c[ask.rng.integers(0, ask.k, ask.n)]
+    share = 0.5 + np.ldexp(ask.normal(ask.n, 1), -ask.rng.integers(1, 14, (ask.n, 1)))
+    around = np.ldexp(ask.normal(ask.n, ask.d), -ask.rng.integers(0, 12, (ask.n, 1)))
+    return share * near + (1 - share) * other + around, c
+
+
 @generator
 def cancelling(ask: Ask) -> Arrays:
     """Large products that cancel: the order of summation decides the last bits of a float32 sum."""

@@ -50,6 +50,16 @@ def running(path: str) -> Iterator[str]:
         core.set_isa(name="auto")
 
 
+@contextmanager
+def projecting(when: str) -> Iterator[None]:
+    """The core's filter in a subspace: ``always`` where sizes allow it, ``never``, or ``auto``."""
+    _backend.core().set_projection(when=when)
+    try:
+        yield
+    finally:
+        _backend.core().set_projection(when="auto")
+
+
 def usable_paths() -> list[str]:
     """The reference and every CPU path of this machine; an error without the compiled core."""
     paths = _backend.core().build_info()["isa_paths"]
