@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,10 +11,11 @@ import torch
 
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
-from clustermim_fast import bench, cli
-from clustermim_fast.bench import assigners, nearest_centroid
+from clustermim_fast import bench, cli, ops
+from clustermim_fast.bench import assigners, nearest_centroid, paths
 from clustermim_fast.bench.inputs import make_centroids, make_rows, read_or_make
 from clustermim_fast.bench.timing import interleave, limited_threads
+from clustermim_fast.ops import _backend
 
 SMALL = ["n=300", "d=5", "k=7", "rounds=1", "threads=1"]
 
@@ -197,6 +199,26 @@ def test_interleave_takes_turns_and_lets_the_slow_sit_out():
         methods, rounds=9, min_seconds=0, max_seconds=2.0, clock=lambda: float(next(ticks))
     )
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
+
+
+def test_switches_are_given_back():
+    """And the ids are the same on every path and without the projection."""
+    x, c = make_rows(200, 9, 6, seed=0), make_rows(6, 9, 3, seed=1)
+    expected = ops.nearest_centroid(x, c, backend="reference")
+    before = _backend.core().build_info()["isa"]
+    blocks = [
+        partial(paths.running, name) for name, s in paths.isa_paths().items() if s == "usable"
+    ]
+    if paths.projection_switchable():
+        blocks.append(paths.without_projection)
+    for block in blocks:
+        with block():
+            assert torch.equal(ops.nearest_centroid(x, c), expected)
+    assert paths.certificate_switchable()
+    with paths.uncertified():
+        assert ops.nearest_centroid(x, c).shape == (200,)
+    assert torch.equal(ops.nearest_centroid(x, c), expected)
+    assert _backend.core().build_info()["isa"] == before
 
 
 def test_threads_are_given_back():

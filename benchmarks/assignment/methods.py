@@ -14,7 +14,14 @@ from benchmarks.harness import interleave, say
 from clustermim_fast import ops
 from clustermim_fast.bench.assigners import PEERS, Peer
 from clustermim_fast.bench.nearest_centroid import SLOW_WORK, TIERS, prepare
-from clustermim_fast.bench.paths import certificate_switchable, isa_paths, running, uncertified
+from clustermim_fast.bench.paths import (
+    certificate_switchable,
+    isa_paths,
+    projection_switchable,
+    running,
+    uncertified,
+    without_projection,
+)
 
 OURS, UNCERTIFIED = "ours", "ours, uncertified"
 CERTIFIED_ONLY = "uncertified: not offered by this build of the core"
@@ -42,24 +49,19 @@ class Row:
     rescored: dict[str, float] = field(default_factory=dict)
 
 
+def inside(block: Callable[[], Any], call: Callable[[], Any]) -> Callable[[], Any]:
+    """``call`` inside the context manager that ``block()`` makes."""
+
+    def run() -> Any:
+        with block():
+            return call()
+
+    return run
+
+
 def forced(isa: str, call: Callable[[], Any]) -> Callable[[], Any]:
     """``call`` on one ISA path."""
-
-    def run() -> Any:
-        with running(isa):
-            return call()
-
-    return run
-
-
-def without_certificate(call: Callable[[], Any]) -> Callable[[], Any]:
-    """``call`` with the certificate left out."""
-
-    def run() -> Any:
-        with uncertified():
-            return call()
-
-    return run
+    return inside(partial(running, isa), call)
 
 
 def usable_isas() -> list[str]:
@@ -70,8 +72,8 @@ def usable_isas() -> list[str]:
 def our_variants(options: Any) -> dict[str, Callable[[Callable[[], Any]], Callable[[], Any]]]:
     """By name, what makes a call of ours into a call of that variant.
 
-    Ours as it chooses, each ISA path by force, and uncertified where the core can leave the
-    certificate out. Where the peers are held to an ISA ours runs that path.
+    Ours as it chooses, each ISA path by force, uncertified, and never in a subspace, as far as this
+    core has the switches. Where the peers are held to an ISA ours runs that path.
     """
     if options.held:
         return {f"{OURS}, {options.held}": partial(forced, options.held)}
@@ -80,7 +82,9 @@ def our_variants(options: Any) -> dict[str, Callable[[Callable[[], Any]], Callab
         if "all" in options.isa or isa in options.isa:
             variants[f"{OURS}, {isa}"] = partial(forced, isa)
     if certificate_switchable():
-        variants[UNCERTIFIED] = without_certificate
+        variants[UNCERTIFIED] = partial(inside, uncertified)
+    if projection_switchable():
+        variants[f"{OURS}, without projection"] = partial(inside, without_projection)
     return variants
 
 

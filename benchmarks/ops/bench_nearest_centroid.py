@@ -179,7 +179,11 @@ def main() -> int:
         runs = runs[:1]
     else:
         # The goals are about the first number of threads; the others get less time.
-        fewer = ["--sections", *(s for s in options.sections if s in ("rows", "images")), "--isa"]
+        fewer = [
+            "--sections",
+            *(s for s in options.sections if s in ("rows", "images")),
+            "--isa",
+        ]  # no path by force
         fewer += ["--rounds", str(min(2, options.rounds))]
         fewer += ["--max-seconds", str(min(2.0, options.max_seconds))]
         runs = [runs[0], *((threads, "", [*passed, *fewer]) for threads, _, _ in runs[1:])]

@@ -7,7 +7,14 @@ from contextlib import contextmanager
 
 from clustermim_fast.ops import _backend
 
-__all__ = ["certificate_switchable", "isa_paths", "running", "uncertified"]
+__all__ = [
+    "certificate_switchable",
+    "isa_paths",
+    "projection_switchable",
+    "running",
+    "uncertified",
+    "without_projection",
+]
 
 
 def isa_paths() -> dict[str, str]:
@@ -40,3 +47,19 @@ def uncertified() -> Iterator[None]:
         yield
     finally:
         core.set_certified(certified=True)
+
+
+def projection_switchable() -> bool:
+    """Whether the core scores in a subspace where that pays, and can be told not to."""
+    return hasattr(_backend.core(), "set_projection")
+
+
+@contextmanager
+def without_projection() -> Iterator[None]:
+    """Every score from all of the row's values, inside the block."""
+    core = _backend.core()
+    core.set_projection(when="never")
+    try:
+        yield
+    finally:
+        core.set_projection(when="auto")
