@@ -90,16 +90,20 @@ class FitResult:
 
 def fit(rows: Rows, settings: Settings, random: RandomState) -> FitResult:
     """Lloyd: the best of ``num_starts`` runs; mini-batch: one run from the best of that many."""
+    total = Timer()
     tol = settings.tol * rows.mean_variance()  # this pass also refuses NaN
     lloyds = settings.algorithm == "lloyd"
-    steps = settings.max_iter * (settings.num_starts if lloyds else 1)
+    runs = settings.num_starts if lloyds else 1
     with progress(
-        settings.verbose and rows.group.rank == 0, steps, f"k-means K={settings.num_clusters}"
+        settings.verbose and rows.group.rank == 0,
+        settings.max_iter * runs,
+        f"k-means K={settings.num_clusters}",
     ) as bar:
-        if not lloyds:
-            return _fit_minibatch(rows, settings, tol, random, bar)
-        runs = (_fit_lloyd(rows, settings, tol, random, bar) for _ in range(settings.num_starts))
-        return min(runs, key=lambda run: run.step.inertia)
+        one = _fit_lloyd if lloyds else _fit_minibatch
+        results = (one(rows, settings, tol, random, bar) for _ in range(runs))
+        best = min(results, key=lambda run: run.step.inertia)
+    best.report.seconds = total()
+    return best
 
 
 def initial_centers(rows: Rows, settings: Settings, random: RandomState) -> torch.Tensor:
@@ -149,7 +153,7 @@ def _fit_minibatch(
 ) -> FitResult:
     batch = min(settings.batch_size, rows.num_rows)
     report = KMeansReport("minibatch", rows.metric, settings.num_clusters, rows.num_rows)
-    timer, total = Timer(), Timer()
+    timer = Timer()
     state = _best_start(rows, settings, batch, random)
     stop = EarlyStop(rows.num_rows, tol, settings.max_no_improvement)
     num_steps = max(1, settings.max_iter * rows.num_rows // batch)
@@ -177,7 +181,6 @@ def _fit_minibatch(
     state.centers = state.centers.to(rows.dtype).double()
     last = rows.lloyd_step(state.centers)
     finish(report, last)
-    report.seconds = total()
     return FitResult(state.centers, last, report, math.ceil(step * batch / rows.num_rows), state)
 
 

@@ -35,7 +35,7 @@ def lloyd(
         tol: on the squared shift of all centroids together (absolute).
     """
     report = KMeansReport("lloyd", rows.metric, len(centers), rows.num_rows)
-    timer, total = Timer(), Timer()
+    timer = Timer()
     centers = project(centers.double(), rows.metric)
     ids: torch.Tensor | None = None
     step: Step | None = None
@@ -63,7 +63,7 @@ def lloyd(
     if step is None or not settled:
         step = rows.lloyd_step(centers)
     finish(report, step)
-    report.num_rows, report.seconds = rows.num_rows, total()
+    report.num_rows = rows.num_rows
     return Fit(centers.to(rows.dtype).double(), step, report)
 
 

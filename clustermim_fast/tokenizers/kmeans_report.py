@@ -36,13 +36,14 @@ class KMeansReport:
     """The whole fit: its iterations, why it stopped and what it repaired.
 
     Attributes:
-        num_rows: rows of the data set (of one pass).
+        num_rows: rows of the data set (of one pass), those of all ranks.
         reseeded: how often an empty or starved cluster was re-seeded.
         unused: clusters that no row belongs to at the end.
         counts: rows of each cluster in the last pass.
         inertia: of the final centroids (of the last pass when ``exact`` is False).
         exact: True when ``counts`` and ``inertia`` come from a pass with the final centroids.
         stop: why the fit ended.
+        seconds: wall time of the whole fit, first centroids and all ``n_init`` runs included.
     """
 
     algorithm: str

@@ -142,11 +142,12 @@ class PixelTokenizer:
             patch_order: "hwc" = (row, column, channel), as MAE; "chw", as CCViT and F.unfold.
             metric: "euclidean", or "cosine" for spherical k-means.
             algorithm: "minibatch"; "lloyd" (every pass uses all patches; slower, better; CCViT's
-                protocol is num_clusters=8192, patch_order="chw", max_iter=20, tol=0); or
-                "clustermim", that paper's protocol: batches of 256 images of 14 x 14 patches, each
-                a MiniBatchKMeans.partial_fit of scikit-learn, for 100 passes, the first centroids
-                by k-means++ from the first batch - but from shuffled images: the published script
-                read a folder class by class, and so seeded all centroids from one class.
+                protocol is num_clusters=8192, patch_order="chw", init="random", max_iter=20, tol=0,
+                no mean and std); or "clustermim", that paper's protocol: batches of 256 images of
+                14 x 14 patches, each a MiniBatchKMeans.partial_fit of scikit-learn, for 100 passes,
+                the first centroids by k-means++ from the first batch - but from shuffled images:
+                the published script read a folder class by class, and so seeded all centroids from
+                one class.
             max_iter: passes over the images; None: 10 for "minibatch", 50 for "lloyd", 100 for
                 "clustermim".
             tol: "lloyd" stops when the squared shift of all centroids is at most tol times the

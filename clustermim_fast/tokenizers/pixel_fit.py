@@ -32,7 +32,7 @@ def fit(
 ) -> tuple[torch.Tensor, KMeansReport]:
     """Centroids [K, D] float64 (values of float32) and the report."""
     check_settings(settings)
-    group = everyone()
+    total, group = Timer(), everyone()
     group.require_equal("PixelTokenizer.fit: settings", (settings, replace(options, verbose=False)))
     options = replace(options, verbose=options.verbose and group.rank == 0)
     random = np.random.RandomState(options.seed)
@@ -60,6 +60,7 @@ def fit(
                 # Rows from everywhere: no centroid starts unanchored.
                 start.step(sample, reseed=False)
                 centers, report = _minibatch(data, start, options, random, bar)
+    report.seconds = total()
     if report.unused:
         warnings.warn(
             f"PixelTokenizer.fit: {report.unused} of {options.num_clusters} centroids are nearest "
@@ -104,7 +105,7 @@ def _minibatch(
     re-assignment at every batch; else from ``start``, re-seeded after whole passes.
     """
     report = KMeansReport(options.algorithm, options.metric, options.num_clusters, 0)
-    timer, total = Timer(), Timer()
+    timer = Timer()
     state, published = start, start is None
     epoch: EpochTotals | None = None
     for number in range(options.passes):
@@ -141,5 +142,5 @@ def _minibatch(
     else:  # another pass over a loader may cost more than the fit: the last one has to do
         report.inertia, report.counts, report.exact = epoch.inertia, epoch.counts.tolist(), False
         report.unused = int((epoch.counts == 0).sum())
-    report.num_rows, report.seconds = int(epoch.counts.sum()), total()
+    report.num_rows = int(epoch.counts.sum())
     return centers, report
