@@ -109,7 +109,7 @@ def test_many_random_mixtures(example):
 
 
 @pytest.mark.slow
-@hypothesis.settings(max_examples=10_000, **COMMON)
+@hypothesis.settings(max_examples=4000, **COMMON)
 @hypothesis.given(single_values())
 def test_many_random_values(example):
     check(example)
