@@ -19,7 +19,7 @@ constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the fir
 constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
 
 int64_t chunk_tiles(const Codebook& book) {
-  const int64_t bytes = std::max<int64_t>(1, book.kernel->tile_bytes(book.filter_dim()));
+  const int64_t bytes = std::max<int64_t>(1, packed_tile_bytes(*book.kernel, book.filter_dim()));
   const int64_t tiles = std::min(kChunkBytes / bytes, kMaxChunkColumns / book.kernel->tile);
   return std::max<int64_t>(2, tiles / 2 * 2);
 }
@@ -28,14 +28,14 @@ int64_t chunk_tiles(const Codebook& book) {
 
 int64_t block_rows(const Codebook& codebook) {
   const int64_t strip = codebook.kernel->strip_rows;
-  const int64_t rows = kBlockBytes / codebook.kernel->row_bytes(codebook.dim);
+  const int64_t rows = kBlockBytes / packed_row_bytes(*codebook.kernel, codebook.dim);
   return std::clamp(rows, strip, kMaxBlockRows) / strip * strip;
 }
 
 template <typename T>
 Assigner<T>::Assigner(const Codebook& codebook)
     : book_(codebook),
-      row_bytes_(codebook.kernel->row_bytes(codebook.dim)),
+      row_bytes_(packed_row_bytes(*codebook.kernel, codebook.dim)),
       sweep_(codebook.columns, block_rows(codebook), codebook.kernel->strip_rows,
              chunk_tiles(codebook), codebook.kernel->scan),
       decider_(codebook) {
@@ -46,7 +46,7 @@ Assigner<T>::Assigner(const Codebook& codebook)
     zeros_.resize(book_.dim);
   }
   if (book_.projection.size) {
-    projected_.resize(rows * book_.kernel->row_bytes(book_.projection.size));
+    projected_.resize(rows * packed_row_bytes(*book_.kernel, book_.projection.size));
     coordinates_.resize(book_.kernel->strip_rows * book_.projection.parts * book_.projection.size);
     zeros_.resize(std::max(book_.dim, book_.projection.size));
   }
@@ -87,7 +87,7 @@ template <typename T>
 void Assigner<T>::project(int64_t first, int64_t count) {
   const FilterKernel& kernel = *book_.kernel;
   const Projection& p = book_.projection;
-  const int64_t stride = p.parts * p.size, row_bytes = kernel.row_bytes(p.size);
+  const int64_t stride = p.parts * p.size, row_bytes = packed_row_bytes(kernel, p.size);
   float *y = coordinates_.data(), *norm2 = norm2_.data() + first, *error2 = error2_.data() + first;
   kernel.scores(packed_.data() + first * row_bytes_, row_bytes_, count, p.panels.data(),
                 p.zero_bias.data(), p.parts * p.tiles, book_.dim, y, stride, nullptr, 0);
@@ -109,7 +109,7 @@ void Assigner<T>::project(int64_t first, int64_t count) {
 template <typename T>
 void Assigner<T>::filter(const T* rows, int64_t stride, int64_t count) {
   const FilterKernel& kernel = *book_.kernel;
-  const int64_t dim = book_.filter_dim(), row_bytes = kernel.row_bytes(dim);
+  const int64_t dim = book_.filter_dim(), row_bytes = packed_row_bytes(kernel, dim);
   const char* operands = book_.projection.size ? projected_.data() : packed_.data();
   const int64_t strip_bytes = kernel.strip_rows * stride * static_cast<int64_t>(sizeof(T));
   kernel.enter();

@@ -266,8 +266,8 @@ Status Codebook::pack(int threads, int64_t num_rows) {
   columns.error = score_error(kernel->format, filter_dim());
   if (projection.size) columns.outside.assign(columns.size(), 0.0f);
 
-  const int64_t tile = kernel->tile, row_bytes = kernel->row_bytes(filter_dim());
-  const int64_t tile_bytes = kernel->tile_bytes(filter_dim());
+  const int64_t tile = kernel->tile, row_bytes = packed_row_bytes(*kernel, filter_dim());
+  const int64_t tile_bytes = packed_tile_bytes(*kernel, filter_dim());
   panels.resize(columns.size() / tile * tile_bytes);
   std::vector<float> lengths(columns.size(), 0.0f);
   std::vector<float> constants(columns.size(), 0.0f);
@@ -301,7 +301,7 @@ void Codebook::pack_coordinates(int64_t column, char* packed, std::vector<float>
   const std::vector<float> zeros(size, 0.0f);
   float norm2 = 0.0f, error2 = 0.0f;
   kernel->pack_rows(coordinates_.data() + e * size, size, 1, zeros.data(), 1.0f, size, packed,
-                    kernel->row_bytes(size), &norm2, &error2);
+                    packed_row_bytes(*kernel, size), &norm2, &error2);
   const RowBounds rounded = row_bounds(norm2, error2, size);
   // |c'| from its parts; the coordinates' own error moves length between them.
   const double inside2 = kernel->norm2(packed, size);
@@ -316,7 +316,7 @@ void Codebook::pack_coordinates(int64_t column, char* packed, std::vector<float>
 }
 
 void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& lengths) {
-  const int64_t e = columns.entry_of[column], row_bytes = kernel->row_bytes(dim);
+  const int64_t e = columns.entry_of[column], row_bytes = packed_row_bytes(*kernel, dim);
   const double factor = metric == Metric::cosine ? (norms[e] > 0.0 ? 1.0 / norms[e] : 0.0)
                                                  : static_cast<double>(scale);
   float norm2 = 0.0f, error2 = 0.0f;

@@ -6,6 +6,7 @@
 
 #include "assign/columns.h"
 #include "assign/filter.h"
+#include "assign/filter_sizes.h"
 #include "assign/metric.h"
 #include "assign/projection.h"
 #include "core/aligned_vector.h"
@@ -48,7 +49,7 @@ class Codebook {
   float row_scale() const { return metric == Metric::euclidean ? scale : 1.0f; }
   int64_t filter_dim() const { return projection.size ? projection.size : dim; }
   const char* panel(int64_t tile) const {
-    return panels.data() + tile * kernel->tile_bytes(filter_dim());
+    return panels.data() + tile * packed_tile_bytes(*kernel, filter_dim());
   }
 
  private:

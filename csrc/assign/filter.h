@@ -64,14 +64,6 @@ struct FilterKernel {
                  const char* ahead, int64_t ahead_bytes);
 
   ScanKernel scan;
-
-  int64_t padded_dim(int64_t dim) const { return (dim + step - 1) / step * step; }
-  int64_t value_bytes() const { return format == Format::float32 ? 4 : 2; }
-  // One cache line more than the values: rows a multiple of 4096 bytes apart share L1 sets.
-  int64_t row_bytes(int64_t dim) const {
-    return (padded_dim(dim) * value_bytes() + 63) / 64 * 64 + 64;
-  }
-  int64_t tile_bytes(int64_t dim) const { return padded_dim(dim) * value_bytes() * tile; }
 };
 
 extern const FilterKernel kFilterGeneric;

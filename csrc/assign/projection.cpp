@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "assign/filter_sizes.h"
 #include "core/cpu_features.h"
 #include "core/parallel_for.h"
 
@@ -61,16 +62,17 @@ void set_projection_mode(ProjectionMode wanted) {
 Status multiply_transposed(const float* a, int64_t n, const float* b, int64_t m, int64_t k,
                            int threads, float* out) {
   const FilterKernel& kernel = float32_kernel();
-  const int64_t tiles = (m + kernel.tile - 1) / kernel.tile, row_bytes = kernel.row_bytes(k);
+  const int64_t tiles = (m + kernel.tile - 1) / kernel.tile,
+                row_bytes = packed_row_bytes(kernel, k);
   const std::vector<float> zeros(std::max(k, tiles * kernel.tile), 0.0f);
-  AlignedVector<char> panels(tiles * kernel.tile_bytes(k));
+  AlignedVector<char> panels(tiles * packed_tile_bytes(kernel, k));
   auto pack_tile = [&](int64_t t, int) {
     AlignedVector<char> rows(kernel.tile * row_bytes, 0);
     std::vector<float> unused(2 * kernel.tile);
     const int64_t count = std::min<int64_t>(kernel.tile, m - t * kernel.tile);
     kernel.pack_rows(b + t * kernel.tile * k, k, count, zeros.data(), 1.0f, k, rows.data(),
                      row_bytes, unused.data(), unused.data() + kernel.tile);
-    kernel.pack_tile(rows.data(), row_bytes, k, panels.data() + t * kernel.tile_bytes(k));
+    kernel.pack_tile(rows.data(), row_bytes, k, panels.data() + t * packed_tile_bytes(kernel, k));
   };
   CMIM_RETURN_IF_ERROR(parallel_for(threads, tiles, pack_tile));
   const int64_t strip = kernel.strip_rows, columns = tiles * kernel.tile;
@@ -97,10 +99,11 @@ int64_t Projection::choose_size(Format format, int64_t dim, int64_t columns, int
   }
   if (dim < 256 || columns < 256) return 0;
   const int64_t size = std::max(kMinimum, (columns >= 4096 ? dim / 4 : dim / 8) / 32 * 32);
-  // Products of a row, and of the preparation, which runs in float32 and partly without vectors.
+  // Products of a row, and of the preparation, which runs in float32 and partly without vectors:
+  // the factors are what makes up for it on one core (docs/measurements.md).
   const bool tiles = format == Format::bfloat16;
   const int64_t whole = dim * columns, here = (tiles ? 2 : 1) * dim * size + size * columns;
-  const int64_t once = (tiles ? 8 : 1) * (columns + 8 * size + 20 * size) * dim * size;
+  const int64_t once = (tiles ? 36 : 4) * (columns + 28 * size) * dim * size;
   return 5 * here < 3 * whole && rows * (whole - here) > 2 * once ? size : 0;
 }
 
@@ -177,8 +180,8 @@ void Projection::orthonormalise(int64_t dim) {
 Status Projection::pack(int64_t dim, const FilterKernel& kernel, int threads) {
   parts = kernel.format == Format::bfloat16 ? 2 : 1;
   tiles = size / kernel.tile;
-  const int64_t row_bytes = kernel.row_bytes(dim);
-  panels.resize(parts * tiles * kernel.tile_bytes(dim));
+  const int64_t row_bytes = packed_row_bytes(kernel, dim);
+  panels.resize(parts * tiles * packed_tile_bytes(kernel, dim));
   zero_bias.assign(parts * size, 0.0f);
   const std::vector<float> zeros(dim, 0.0f);
   std::vector<double> errors(tiles, 0.0);
@@ -191,7 +194,7 @@ Status Projection::pack(int64_t dim, const FilterKernel& kernel, int threads) {
       kernel.pack_rows(rest.data(), dim, kernel.tile, zeros.data(), 1.0f, dim, rows.data(),
                        row_bytes, norm2.data(), error2.data());
       kernel.pack_tile(rows.data(), row_bytes, dim,
-                       panels.data() + (part * tiles + t) * kernel.tile_bytes(dim));
+                       panels.data() + (part * tiles + t) * packed_tile_bytes(kernel, dim));
       if (parts == 1) return;
       for (int64_t j = 0; j < kernel.tile; ++j) {  // what the bfloat16 of this part leaves
         const uint16_t* high = reinterpret_cast<const uint16_t*>(rows.data() + j * row_bytes);
