@@ -77,3 +77,17 @@ def chained_dot(x: np.ndarray, c: np.ndarray, run: int) -> np.ndarray:
             chain = fused(x[:, column, None], c[None, :, column], chain)
         total = add(total, chain)
     return total
+
+
+def sum_of_squares(values: np.ndarray) -> np.ndarray:
+    """Float32 sum of the squares of each row [., D] in 16 chains of fused multiply-adds, column by
+    column; then the chains pairwise."""
+    padded = np.pad(values, ((0, 0), (0, -values.shape[1] % 16)))
+    chains = np.zeros((len(values), 16))
+    for begin in range(0, padded.shape[1], 16):
+        part = padded[:, begin : begin + 16]
+        chains = fused(part, part, chains)
+    while chains.shape[1] > 1:
+        half = chains.shape[1] // 2
+        chains = add(chains[:, :half], chains[:, half:])
+    return chains[:, 0]
