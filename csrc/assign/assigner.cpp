@@ -29,7 +29,9 @@ int64_t chunk_tiles(const Codebook& book) {
 int64_t block_rows(const Codebook& codebook) {
   const int64_t strip = codebook.kernel->strip_rows;
   const int64_t rows = kBlockBytes / packed_row_bytes(*codebook.kernel, codebook.dim);
-  return std::clamp(rows, strip, kMaxBlockRows) / strip * strip;
+  const int64_t block = std::clamp(rows, strip, kMaxBlockRows) / strip * strip;
+  const int64_t wanted = (codebook.num_rows + strip - 1) / strip * strip;
+  return codebook.num_rows > 0 ? std::min(block, wanted) : block;
 }
 
 template <typename T>
@@ -130,9 +132,7 @@ template <typename T>
 void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* ids,
                          double* value) {
   const bool can_win = book_.entries() > 0;
-  if (can_win) {
-    filter(rows, stride, count);
-  }
+  if (can_win && book_.columns.size() > 0) filter(rows, stride, count);
   for (int64_t r = 0; r < count; ++r) {
     const T* row = rows + r * stride;
     const int32_t entry = can_win ? nearest(row, r) : -1;
@@ -147,7 +147,7 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
 
 template <typename T>
 int32_t Assigner<T>::nearest(const T* row, int64_t r) {
-  if (filterable_[r]) {
+  if (filterable_[r]) {  // never without columns
     const int32_t only = sweep_.only_entry(r);
     if (only >= 0) return only;
     if (sweep_.take_candidates(r, candidates_)) return decider_.decide(row, candidates_, tiers);

@@ -12,6 +12,7 @@ namespace clustermim {
 namespace {
 
 constexpr int64_t kRowsPerTask = 64;
+constexpr int64_t kFewRows = 4;
 constexpr double kMostOutside = 0.02;  // of the centroids' squared norms, for a projection to pay
 
 typedef float Vec4 __attribute__((vector_size(16)));
@@ -88,15 +89,19 @@ const double* Codebook::value(int64_t entry, double* scratch) const {
 }
 
 Status Codebook::prepare(const MatrixView& centroids, Metric which, int threads, bool keep_values,
-                         int64_t num_rows) {
+                         int64_t rows) {
   metric = which;
+  num_rows = rows;
   dim = centroids.cols;
   CMIM_RETURN_IF_ERROR(read(centroids, threads, keep_values));
   choose_entries();
   kernel = &filter_for(current_isa());
-  if (entries() == 0) return Status();
+  columns.metric = metric;
+  // Packing all centroids costs as much as comparing a few rows with them directly.
+  const bool few = num_rows > 0 && num_rows <= kFewRows;
+  if (entries() == 0 || few) return Status();
   choose_centre();
-  return pack(threads, num_rows);
+  return pack(threads);
 }
 
 Status Codebook::read(const MatrixView& centroids, int threads, bool keep_values) {
@@ -184,7 +189,7 @@ void Codebook::choose_centre() {
   centre.assign(dim, 0.0f);
   if (metric != Metric::euclidean) return;
   // The median of a sample: one far centroid must not drag the centre away from the others.
-  const int64_t samples = std::min<int64_t>(entries(), 33);
+  const int64_t samples = std::min<int64_t>(entries(), 17);
   std::vector<float> column(samples);
   for (int64_t d = 0; d < dim; ++d) {
     for (int64_t s = 0; s < samples; ++s) column[s] = row32(s * entries() / samples)[d];
@@ -209,7 +214,7 @@ double Codebook::filter_norm(int64_t e) const {
 }
 
 // Coordinates of all centroids in a subspace, when there is one that holds nearly all of them.
-Status Codebook::project(int threads, int64_t num_rows) {
+Status Codebook::project(int threads) {
   const int64_t wanted = Projection::choose_size(kernel->format, dim, entries(), num_rows);
   const bool alike = columns.segments.size() == 1 && columns.far_entries.empty();
   if (metric != Metric::euclidean || !exact_float32_ || !alike || wanted == 0) return Status();
@@ -250,7 +255,7 @@ Status Codebook::project(int threads, int64_t num_rows) {
   return Status();
 }
 
-Status Codebook::pack(int threads, int64_t num_rows) {
+Status Codebook::pack(int threads) {
   std::vector<double> filter_norms(entries());
   auto measure = [&](int64_t task, int) {
     for (int64_t e = task * kRowsPerTask; e < std::min(entries(), (task + 1) * kRowsPerTask); ++e) {
@@ -261,8 +266,7 @@ Status Codebook::pack(int threads, int64_t num_rows) {
       parallel_for(threads, (entries() + kRowsPerTask - 1) / kRowsPerTask, measure));
   const double usual = choose_columns(filter_norms, kernel->tile, columns);
   scale = metric == Metric::cosine ? 1.0f : static_cast<float>(usual);
-  columns.metric = metric;
-  CMIM_RETURN_IF_ERROR(project(threads, num_rows));
+  CMIM_RETURN_IF_ERROR(project(threads));
   columns.error = score_error(kernel->format, filter_dim());
   if (projection.size) columns.outside.assign(columns.size(), 0.0f);
 

@@ -23,6 +23,7 @@ class Codebook {
                  int64_t num_rows = 0);
 
   int64_t dim = 0;
+  int64_t num_rows = 0;  // 0: not known
   Metric metric = Metric::euclidean;
 
   // Entries that can win, ascending by id: finite, the lowest id of each set of equal centroids.
@@ -32,6 +33,7 @@ class Codebook {
 
   // The filter's view: scores T = xr.cr + bias of rounded x' = (x - centre) * scale.
   const FilterKernel* kernel = nullptr;
+  // Without columns when there are few rows: every entry is a candidate then.
   std::vector<float> centre;  // [D], zero unless euclidean
   float scale = 1.0f;         // a power of two, of centroids and (euclidean) of rows
   Projection projection;      // of size 0: scores are products of whole rows
@@ -57,8 +59,8 @@ class Codebook {
   void choose_entries();
   void choose_centre();
   double filter_norm(int64_t entry) const;
-  Status project(int threads, int64_t num_rows);
-  Status pack(int threads, int64_t num_rows);
+  Status project(int threads);
+  Status pack(int threads);
   void pack_column(int64_t column, char* packed, std::vector<float>& lengths);
   void pack_coordinates(int64_t column, char* packed, std::vector<float>& lengths,
                         std::vector<float>& constants);
