@@ -1,8 +1,8 @@
 """Fits that every rank runs on its part of the data; ``test_kmeans_ranks.py`` compares them.
 
-As a script: ``python -m tests.tokenizers.rank_cases FOLDER 2 3`` runs all cases in gloo groups of 2
-and of 3 processes, one thread each, and writes the results of each rank. Imported, the same
-functions run in one process.
+As a script: ``python -m tests.tokenizers.rank_cases FOLDER 3`` runs all cases in a gloo group of 3
+processes of one thread and writes each rank's results. Imported, the same functions run in one
+process.
 """
 
 from __future__ import annotations
@@ -288,28 +288,27 @@ def run(rank: int, world: int) -> dict[str, Results]:
 def one_rank(folder: str, rank: int, world: int) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/store{world}", rank=rank, world_size=world
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
     )
     found = np.array(run(rank, world), dtype=object)
     np.save(f"{folder}/{world}_{rank}.npy", found, allow_pickle=True)
     torch.distributed.destroy_process_group()
 
 
-def main(folder: str, worlds: list[int]) -> int:
-    """Children are forked, so that torch and scikit-learn are imported once."""
+def main(folder: str, world: int) -> int:
+    """How many ranks failed. They are forked, so that torch and scikit-learn are imported once."""
     context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=one_rank, args=(folder, r, world)) for r in range(world)]
+    for rank in ranks:
+        rank.start()
     failed = 0
-    for world in worlds:
-        ranks = [context.Process(target=one_rank, args=(folder, r, world)) for r in range(world)]
-        for rank in ranks:
-            rank.start()
-        for rank in ranks:
-            rank.join(120)
-            if rank.exitcode != 0:
-                failed += 1
-                rank.kill()
+    for rank in ranks:
+        rank.join(120)
+        if rank.exitcode != 0:
+            failed += 1
+            rank.kill()
     return failed
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], [int(word) for word in sys.argv[2:]]))
+    sys.exit(main(sys.argv[1], int(sys.argv[2])))

@@ -14,8 +14,6 @@ import torch
 from tests.tokenizers import rank_cases
 
 REPOSITORY = Path(__file__).resolve().parents[2]
-WORLDS = (2, 3)
-
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="this torch has no gloo",
@@ -23,11 +21,17 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory):
-    """{world: [each rank's results]}; every group runs once, for all tests here."""
-    folder = tmp_path_factory.mktemp("ranks")
+def single():
+    """The results of one process without torch.distributed."""
+    return rank_cases.run(0, 1)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def group(request, tmp_path_factory):
+    """Each rank's results of all cases; one group of processes for all tests here."""
+    folder, world = tmp_path_factory.mktemp("ranks"), request.param
     done = subprocess.run(
-        [sys.executable, "-m", "tests.tokenizers.rank_cases", str(folder), *map(str, WORLDS)],
+        [sys.executable, "-m", "tests.tokenizers.rank_cases", str(folder), str(world)],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         cwd=REPOSITORY,
         capture_output=True,
@@ -35,19 +39,16 @@ def results(tmp_path_factory):
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    files = {w: [folder / f"{w}_{rank}.npy" for rank in range(w)] for w in WORLDS}
-    found = {w: [np.load(f, allow_pickle=True).item() for f in files[w]] for w in WORLDS}
-    return {1: [rank_cases.run(0, 1)], **found}
+    files = [folder / f"{world}_{rank}.npy" for rank in range(world)]
+    return [np.load(file, allow_pickle=True).item() for file in files]
 
 
-@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", sorted(rank_cases.CASES))
-def test_as_in_one_process(results, name, world):
-    single = results[1][0][name]
-    ranks = [rank[name] for rank in results[world]]
-    for found in (single, *ranks):
+def test_as_in_one_process(single, group, name):
+    ranks = [rank[name] for rank in group]
+    for found in (single[name], *ranks):
         assert "failure" not in found, found["failure"]
-    for key, expected in single.items():
+    for key, expected in single[name].items():
         if key.startswith("own_"):
             continue
         if key == "labels":
@@ -81,8 +82,7 @@ MESSAGES = {
 }
 
 
-@pytest.mark.parametrize("world", WORLDS)
 @pytest.mark.parametrize("name", sorted(MESSAGES))
-def test_what_one_rank_cannot_do_every_rank_refuses(results, name, world):
-    for rank in results[world]:
-        assert MESSAGES[name].format(last=world - 1) in rank["refusals"][f"own_{name}"]
+def test_what_one_rank_cannot_do_every_rank_refuses(group, name):
+    for rank in group:
+        assert MESSAGES[name].format(last=len(group) - 1) in rank["refusals"][f"own_{name}"]
