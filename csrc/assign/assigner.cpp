@@ -150,11 +150,60 @@ int32_t Assigner<T>::nearest(const T* row, int64_t r) {
   if (filterable_[r]) {  // never without columns
     const int32_t only = sweep_.only_entry(r);
     if (only >= 0) return only;
-    if (sweep_.take_candidates(r, candidates_)) return decider_.decide(row, candidates_, tiers);
+    if (sweep_.take_candidates(r, candidates_)) {
+      rescored += candidates_.size() > 1 ? static_cast<int64_t>(candidates_.size()) : 0;
+      return decider_.decide(row, candidates_, tiers);
+    }
   } else if (!std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) {
     return -1;
   }
+  rescored += book_.entries();
   return decider_.decide_all(row, tiers);
+}
+
+namespace {
+
+// Estimated time of a row, in products of whole rows with one centroid. A candidate that is
+// re-scored reads its centroid from afar: as much as many products on tiles, or a few without.
+double row_cost(const Codebook& book, double candidates) {
+  const bool tiles = book.kernel->format == Format::bfloat16;
+  const Projection& p = book.projection;
+  const double dim = static_cast<double>(book.dim), columns = static_cast<double>(book.entries());
+  const double inside = static_cast<double>(p.size) / dim;
+  const double products =
+      p.size ? p.parts * static_cast<double>(p.size) + inside * columns : columns;
+  return products + candidates * (tiles ? 120.0 : 20.0);
+}
+
+}  // namespace
+
+template <typename T>
+Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids, Metric metric,
+                        int threads, bool keep_values, Codebook& codebook) {
+  const int64_t total = source.num_rows();
+  CMIM_RETURN_IF_ERROR(codebook.prepare(centroids, metric, threads, keep_values, total));
+  if (codebook.projection.size == 0 || projection_mode() == ProjectionMode::always) return Status();
+  constexpr int64_t kPieces = 4;
+  const int64_t piece =
+      codebook.kernel->strip_rows;  // far fewer than the rows that made it project
+  Assigner<T> assigner(codebook);
+  std::vector<T> scratch(piece * codebook.dim);
+  std::vector<int64_t> ids(piece);
+  for (int64_t i = 0; i < kPieces; ++i) {
+    int64_t stride = 0;
+    const T* rows =
+        source.rows(i * (total - piece) / (kPieces - 1), piece, scratch.data(), &stride);
+    assigner.assign(rows, stride, piece, ids.data(), nullptr);
+  }
+  const double left = static_cast<double>(assigner.rescored) / static_cast<double>(kPieces * piece);
+  Codebook whole;
+  whole.may_project = false;
+  const double whole_cost = static_cast<double>(codebook.entries()) +
+                            (codebook.kernel->format == Format::bfloat16 ? 60.0 : 1.0);
+  if (row_cost(codebook, left) < whole_cost) return Status();
+  CMIM_RETURN_IF_ERROR(whole.prepare(centroids, metric, threads, keep_values, total));
+  codebook = std::move(whole);
+  return Status();
 }
 
 template <typename T>
@@ -184,6 +233,10 @@ Status assign_rows(const RowSource<T>& source, const Codebook& codebook, int thr
   return Status();
 }
 
+template Status prepare_codebook(const RowSource<float>&, const MatrixView&, Metric, int, bool,
+                                 Codebook&);
+template Status prepare_codebook(const RowSource<double>&, const MatrixView&, Metric, int, bool,
+                                 Codebook&);
 template class Assigner<float>;
 template class Assigner<double>;
 template Status assign_rows(const RowSource<float>&, const Codebook&, int, int64_t*, double*,

@@ -25,6 +25,7 @@ class Assigner {
   void assign(const T* rows, int64_t stride, int64_t count, int64_t* ids, double* value);
 
   TierCounts tiers;
+  int64_t rescored = 0;  // candidates that the filter left, of rows with more than one
 
  private:
   void load(const T* rows, int64_t stride, int64_t first, int64_t count);
@@ -48,6 +49,11 @@ class Assigner {
 // Rows of one block: small enough that the packed block stays in the second-level cache beside a
 // chunk of centroids, and enough rows to pay for streaming all centroids past them.
 int64_t block_rows(const Codebook& codebook);
+
+// A codebook for these rows: with a projection only if a sample of them says that it pays.
+template <typename T>
+Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids, Metric metric,
+                        int threads, bool keep_values, Codebook& codebook);
 
 // Ids (and values, may be null) of every row of `source`.
 template <typename T>

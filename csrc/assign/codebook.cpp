@@ -215,7 +215,8 @@ double Codebook::filter_norm(int64_t e) const {
 
 // Coordinates of all centroids in a subspace, when there is one that holds nearly all of them.
 Status Codebook::project(int threads) {
-  const int64_t wanted = Projection::choose_size(kernel->format, dim, entries(), num_rows);
+  const int64_t wanted =
+      may_project ? Projection::choose_size(kernel->format, dim, entries(), num_rows) : 0;
   const bool alike = columns.segments.size() == 1 && columns.far_entries.empty();
   if (metric != Metric::euclidean || !exact_float32_ || !alike || wanted == 0) return Status();
   std::vector<float> centred(entries() * dim);

@@ -23,7 +23,8 @@ class Codebook {
                  int64_t num_rows = 0);
 
   int64_t dim = 0;
-  int64_t num_rows = 0;  // 0: not known
+  int64_t num_rows = 0;     // 0: not known
+  bool may_project = true;  // set before `prepare`
   Metric metric = Metric::euclidean;
 
   // Entries that can win, ascending by id: finite, the lowest id of each set of equal centroids.

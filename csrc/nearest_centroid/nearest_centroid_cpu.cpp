@@ -12,9 +12,11 @@ Status nearest_centroid_cpu(const NearestCentroidArgs& args, TierCounts* tiers) 
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, args.x.rows > 0));
   return kernel_call(op, [&] {
     Codebook codebook;
-    CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, args.value != nullptr, args.x.rows));
     Status status;
     const bool known = visit_matrix_rows(args.x, [&](const auto& source) {
+      status = prepare_codebook(source, args.centroids, args.metric, args.threads,
+                                args.value != nullptr, codebook);
+      if (!status.ok()) return;
       status = assign_rows(source, codebook, args.threads, args.ids, args.value, tiers);
     });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);

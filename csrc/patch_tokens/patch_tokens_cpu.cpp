@@ -12,9 +12,10 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
   const int64_t rows = args.images.batch * args.images.patches();
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, rows > 0));
   return kernel_call(op, [&] {
-    Codebook codebook;
-    CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, false, rows));
     const ImageRows source(args.images);
+    Codebook codebook;
+    CMIM_RETURN_IF_ERROR(prepare_codebook<float>(source, args.centroids, args.metric, args.threads,
+                                                 false, codebook));
     return assign_rows<float>(source, codebook, args.threads, args.ids, nullptr, tiers);
   });
 }
