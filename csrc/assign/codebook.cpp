@@ -220,9 +220,21 @@ Status Codebook::project(int threads) {
   const bool alike = columns.segments.size() == 1 && columns.far_entries.empty();
   if (metric != Metric::euclidean || !exact_float32_ || !alike || wanted == 0) return Status();
   std::vector<float> centred(entries() * dim);
-  for (int64_t e = 0; e < entries(); ++e) {
-    for (int64_t d = 0; d < dim; ++d) centred[e * dim + d] = (row32(e)[d] - centre[d]) * scale;
-  }
+  std::vector<double> norms2(entries());
+  const int64_t tasks = (entries() + kRowsPerTask - 1) / kRowsPerTask;
+  auto centre_rows = [&](int64_t task, int) {
+    for (int64_t e = task * kRowsPerTask; e < std::min(entries(), (task + 1) * kRowsPerTask); ++e) {
+      float* to = centred.data() + e * dim;
+      const float* row = row32(e);
+      double sums[4] = {};
+      for (int64_t d = 0; d < dim; ++d) {
+        to[d] = (row[d] - centre[d]) * scale;
+        sums[d % 4] += static_cast<double>(to[d]) * to[d];
+      }
+      norms2[e] = (sums[0] + sums[1]) + (sums[2] + sums[3]);
+    }
+  };
+  CMIM_RETURN_IF_ERROR(parallel_for(threads, tasks, centre_rows));
   CMIM_RETURN_IF_ERROR(projection.find(centred, entries(), dim, wanted, *kernel, threads));
   if (projection.size == 0) return Status();
   const int64_t size = projection.size;
@@ -232,10 +244,8 @@ Status Codebook::project(int threads) {
   outside2_.resize(entries());
   double total = 0.0, left = 0.0;
   for (int64_t e = 0; e < entries(); ++e) {
-    double norm2 = 0.0, inside2 = 0.0;
-    for (int64_t d = 0; d < dim; ++d) {
-      norm2 += static_cast<double>(centred[e * dim + d]) * centred[e * dim + d];
-    }
+    const double norm2 = norms2[e];
+    double inside2 = 0.0;
     for (int64_t i = 0; i < size; ++i) {
       inside2 += static_cast<double>(coordinates_[e * size + i]) * coordinates_[e * size + i];
     }

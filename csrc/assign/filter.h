@@ -34,6 +34,9 @@ struct ScanKernel {
                  const float* threshold, int32_t first_column, Hits hits);
   // |x - c|^2 in float32, the difference first, in at least 16 chains.
   float (*squared_distance)(const float* x, const float* c, int64_t dim);
+  // x.y in float32, and y -= factor * x; null where the float32 paths have them.
+  float (*dot)(const float* x, const float* y, int64_t dim);
+  void (*subtract)(float factor, const float* x, float* y, int64_t dim);
 };
 
 struct FilterKernel {

@@ -140,6 +140,6 @@ const FilterKernel kFilterAmx = {Format::bfloat16,
                                  enter_tiles,
                                  leave_tiles,
                                  scores,
-                                 {row_max, select, squared_distance}};
+                                 {row_max, select, squared_distance, nullptr, nullptr}};
 
 }  // namespace clustermim

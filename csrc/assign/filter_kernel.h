@@ -198,6 +198,23 @@ struct Filter {
     return sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail;
   }
 
+  static float dot(const float* x, const float* y, int64_t dim) {
+    Vec sums[4] = {};
+    int64_t d = 0;
+    for (; d + 4 * kLanes <= dim; d += 4 * kLanes) {
+      for (int v = 0; v < 4; ++v) sums[v] += load(x + d + v * kLanes) * load(y + d + v * kLanes);
+    }
+    float tail = 0.0f;
+    for (; d < dim; ++d) tail += x[d] * y[d];
+    return sum((sums[0] + sums[1]) + (sums[2] + sums[3])) + tail;
+  }
+
+  static void subtract(float factor, const float* x, float* y, int64_t dim) {
+    int64_t d = 0;
+    for (; d + kLanes <= dim; d += kLanes) store(y + d, load(y + d) - factor * load(x + d));
+    for (; d < dim; ++d) y[d] -= factor * x[d];
+  }
+
   static void nothing() {}
 
   static constexpr FilterKernel kernel() {
@@ -211,7 +228,7 @@ struct Filter {
             nothing,
             nothing,
             scores,
-            {row_max, select, squared_distance}};
+            {row_max, select, squared_distance, dot, subtract}};
   }
 };
 

@@ -11,26 +11,6 @@
 namespace clustermim {
 namespace {
 
-typedef float Vec4 __attribute__((vector_size(16)));
-
-inline Vec4 load4(const float* p) {
-  Vec4 v;
-  __builtin_memcpy(&v, p, sizeof(v));
-  return v;
-}
-
-float dot(const float* a, const float* b, int64_t dim) {
-  Vec4 sums[4] = {};
-  int64_t d = 0;
-  for (; d + 16 <= dim; d += 16) {
-    for (int i = 0; i < 4; ++i) sums[i] += load4(a + d + 4 * i) * load4(b + d + 4 * i);
-  }
-  float tail = 0.0f;
-  for (; d < dim; ++d) tail += a[d] * b[d];
-  const Vec4 sum = (sums[0] + sums[1]) + (sums[2] + sums[3]);
-  return (sum[0] + sum[1]) + (sum[2] + sum[3]) + tail;
-}
-
 const FilterKernel& float32_kernel() {
 #if defined(__x86_64__)
   const Isa isa = current_isa();
@@ -159,21 +139,19 @@ Status Projection::find(const std::vector<float>& centroids, int64_t count, int6
 
 // Gram-Schmidt, every vector twice against those before it.
 void Projection::orthonormalise(int64_t dim) {
+  const ScanKernel& scan = float32_kernel().scan;
   for (int64_t i = 0; i < size; ++i) {
     float* v = basis.data() + i * dim;
-    for (int pass = 0; pass < 2; ++pass) {
-      const float length = std::sqrt(dot(v, v, dim));
+    for (int pass = 0; pass < 3; ++pass) {
+      const float length = std::sqrt(scan.dot(v, v, dim));
       const float factor = length > 0.0f ? 1.0f / length : 0.0f;
       for (int64_t d = 0; d < dim; ++d) v[d] *= factor;
+      if (pass == 2) break;
       for (int64_t j = 0; j < i; ++j) {
         const float* u = basis.data() + j * dim;
-        const float along = dot(u, v, dim);
-        for (int64_t d = 0; d < dim; ++d) v[d] -= along * u[d];
+        scan.subtract(scan.dot(u, v, dim), u, v, dim);
       }
     }
-    const float length = std::sqrt(dot(v, v, dim));
-    const float factor = length > 0.0f ? 1.0f / length : 0.0f;
-    for (int64_t d = 0; d < dim; ++d) v[d] *= factor;
   }
 }
 
