@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops import _backend
 from tests.ops.adversarial import GENERATORS, make
 from tests.ops.adversarial_patches import PATCH_GENERATORS, make_patches
 from tests.ops.harness import METRICS, running, usable_paths
@@ -191,6 +192,22 @@ def test_lloyd_step_images_assigns_alike(name):
             )
         np.testing.assert_array_equal(ids.flatten().numpy(), expected, err_msg=path)
         assert counts.sum() == (expected >= 0).sum()
+
+
+@pytest.mark.parametrize("path", usable_paths()[1:])
+def test_the_set_has_teeth(path):
+    """Without the margins of the certificate many of these tokens are wrong on every path."""
+    layout, norm, core = Layout(8, 3), take(IMAGENET, 3), _backend.core()
+    rows, c = make_patches("between_integers", 132, 50, layout, **norm)
+    images, c = layout.images(rows), torch.from_numpy(c)
+    with running(path) as backend:
+        right = ops.patch_tokens(images, c, 8, **norm, backend=backend)
+        core.set_certified(certified=False)
+        try:
+            rounded = ops.patch_tokens(images, c, 8, **norm, backend=backend)
+        finally:
+            core.set_certified(certified=True)
+    assert (right != rounded).sum() > 12
 
 
 @pytest.mark.slow
