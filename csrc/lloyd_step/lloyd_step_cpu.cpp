@@ -110,7 +110,8 @@ Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, bool
            TierCounts* tiers) {
   Codebook codebook;
   const bool keep_values = args.metric != Metric::euclidean;  // for the assigner's values
-  CMIM_RETURN_IF_ERROR(codebook.prepare(args.centroids, args.metric, args.threads, keep_values));
+  CMIM_RETURN_IF_ERROR(
+      prepare_codebook(source, args.centroids, args.metric, args.threads, keep_values, codebook));
   if constexpr (std::is_same_v<T, float>) {
     if (args.centroids.dtype != DType::f64) {
       return run_with<float>(source, codebook, args, kind, in_memory, tiers);
