@@ -183,7 +183,7 @@ def main() -> None:
         start = time.perf_counter()
         tokenizer = PixelTokenizer.fit(
             images, options.clusters, 16, **PIXELS,
-            algorithm="lloyd", max_iter=options.iterations, tol=0.0, seed=0,
+            algorithm="lloyd", init="random", max_iter=options.iterations, tol=0.0, seed=0,
         )  # fmt: skip
         seconds = time.perf_counter() - start
         say(f"{seconds:.1f} s; forward passes")
@@ -194,7 +194,7 @@ def main() -> None:
     print(
         f"PixelTokenizer.fit, K = {options.clusters}, {len(images) * TOKENS:,} patches, "
         f"{iterations} iterations, {options.threads} threads: {seconds:.1f} s "
-        f"({lloyd:.1f} s of them iterations, the rest k-means++ and the last pass)\n"
+        f"({lloyd:.1f} s of them iterations, the rest the start and the last pass)\n"
     )
     header = ("tokens by", "precision", "M numbers", "tokens/s", "images/s", "x slower", "rounds")
     lines = [
