@@ -5,6 +5,7 @@
 #include <cmath>
 
 #include "core/cpu_features.h"
+#include "core/exact_sum.h"
 
 namespace clustermim {
 namespace {
@@ -19,6 +20,29 @@ const ExactDotKernel& kernel() {
 
 int log2_ceil(int64_t n) {
   return n <= 1 ? 0 : static_cast<int>(std::bit_width(static_cast<uint64_t>(n - 1)));
+}
+
+int sign(__int128 v) {
+  return (v > 0) - (v < 0);
+}
+
+std::vector<uint64_t> words(__int128 v) {
+  const auto size = static_cast<unsigned __int128>(v < 0 ? -v : v);
+  return {static_cast<uint64_t>(size), static_cast<uint64_t>(size >> 64)};
+}
+
+// The sign of dot_a / sqrt(norm_a) - dot_b / sqrt(norm_b), norms being squared and 0 / 0 = 0.
+int compare_cosines(__int128 dot_a, __int128 norm_a, __int128 dot_b, __int128 norm_b) {
+  if (norm_a == norm_b) return sign(dot_a - dot_b);
+  if (sign(dot_a) != sign(dot_b)) return sign(dot_a) - sign(dot_b);
+  if (dot_a == 0) return 0;
+  const double da = static_cast<double>(dot_a), db = static_cast<double>(dot_b);
+  const double a = da * da * static_cast<double>(norm_b), b = db * db * static_cast<double>(norm_a);
+  if (std::abs(a - b) > 0x1p-48 * (a + b)) return a > b ? sign(dot_a) : -sign(dot_a);
+  const auto square_a = multiply_integers(words(dot_a), words(dot_a));
+  const auto square_b = multiply_integers(words(dot_b), words(dot_b));
+  return sign(dot_a) * compare_integers(multiply_integers(square_a, words(norm_b)),
+                                        multiply_integers(square_b, words(norm_a)));
 }
 
 // Bits of a score, sign left out, that __int128 holds with room for one subtraction.
@@ -48,7 +72,7 @@ bool ExactNearest::usable() {
 
 void ExactNearest::prepare() {
   prepared_ = true;
-  if (book_.metric == Metric::cosine || !book_.exact_float32()) return;
+  if (!book_.exact_float32()) return;
   for (int64_t e = 0; e < book_.entries(); ++e) grid_.add(book_.row32(e), book_.dim);
   stride_ = (book_.dim + 15) / 16 * 16 + 8;  // not a multiple of 4096 bytes: L1 sets
   x_.assign(kMaxRows * stride_, 0.0);
@@ -104,12 +128,21 @@ __int128 ExactNearest::dot(const Plan& p, double high, double low) {
 
 void ExactNearest::take(Best& best, int32_t entry, double high, double low) const {
   const __int128 product = dot(best.plan, high, low);
-  const __int128 score = book_.metric == Metric::dot
-                             ? -product
-                             : norms_[entry] * (static_cast<__int128>(1) << best.plan.norm_shift) -
-                                   product * (static_cast<__int128>(1) << best.plan.dot_shift);
-  if (best.entry >= 0 && score >= best.score) return;
-  best.score = score;
+  if (book_.metric == Metric::cosine) {
+    if (best.entry >= 0 &&
+        compare_cosines(product, norms_[entry], best.score, norms_[best.entry]) <= 0) {
+      return;
+    }
+    best.score = product;
+  } else {
+    const __int128 score =
+        book_.metric == Metric::dot
+            ? -product
+            : norms_[entry] * (static_cast<__int128>(1) << best.plan.norm_shift) -
+                  product * (static_cast<__int128>(1) << best.plan.dot_shift);
+    if (best.entry >= 0 && score >= best.score) return;
+    best.score = score;
+  }
   best.entry = entry;
 }
 

@@ -18,8 +18,8 @@ class ExactNearest {
 
   explicit ExactNearest(const Codebook& codebook) : book_(codebook) {}
 
-  // Whether rows can be decided here at all: euclidean or dot, centroids of float32 values whose
-  // sizes are not too far apart. Reads the codebook at the first call.
+  // Whether rows can be decided here at all: centroids of float32 values whose sizes are not too
+  // far apart. Reads the codebook at the first call.
   bool usable();
 
   // For finite rows [count], count <= kMaxRows: the best of `entries`, the first one among equal
@@ -44,7 +44,7 @@ class ExactNearest {
   };
   struct Best {
     Plan plan;
-    __int128 score = 0;
+    __int128 score = 0;  // cosine: the dot product
     int32_t entry = -1;
   };
   void take(Best& best, int32_t entry, double high, double low) const;
@@ -57,7 +57,7 @@ class ExactNearest {
   Grid grid_;
   int64_t stride_ = 0;
   AlignedVector<double> x_;      // [kMaxRows, stride_]
-  std::vector<__int128> norms_;  // |c|^2 in units of 2^(2 lowest); euclidean only
+  std::vector<__int128> norms_;  // |c|^2 in units of 2^(2 lowest); not for dot
 };
 
 }  // namespace clustermim
