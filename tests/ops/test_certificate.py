@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 import torch
 
+from clustermim_fast import ops
+from clustermim_fast.ops import _backend
 from tests.ops.adversarial import GENERATORS, make
 from tests.ops.assignment import check_compiled
-from tests.ops.certificate_model import FORMATS, Filtered
-from tests.ops.harness import METRICS
+from tests.ops.certificate_model import BFLOAT16, FORMATS, Filtered
+from tests.ops.harness import METRICS, running, usable_paths
 from tests.ops.truth import nearest_ids
-from tests.ops.worst_cases import CASES
+from tests.ops.worst_cases import CASES, anchored
 
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda fmt: fmt.name)
 
@@ -46,12 +48,38 @@ def test_the_term_is_needed(name):
     assert kept.tolist() == [False, True]
 
 
+def for_the_core(name, rows=20):
+    """The case as float64 tensors; enough rows that the core does not compare them directly."""
+    _, metric, fmt, case = CASES[name]
+    x, c = anchored(case, metric)
+    return torch.from_numpy(x).repeat(rows, 1), torch.from_numpy(c), metric, fmt
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_the_core_is_right_on_the_same_input(name):
-    _, metric, _, (x, c) = CASES[name]
+    x, c, metric, _ = for_the_core(name)
     for offset in (0.0, 1.0, -64.0):
-        check_compiled(torch.from_numpy(x + offset), torch.from_numpy(c + offset), metric)
-    check_compiled(torch.from_numpy(x).float(), torch.from_numpy(c).float(), metric)
+        check_compiled(x + offset, c + offset, metric)
+    check_compiled(x.float(), c.float(), metric)
+    check_compiled(*(torch.from_numpy(values) for values in CASES[name][3]), metric)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_core_without_its_margins_errs_as_the_emulation_says(name):
+    """On the real instructions, with every margin zero, the other centroid wins all rows."""
+    x, c, metric, fmt = for_the_core(name)
+    paths = [p for p in usable_paths()[1:] if (p == "amx") == (fmt is BFLOAT16)]
+    if not paths:
+        pytest.skip("this machine has no tiles")
+    core = _backend.core()
+    for path in paths:
+        with running(path) as backend:
+            core.set_certified(certified=False)
+            try:
+                ids = ops.nearest_centroid(x, c, metric=metric, backend=backend)
+            finally:
+                core.set_certified(certified=True)
+        assert (ids == 1).all(), path
 
 
 # ---- random search never passes a bound

@@ -58,8 +58,9 @@ def test_the_float32_tier_needs_its_bound(d):
     assert distance[1] < distance[0]  # a plain comparison drops the nearest
     relative = tier_bound(d)
     assert distance[0] * (1 - relative) <= distance[1] * (1 + relative)  # with the bound it stays
-    check_compiled(torch.from_numpy(x).float(), torch.from_numpy(c).float(), "euclidean")
-    check_compiled(torch.from_numpy(x + 1.0), torch.from_numpy(c + 1.0), "euclidean")
+    x, c = torch.from_numpy(x).repeat(20, 1), torch.from_numpy(c)
+    check_compiled(x.float(), c.float(), "euclidean")
+    check_compiled(x + 1.0, c + 1.0, "euclidean")
 
 
 @pytest.mark.parametrize("d", [1, 15, 16, 17, 100, 300])

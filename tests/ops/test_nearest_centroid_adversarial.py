@@ -66,7 +66,7 @@ def test_adversarial_large_codebook(name):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_adversarial_large_codebook_and_width(name):
-    for (n, d), turn in zip(((2, 768), (17, 1), (17, 48), (9, 100)), range(4), strict=True):
+    for (n, d), turn in zip(((5, 768), (17, 1), (17, 48), (9, 100)), range(4), strict=True):
         metric = METRICS[(NAMES.index(name) + turn) % 3]
         check_compiled(*make(name, n, d, 8192, metric), metric)
 

@@ -75,7 +75,7 @@ def single_values(draw):
         )
     )
     vectors = st.lists(pool, min_size=d, max_size=d)
-    x = draw(st.lists(vectors, min_size=1, max_size=4))
+    x = draw(st.lists(vectors, min_size=1, max_size=8))
     c = draw(st.lists(vectors, min_size=1, max_size=6))
     return (
         torch.tensor(x, dtype=torch.float64).to(dtype),

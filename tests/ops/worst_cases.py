@@ -54,10 +54,10 @@ def lost_in_the_accumulator(d: int) -> Case:
 def lost_by_underflow(d: int) -> Case:
     """Products just under 2^-126 that the tile instructions flush to zero one by one; one product
     larger than that makes the other's computed score almost as much larger."""
-    x, c = np.full((1, d), 2.0**-63), np.full((2, d), 2.0**-63 * 255 / 256)
+    x, c = np.full((1, d), 2.0**-122), np.full((2, d), 2.0**-4 * 255 / 256)
     c[1] *= -1
     c[1, :32] = 0.0
-    c[1, 0] = bfloat16(0.95 * _lost(x, c, "dot", BFLOAT16) * 2.0**63)
+    c[1, 0] = bfloat16(0.95 * _lost(x, c, "dot", BFLOAT16) * 2.0**122)
     return x, c
 
 
@@ -91,6 +91,17 @@ def rounded_onto_the_row() -> Case:
     """bfloat16: row and farther centroid are rounded to one point, so the computed distance of the
     best is 0 and only the square of the roundings is left."""
     return _column(1.5 + 2.0**-8), _column(1.5 + 3 * 2.0**-8, 1.5 - 2.0**-8)
+
+
+def anchored(case: Case, metric: str) -> Case:
+    """With a column of zeros and centroids far along it: in the other columns the median of the
+    centroids is zero, so that a filter that centres its input sees the case as it is."""
+    if metric != "euclidean":
+        return case
+    x, c = (np.pad(values, ((0, 0), (0, 1))) for values in case)
+    far = np.zeros((5, x.shape[1]))
+    far[:, -1] = [64.0, -64.0, 128.0, -128.0, 192.0]
+    return x, np.concatenate([c, far])
 
 
 def repeated(case: Case, d: int) -> Case:
