@@ -38,6 +38,8 @@ class ImageRows final : public RowSource<float> {
   int64_t num_rows() const override { return images_.batch * images_.patches(); }
   const float* rows(int64_t begin, int64_t count, float* scratch, int64_t* stride) const override;
 
+  // [256] values of uint8 pixels of a channel (before per_patch_norm).
+  const float* u8_values(int64_t channel) const { return table_.data() + channel * 256; }
   // Largest |value| a uint8 pixel can take (before per_patch_norm).
   float largest_u8_value() const;
 

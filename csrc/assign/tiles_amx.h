@@ -15,8 +15,8 @@
 #define CMIM_TILE_ZERO(tile) __asm__ volatile("tilezero %%tmm" #tile::)
 #define CMIM_TILE_DOT_BF16(sum, a, b) \
   __asm__ volatile("tdpbf16ps %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
-#define CMIM_TILE_DOT_S8(sum, a, b) \
-  __asm__ volatile("tdpbssd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
+#define CMIM_TILE_DOT_U8S8(sum, a, b) \
+  __asm__ volatile("tdpbusd %%tmm" #b ", %%tmm" #a ", %%tmm" #sum::)
 
 namespace clustermim {
 namespace {

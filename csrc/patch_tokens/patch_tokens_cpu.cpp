@@ -1,5 +1,6 @@
 #include "assign/assigner.h"
 #include "assign/check_matrix.h"
+#include "assign/pixel_assigner.h"
 #include "core/kernel_call.h"
 #include "patch_tokens/patch_tokens.h"
 
@@ -14,8 +15,19 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
   return kernel_call(op, [&] {
     const ImageRows source(args.images);
     Codebook codebook;
-    CMIM_RETURN_IF_ERROR(prepare_codebook<float>(source, args.centroids, args.metric, args.threads,
-                                                 false, codebook));
+    if (const PixelKernel* kernel = pixel_kernel(args.metric, args.images)) {
+      codebook.may_project = false;
+      CMIM_RETURN_IF_ERROR(
+          codebook.prepare(args.centroids, args.metric, args.threads, false, rows));
+      PixelCodebook pixels(codebook, *kernel, args.images, source);
+      CMIM_RETURN_IF_ERROR(pixels.prepare(args.threads));
+      if (pixels.usable()) {
+        return assign_pixels(pixels, args.images, source, args.threads, args.ids, tiers);
+      }
+    } else {
+      CMIM_RETURN_IF_ERROR(prepare_codebook<float>(source, args.centroids, args.metric,
+                                                   args.threads, false, codebook));
+    }
     return assign_rows<float>(source, codebook, args.threads, args.ids, nullptr, tiers);
   });
 }
