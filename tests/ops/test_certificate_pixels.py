@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops import _backend
 from tests.ops.adversarial_patches import PATCH_GENERATORS, make_patches
 from tests.ops.certificate_pixels import COARSE, FINE, Pixels
 from tests.ops.harness import running, usable_paths
@@ -118,21 +119,39 @@ def test_the_term_is_needed(name):
     assert kept.tolist() == [False, True]
 
 
-@pytest.mark.parametrize("name", ["centroids, 8 bits", "centroids, 16 bits", "pixels"])
-def test_the_core_is_right_on_the_same_input(name):
-    """As one column or three of an image; the other tables are not those of a mean and a std."""
+def for_the_core(name):
+    """The case as 20 one-pixel patches; cases of the line itself as that of p / 255."""
     pixels, c, *_ = CASES[name][1]()
     pixels, c = np.asarray(pixels, np.uint8), np.asarray(c, np.float64)
-    mean = 1e4 if name == "pixels" else None
-    if mean is None:
-        c = (c + 128) / 255
+    mean = [1e4] if name == "pixels" else None
+    c = c if mean else (c + 128) / 255
     images = torch.from_numpy(pixels.T[None, :, None, :].copy()).repeat(20, 1, 1, 1)
-    x = Layout(1, len(pixels.T)).values(pixels, None if mean is None else [mean])
-    expected = nearest_ids(torch.from_numpy(x), torch.from_numpy(c), "euclidean")
+    x = torch.from_numpy(Layout(1, len(pixels.T)).values(pixels, mean))
+    return images, torch.from_numpy(c), mean, nearest_ids(x, torch.from_numpy(c), "euclidean")[0]
+
+
+@pytest.mark.parametrize("name", ["centroids, 8 bits", "centroids, 16 bits", "pixels"])
+def test_the_core_is_right_on_the_same_input(name):
+    images, c, mean, expected = for_the_core(name)
     for path in usable_paths()[1:]:
         with running(path) as backend:
-            ids = ops.patch_tokens(images, torch.from_numpy(c), 1, mean=mean, backend=backend)
-        assert ids.flatten().tolist() == expected.tolist() * 20, path
+            ids = ops.patch_tokens(images, c, 1, mean=mean, backend=backend)
+        assert (ids == expected).all(), path
+
+
+@pytest.mark.parametrize("path", ["avx512_vnni", "amx"])
+@pytest.mark.parametrize("name", ["centroids, 8 bits", "pixels"])
+def test_the_core_without_its_margins_errs_as_the_emulation_says(name, path):
+    images, c, mean, expected = for_the_core(name)
+    core = _backend.core()
+    with running(path) as backend:
+        core.set_certified(certified=False)
+        try:
+            ids = ops.patch_tokens(images, c, 1, mean=mean, backend=backend)
+        finally:
+            core.set_certified(certified=True)
+    assert expected == 0
+    assert (ids == 1).all()
 
 
 TABLES = (
