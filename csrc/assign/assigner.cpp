@@ -14,7 +14,7 @@ namespace {
 
 constexpr int64_t kBlockBytes = 512 * 1024;  // packed rows; the second-level cache has 1 or 2 MiB
 constexpr int64_t kChunkBytes = 768 * 1024;  // packed centroids that a strip of rows passes at once
-constexpr int64_t kMaxBlockRows = 512;
+constexpr int64_t kMaxBlockRows = 512, kMaxNarrowBlockRows = 1024;
 constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the first-level cache
 constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
 
@@ -29,7 +29,8 @@ int64_t chunk_tiles(const Codebook& book) {
 int64_t block_rows(const Codebook& codebook) {
   const int64_t strip = codebook.kernel->strip_rows;
   const int64_t rows = kBlockBytes / packed_row_bytes(*codebook.kernel, codebook.dim);
-  const int64_t block = std::clamp(rows, strip, kMaxBlockRows) / strip * strip;
+  const int64_t most = codebook.narrow.usable() ? kMaxNarrowBlockRows : kMaxBlockRows;
+  const int64_t block = std::clamp(rows, strip, most) / strip * strip;
   const int64_t wanted = (codebook.num_rows + strip - 1) / strip * strip;
   return codebook.num_rows > 0 ? std::min(block, wanted) : block;
 }
@@ -40,6 +41,7 @@ Assigner<T>::Assigner(const Codebook& codebook)
       row_bytes_(packed_row_bytes(*codebook.kernel, codebook.dim)),
       sweep_(codebook.columns, block_rows(codebook), codebook.kernel->strip_rows,
              chunk_tiles(codebook), codebook.kernel->scan),
+      narrow_(codebook.narrow, codebook.columns, block_rows(codebook)),
       decider_(codebook) {
   const int64_t rows = block_rows(book_);
   packed_.resize(rows * row_bytes_);
@@ -55,6 +57,7 @@ Assigner<T>::Assigner(const Codebook& codebook)
   norm2_.resize(rows);
   error2_.resize(rows);
   filterable_.resize(rows);
+  entries_.assign(rows, -1);
 }
 
 // Rows [first, first + count) of the block to the filter's format.
@@ -131,17 +134,32 @@ void Assigner<T>::filter(const T* rows, int64_t stride, int64_t count) {
 template <typename T>
 void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* ids,
                          double* value) {
-  const bool can_win = book_.entries() > 0;
-  if (can_win && book_.columns.size() > 0) filter(rows, stride, count);
+  if (std::is_same_v<T, float> && book_.narrow.usable()) {
+    assign_narrow(rows, stride, count);
+  } else if (book_.entries() > 0) {
+    if (book_.columns.size() > 0) filter(rows, stride, count);
+    for (int64_t r = 0; r < count; ++r) entries_[r] = nearest(rows + r * stride, r);
+  }
   for (int64_t r = 0; r < count; ++r) {
-    const T* row = rows + r * stride;
-    const int32_t entry = can_win ? nearest(row, r) : -1;
+    const int32_t entry = entries_[r];
     if (entry < 0) ++tiers.invalid;
     ids[r] = entry < 0 ? -1 : book_.ids[entry];
     if (value) {
-      value[r] = entry < 0 ? std::numeric_limits<double>::quiet_NaN()
-                           : metric_value(book_.metric, row, book_.value(entry), book_.dim);
+      value[r] = entry < 0
+                     ? std::numeric_limits<double>::quiet_NaN()
+                     : metric_value(book_.metric, rows + r * stride, book_.value(entry), book_.dim);
     }
+  }
+}
+
+template <typename T>
+void Assigner<T>::assign_narrow(const T* rows, int64_t stride, int64_t count) {
+  if constexpr (std::is_same_v<T, float>) {
+    narrow_.run(
+        rows, stride, count, entries_.data(), [&](int64_t r, std::vector<int32_t>* candidates) {
+          const T* row = rows + r * stride;
+          return candidates ? decider_.decide(row, *candidates, tiers) : nearest_of_all(row);
+        });
   }
 }
 
@@ -154,9 +172,14 @@ int32_t Assigner<T>::nearest(const T* row, int64_t r) {
       rescored += candidates_.size() > 1 ? static_cast<int64_t>(candidates_.size()) : 0;
       return decider_.decide(row, candidates_, tiers);
     }
-  } else if (!std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) {
-    return -1;
   }
+  return nearest_of_all(row);
+}
+
+// -1 for a row that is not finite.
+template <typename T>
+int32_t Assigner<T>::nearest_of_all(const T* row) {
+  if (!std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) return -1;
   rescored += book_.entries();
   return decider_.decide_all(row, tiers);
 }

@@ -31,11 +31,14 @@ class Assigner {
   void load(const T* rows, int64_t stride, int64_t first, int64_t count);
   void project(int64_t first, int64_t count);
   void filter(const T* rows, int64_t stride, int64_t count);
+  void assign_narrow(const T* rows, int64_t stride, int64_t count);
   int32_t nearest(const T* row, int64_t block_row);
+  int32_t nearest_of_all(const T* row);
 
   const Codebook& book_;
   int64_t row_bytes_;
   Sweep sweep_;
+  NarrowSearch narrow_;
   Decider<T> decider_;
   AlignedVector<char> packed_;     // rows as the filter reads them
   AlignedVector<char> projected_;  // ... or their coordinates
@@ -43,7 +46,7 @@ class Assigner {
   std::vector<float> single_;  // float64 rows in float32, on their way there
   std::vector<float> zeros_, norm2_, error2_;
   std::vector<char> filterable_;
-  std::vector<int32_t> candidates_;
+  std::vector<int32_t> candidates_, entries_;
 };
 
 // Rows of one block: small enough that the packed block stays in the second-level cache beside a

@@ -19,6 +19,10 @@ void set_certified(bool certified) {
   margins_count.store(certified, std::memory_order_relaxed);
 }
 
+bool certified() {
+  return margins_count.load(std::memory_order_relaxed);
+}
+
 // Equation (6) and its table.
 ScoreError score_error(Format format, int64_t dim) {
   const float d = static_cast<float>(dim);
@@ -71,7 +75,7 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
                 int32_t segment, const RowBounds* rows, const float* best, const int32_t* owner,
                 int64_t count, float* threshold) {
   const SegmentBounds s = bounds[segment];
-  const float counts = margins_count.load(std::memory_order_relaxed) ? 1.0f : 0.0f;
+  const float counts = certified() ? 1.0f : 0.0f;
   for (int64_t r = 0; r < count; ++r) {
     const SegmentBounds b = bounds[owner[r]];
     const RowBounds row = rows[r];

@@ -26,6 +26,7 @@ ScoreError score_error(Format format, int64_t dim);
 // false: every margin is zero and ids are those of the rounded scores. For measuring what the
 // certificate costs; never otherwise.
 void set_certified(bool certified);
+bool certified();
 
 // Upper bounds on a row's rounding, from the float32 sums that the filter measured.
 struct RowBounds {

@@ -306,6 +306,9 @@ Status Codebook::pack(int threads) {
     for (SegmentBounds& b : columns.bounds) {
       b.constant = *std::max_element(constants.begin(), constants.end());
     }
+  } else if (const NarrowKernel* narrow_rows = narrow_kernel(*kernel, columns, dim)) {
+    narrow.pack(*narrow_rows, columns, panels.data(), packed_tile_bytes(*kernel, dim), centre,
+                scale);
   }
   return Status();
 }

@@ -8,6 +8,7 @@
 #include "assign/filter.h"
 #include "assign/filter_sizes.h"
 #include "assign/metric.h"
+#include "assign/narrow_search.h"
 #include "assign/projection.h"
 #include "core/aligned_vector.h"
 #include "core/status.h"
@@ -40,6 +41,7 @@ class Codebook {
   Projection projection;      // of size 0: scores are products of whole rows
   Columns columns;
   AlignedVector<char> panels;  // [tiles, kernel->tile_bytes]
+  NarrowPanels narrow;         // the same for narrow rows, when that path is the faster one
 
   int64_t entries() const { return static_cast<int64_t>(ids.size()); }
   const double* value(int64_t entry) const { return values.data() + entry * dim; }

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "assign/candidates.h"
+
 namespace clustermim {
 
 Sweep::Sweep(const Columns& columns, int64_t block_rows, int64_t strip_rows, int64_t chunk_tiles,
@@ -49,37 +51,10 @@ void Sweep::search(int64_t first_row, int64_t count, int64_t first_column, int64
                 hit_scores_.get() + first_row * kCapacity, counts_.data() + first_row, kCapacity});
 }
 
-bool Sweep::take_candidates(int64_t r, std::vector<int32_t>& entries) {
-  entries.clear();
-  const int32_t count = counts_[r];
-  if (count < 1 || count > kCapacity) return false;  // none: no score was a number
-  const int32_t* columns = hits(r);
-  const float* scores = hit_scores_.get() + r * kCapacity;
-  const int32_t first = static_cast<int32_t>(std::max_element(scores, scores + count) - scores);
-  const auto own_bounds = [&](int32_t column) {
-    size_t s = 0;
-    while ((columns_.segments[s].first_tile + columns_.segments[s].tiles) * columns_.tile <=
-           column) {
-      ++s;
-    }
-    SegmentBounds b = columns_.bounds[s];
-    b.residual = columns_.residual[column];
-    if (!columns_.outside.empty()) b.outside = columns_.outside[column];
-    return b;
-  };
-  SegmentBounds pair[2] = {own_bounds(columns[first]), {}};
-  const int32_t owner = 0;
-  for (int32_t i = 0; i < count; ++i) {
-    pair[1] = own_bounds(columns[i]);
-    float threshold = 0.0f;
-    thresholds(columns_.metric, columns_.error, pair, 1, &rows_[r], &scores[first], &owner, 1,
-               &threshold);
-    const int32_t entry = columns_.entry_of[columns[i]];
-    if (scores[i] >= threshold && entry >= 0) entries.push_back(entry);
-  }
-  entries.insert(entries.end(), columns_.far_entries.begin(), columns_.far_entries.end());
-  std::sort(entries.begin(), entries.end());
-  return true;
+bool Sweep::take_candidates(int64_t r, std::vector<int32_t>& entries) const {
+  return clustermim::take_candidates(columns_, columns_.error, rows_[r], hits(r),
+                                     hit_scores_.get() + r * kCapacity, counts_[r], kCapacity,
+                                     entries);
 }
 
 }  // namespace clustermim

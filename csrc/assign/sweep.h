@@ -50,7 +50,7 @@ class Sweep {
   }
   // All candidates of a row, ascending, after each one's own bounds were tried; false: too many to
   // have been kept, every entry is a candidate.
-  bool take_candidates(int64_t r, std::vector<int32_t>& entries);
+  bool take_candidates(int64_t r, std::vector<int32_t>& entries) const;
 
  private:
   static constexpr int64_t kCapacity = 256;  // candidates of a row

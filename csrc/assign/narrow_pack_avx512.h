@@ -1,0 +1,109 @@
+// Rows to vectors of one value of 16 rows, rounded to bfloat16. For units compiled for AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include "assign/narrow.h"
+
+namespace clustermim {
+namespace {
+
+#define CMIM_INLINE inline __attribute__((always_inline))
+
+constexpr int64_t kGroup = 16;  // rows in the lanes of a vector
+
+struct Sums {
+  __m512 norm2, error2;
+};
+
+CMIM_INLINE void transpose(__m512 v[16]) {
+  __m512 t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_ps(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_ps(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    const __m512d a = _mm512_castps_pd(t[i]), b = _mm512_castps_pd(t[i + 2]);
+    const __m512d c = _mm512_castps_pd(t[i + 1]), d = _mm512_castps_pd(t[i + 3]);
+    v[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, b));
+    v[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, b));
+    v[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(c, d));
+    v[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(c, d));
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    t[i] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0x88);
+    t[i + 4] = _mm512_shuffle_f32x4(v[i], v[i + 4], 0xdd);
+    t[i + 8] = _mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0x88);
+    t[i + 12] = _mm512_shuffle_f32x4(v[i + 8], v[i + 12], 0xdd);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i) {
+    v[i] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0x88);
+    v[i + 8] = _mm512_shuffle_f32x4(t[i], t[i + 8], 0xdd);
+    v[i + 4] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0x88);
+    v[i + 12] = _mm512_shuffle_f32x4(t[i + 4], t[i + 12], 0xdd);
+  }
+}
+
+// One value of 16 rows to bfloat16, as the upper halves; ties away from zero.
+CMIM_INLINE __m512i round_value(__m512 value, __m512 scale, const float* shift, Sums& sums) {
+  // A power of two times x - centre, rounded once.
+  const __m512 scaled = _mm512_fmadd_ps(value, scale, _mm512_set1_ps(*shift));
+  const __m512i rounded =
+      _mm512_and_si512(_mm512_add_epi32(_mm512_castps_si512(scaled), _mm512_set1_epi32(0x8000)),
+                       _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+  const __m512 back = _mm512_castsi512_ps(rounded), lost = _mm512_sub_ps(scaled, back);
+  sums.norm2 = _mm512_fmadd_ps(back, back, sums.norm2);
+  sums.error2 = _mm512_fmadd_ps(lost, lost, sums.error2);
+  return rounded;
+}
+
+CMIM_INLINE __m512i pair(__m512i even, __m512i odd) {
+  return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
+}
+
+// 16 rows of `dim` values into one group of operands.
+__attribute__((noinline)) inline Sums pack_group(const float* const row[kGroup], int64_t dim,
+                                                 const float* shift, float scale, uint32_t* pairs) {
+  const __m512 factor = _mm512_set1_ps(scale);
+  Sums sums[2] = {};
+  __m512 v[16];
+  int64_t d = 0;
+  for (; d + 16 <= dim; d += 16) {
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) {
+      v[r] = _mm512_loadu_ps(row[r] + d);
+    }
+    transpose(v);
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+      const __m512i even = round_value(v[i], factor, shift + d + i, sums[0]);
+      const __m512i odd = round_value(v[i + 1], factor, shift + d + i + 1, sums[1]);
+      _mm512_store_si512(pairs + (d + i) / 2 * kGroup, pair(even, odd));
+    }
+  }
+  if (d < dim) {
+    const __mmask16 in = (1u << (dim - d)) - 1;
+#pragma GCC unroll 16
+    for (int r = 0; r < 16; ++r) v[r] = _mm512_maskz_loadu_ps(in, row[r] + d);
+    transpose(v);
+    alignas(64) float columns[16][16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) _mm512_store_ps(columns[i], v[i]);
+    for (int64_t i = 0; d + i < dim; i += 2) {
+      const __m512i even = round_value(_mm512_load_ps(columns[i]), factor, shift + d + i, sums[0]);
+      const __m512i odd = d + i + 1 < dim ? round_value(_mm512_load_ps(columns[i + 1]), factor,
+                                                        shift + d + i + 1, sums[1])
+                                          : _mm512_set1_epi32(0x3f800000);  // one, for the bias
+      _mm512_store_si512(pairs + (d + i) / 2 * kGroup, pair(even, odd));
+    }
+  }
+  return {_mm512_add_ps(sums[0].norm2, sums[1].norm2),
+          _mm512_add_ps(sums[0].error2, sums[1].error2)};
+}
+
+}  // namespace
+}  // namespace clustermim
