@@ -16,7 +16,8 @@ constexpr int64_t kBlockBytes = 512 * 1024;  // packed rows; the second-level ca
 constexpr int64_t kChunkBytes = 768 * 1024;  // packed centroids that a strip of rows passes at once
 constexpr int64_t kMaxBlockRows = 512, kMaxNarrowBlockRows = 1024;
 constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the first-level cache
-constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
+constexpr int64_t kFewCandidates = 16;
+constexpr float kMaxRowNorm2 = 0x1p120f;  // keeps float32 scores far from overflow
 
 int64_t chunk_tiles(const Codebook& book) {
   const int64_t bytes = std::max<int64_t>(1, packed_tile_bytes(*book.kernel, book.filter_dim()));
@@ -134,20 +135,22 @@ void Assigner<T>::filter(const T* rows, int64_t stride, int64_t count) {
 template <typename T>
 void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* ids,
                          double* value) {
+  ties_.clear();
   if (std::is_same_v<T, float> && book_.narrow.usable()) {
     assign_narrow(rows, stride, count);
   } else if (book_.entries() > 0) {
     if (book_.columns.size() > 0) filter(rows, stride, count);
     for (int64_t r = 0; r < count; ++r) entries_[r] = nearest(rows + r * stride, r);
   }
+  decide_ties(rows, stride);
   for (int64_t r = 0; r < count; ++r) {
     const int32_t entry = entries_[r];
     if (entry < 0) ++tiers.invalid;
     ids[r] = entry < 0 ? -1 : book_.ids[entry];
     if (value) {
-      value[r] = entry < 0
-                     ? std::numeric_limits<double>::quiet_NaN()
-                     : metric_value(book_.metric, rows + r * stride, book_.value(entry), book_.dim);
+      const T* row = rows + r * stride;
+      value[r] = entry < 0 ? std::numeric_limits<double>::quiet_NaN()
+                           : metric_value(book_.metric, row, book_.value(entry), book_.dim);
     }
   }
 }
@@ -155,11 +158,36 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
 template <typename T>
 void Assigner<T>::assign_narrow(const T* rows, int64_t stride, int64_t count) {
   if constexpr (std::is_same_v<T, float>) {
-    narrow_.run(
-        rows, stride, count, entries_.data(), [&](int64_t r, std::vector<int32_t>* candidates) {
-          const T* row = rows + r * stride;
-          return candidates ? decider_.decide(row, *candidates, tiers) : nearest_of_all(row);
-        });
+    narrow_.run(rows, stride, count, entries_.data(),
+                [&](int64_t r, std::vector<int32_t>* candidates) {
+                  const T* row = rows + r * stride;
+                  if (candidates && few(*candidates))
+                    return decider_.decide(row, *candidates, tiers);
+                  if (std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) {
+                    ties_.push_back(r);
+                  }
+                  return -1;  // or what decide_ties finds
+                });
+  }
+}
+
+template <typename T>
+bool Assigner<T>::few(const std::vector<int32_t>& candidates) const {
+  const int64_t some = static_cast<int64_t>(candidates.size());
+  return some <= kFewCandidates || 2 * some < book_.entries();
+}
+
+// Rows that nearly tie with most entries, several at a time.
+template <typename T>
+void Assigner<T>::decide_ties(const T* rows, int64_t stride) {
+  constexpr size_t kMost = ExactNearest::kMaxRows;
+  for (size_t i = 0; i < ties_.size(); i += kMost) {
+    const int count = static_cast<int>(std::min(kMost, ties_.size() - i));
+    const T* together[kMost];
+    int32_t winners[kMost];
+    for (int r = 0; r < count; ++r) together[r] = rows + ties_[i + r] * stride;
+    decider_.decide_ties(together, count, winners, tiers);
+    for (int r = 0; r < count; ++r) entries_[ties_[i + r]] = winners[r];
   }
 }
 
@@ -168,10 +196,13 @@ int32_t Assigner<T>::nearest(const T* row, int64_t r) {
   if (filterable_[r]) {  // never without columns
     const int32_t only = sweep_.only_entry(r);
     if (only >= 0) return only;
-    if (sweep_.take_candidates(r, candidates_)) {
+    if (sweep_.take_candidates(r, candidates_) && few(candidates_)) {
       rescored += candidates_.size() > 1 ? static_cast<int64_t>(candidates_.size()) : 0;
       return decider_.decide(row, candidates_, tiers);
     }
+    rescored += book_.entries();
+    ties_.push_back(r);  // its entry comes from decide_ties
+    return -1;
   }
   return nearest_of_all(row);
 }

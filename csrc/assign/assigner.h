@@ -34,6 +34,8 @@ class Assigner {
   void assign_narrow(const T* rows, int64_t stride, int64_t count);
   int32_t nearest(const T* row, int64_t block_row);
   int32_t nearest_of_all(const T* row);
+  bool few(const std::vector<int32_t>& candidates) const;
+  void decide_ties(const T* rows, int64_t stride);
 
   const Codebook& book_;
   int64_t row_bytes_;
@@ -47,6 +49,7 @@ class Assigner {
   std::vector<float> zeros_, norm2_, error2_;
   std::vector<char> filterable_;
   std::vector<int32_t> candidates_, entries_;
+  std::vector<int64_t> ties_;  // rows with so many candidates that they are decided together
 };
 
 // Rows of one block: small enough that the packed block stays in the second-level cache beside a

@@ -8,6 +8,12 @@
 #include "assign/scores.h"
 
 namespace clustermim {
+namespace {
+
+// For fewer it does not pay to read the codebook's grid (ExactNearest).
+constexpr size_t kFewCandidates = 8;
+
+}  // namespace
 
 template <typename T>
 int32_t Decider<T>::decide(const T* row, std::vector<int32_t>& candidates, TierCounts& tiers) {
@@ -36,6 +42,52 @@ int32_t Decider<T>::decide_all(const T* row, TierCounts& tiers) {
   return decide(row, all_, tiers);
 }
 
+template <typename T>
+void Decider<T>::decide_ties(const T* const* rows, int count, int32_t* winners, TierCounts& tiers) {
+  const float* singles[ExactNearest::kMaxRows];
+  int which[ExactNearest::kMaxRows], num = 0;
+  std::fill_n(winners, count, -1);
+  for (int r = 0; r < count && exact_.usable(); ++r) {
+    singles[num] = as_float32(rows[r], r);
+    which[num] = r;
+    if (singles[num]) ++num;
+  }
+  if (num > 0) {
+    int32_t found[ExactNearest::kMaxRows];
+    exact_.decide(singles, num, nullptr, 0, found);
+    for (int i = 0; i < num; ++i) winners[which[i]] = found[i];
+  }
+  for (int r = 0; r < count; ++r) {
+    if (winners[r] >= 0) {
+      ++tiers.exact;
+    } else {
+      winners[r] = decide_all(rows[r], tiers);
+    }
+  }
+}
+
+template <typename T>
+const float* Decider<T>::as_float32(const T* row, int slot) {
+  if constexpr (std::is_same_v<T, float>) {
+    return row;
+  } else {
+    narrow_.resize(ExactNearest::kMaxRows * book_.dim);
+    float* to = narrow_.data() + slot * book_.dim;
+    for (int64_t d = 0; d < book_.dim; ++d) to[d] = static_cast<float>(row[d]);
+    return std::equal(row, row + book_.dim, to) ? to : nullptr;
+  }
+}
+
+template <typename T>
+bool Decider<T>::decide_by_integers(const T* row, const std::vector<int32_t>& candidates,
+                                    int32_t& winner) {
+  if (candidates.size() <= kFewCandidates || !exact_.usable()) return false;
+  const float* single = as_float32(row, 0);
+  if (!single) return false;
+  exact_.decide(&single, 1, candidates.data(), static_cast<int64_t>(candidates.size()), &winner);
+  return winner >= 0;
+}
+
 // The direct form in float32 has a small relative error, whatever the size of x and c.
 template <typename T>
 void Decider<T>::drop_by_float32(const float* row, std::vector<int32_t>& candidates) {
@@ -60,6 +112,11 @@ void Decider<T>::drop_by_float32(const float* row, std::vector<int32_t>& candida
 template <typename T>
 int32_t Decider<T>::decide_by_float64(const T* row, const std::vector<int32_t>& candidates,
                                       TierCounts& tiers) {
+  int32_t winner = -1;
+  if (decide_by_integers(row, candidates, winner)) {
+    ++tiers.exact;
+    return winner;
+  }
   double best_upper = std::numeric_limits<double>::infinity();
   lower_.resize(candidates.size());
   for (size_t i = 0; i < candidates.size(); ++i) {
@@ -70,7 +127,6 @@ int32_t Decider<T>::decide_by_float64(const T* row, const std::vector<int32_t>& 
     const double upper = s.score + s.bound;
     if (upper < best_upper) best_upper = upper;
   }
-  int32_t winner = -1;
   bool compared = false;
   for (size_t i = 0; i < candidates.size(); ++i) {
     if (lower_[i] > best_upper) continue;  // NaN stays open
