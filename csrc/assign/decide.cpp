@@ -103,7 +103,8 @@ void Decider<T>::drop_by_float32(const float* row, std::vector<int32_t>& candida
   }
   size_t kept = 0;
   for (size_t i = 0; i < candidates.size(); ++i) {
-    if (distance_[i] * (1.0f - relative) - underflow > limit) continue;  // NaN stays
+    // NaN stays, and so does infinity (then NaN): the true distance may still be a number.
+    if (distance_[i] - relative * distance_[i] - underflow > limit) continue;
     candidates[kept++] = candidates[i];
   }
   candidates.resize(kept);

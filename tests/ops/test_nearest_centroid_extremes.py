@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
+
 import numpy as np
 import pytest
 import torch
@@ -227,3 +229,34 @@ def test_distance_of_mixed_dtypes_is_float64(path):
             ids, value = ops.nearest_centroid(x, c, return_distance=True, backend=backend)
             assert value.dtype == torch.float64
             np.testing.assert_allclose(value, exact_values(x, c, ids, "euclidean"), rtol=1e-14)
+
+
+def _just_around_root(target: int, *, above: bool) -> np.float32:
+    """The float32 whose square is next above (or below) ``target``."""
+    value = np.float32(np.sqrt(float(target)))
+    while Fraction(float(value)) ** 2 <= target:
+        value = np.nextafter(value, np.float32(np.inf))
+    while Fraction(float(value)) ** 2 > target:
+        value = np.nextafter(value, np.float32(0))
+    return np.nextafter(value, np.float32(np.inf)) if above else value
+
+
+@every_cpu_path
+def test_a_float32_distance_that_overflows_stays_a_candidate(path):
+    """|c|^2 just below 2^128, its terms such that 16 float32 chains round it up to infinity."""
+
+    def centroid(second: float, *, up: bool) -> np.ndarray:
+        c = np.zeros(16 * 600, np.float32)
+        c[0] = _just_around_root(2**127, above=True)
+        c[1] = _just_around_root(2**127 - int(second) * 2**103, above=up)
+        c[16::16] = _just_around_root(2**103, above=up)
+        c[17::16] = _just_around_root(2**102, above=up)
+        return c
+
+    nearer, farther = centroid(2.98 * 599, up=True), centroid(2.06 * 650, up=False)
+    for c in (np.stack([nearer, farther]), np.stack([farther, nearer])):
+        for rows in (1, 40):
+            x, centroids = torch.zeros(rows, 16 * 600), torch.from_numpy(c)
+            with running(path) as backend:
+                ids = ops.nearest_centroid(x, centroids, backend=backend)
+            np.testing.assert_array_equal(ids.numpy(), nearest_ids(x, centroids, "euclidean"))
