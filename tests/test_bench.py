@@ -139,6 +139,7 @@ def test_kmeans_page(tmp_path, capsys):
         ("n=many", "n: cannot read 'many'"),
         ("dtype=float23", "dtype: unknown 'float23'; did you mean float32"),
         ("peers=fais", "peers: unknown 'fais'; did you mean faiss"),
+        ("peers=torch,all", "peers: unknown 'all'"),
         ("rounds=0", "rounds: expected an int >= 1"),
         ("threads=0", "threads: expected an int >= 1"),
         ("json=nowhere/x.json", "json: no folder"),

@@ -110,9 +110,10 @@ def _row(kind: str, timing: Timing, rows: int) -> dict[str, Any]:
 def choose_peers(text: str) -> tuple[list[LloydPeer], bool, list[str]]:
     """The peers of "all", "none" or "key,key"; whether mini-batches too; lines on missing ones."""
     keys = [peer.key for peer in LLOYD_PEERS]
-    names = {"all": [*keys, "minibatch"], "none": []}.get(text, text.split(","))
+    whole = {"all": [*keys, "minibatch"], "none": []}
+    names = whole.get(text, text.split(","))
     for name in names:
-        require_choice("peers", name, (*keys, "minibatch", "all", "none"))
+        require_choice("peers", name, (*keys, "minibatch", *(whole if "," not in text else ())))
     chosen = [peer for peer in LLOYD_PEERS if peer.key in names]
     lines = [
         f"not installed: {p.name} needs {p.missing()}: {INSTALL}" for p in chosen if p.missing()

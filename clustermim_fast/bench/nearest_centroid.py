@@ -44,7 +44,7 @@ def choose_peers(text: str) -> tuple[list[Peer], list[str]]:
     else:
         names = text.split(",")
         for name in names:
-            require_choice("peers", name, (*keys, "all", "none"))
+            require_choice("peers", name, keys if "," in text else (*keys, "all", "none"))
         chosen = [keys[name] for name in dict.fromkeys(names)]
     lines = [
         f"not installed: {p.name} needs {p.missing()}: {INSTALL}" for p in chosen if p.missing()
