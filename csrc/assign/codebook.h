@@ -33,21 +33,21 @@ class Codebook {
   std::vector<double> norms;   // [entries] |c|, 0 exactly for a zero vector; cosine only
   std::vector<double> values;  // [entries, D], exactly as given; for float64, or when asked for
 
-  // The filter's view: scores T = xr.cr + bias of rounded x' = (x - centre) * scale.
+  // The filter's view: scores T = xr.cr + bias of rounded x' = (x - centre) * scale. There are no
+  // columns (and no centre) for a few rows: every entry is a candidate then.
   const FilterKernel* kernel = nullptr;
-  // Without columns when there are few rows: every entry is a candidate then.
   std::vector<float> centre;  // [D], zero unless euclidean
   float scale = 1.0f;         // a power of two, of centroids and (euclidean) of rows
   Projection projection;      // of size 0: scores are products of whole rows
   Columns columns;
-  AlignedVector<char> panels;  // [tiles, kernel->tile_bytes]
+  AlignedVector<char> panels;  // [tiles, packed_tile_bytes(*kernel, filter_dim())]
   NarrowPanels narrow;         // the same for narrow rows, when that path is the faster one
 
   int64_t entries() const { return static_cast<int64_t>(ids.size()); }
   const double* value(int64_t entry) const { return values.data() + entry * dim; }
   // The same without `values`: `scratch` [dim] is written when they were not kept.
   const double* value(int64_t entry, double* scratch) const;
-  // Whether float32 holds the centroids, and then one of them.
+  // Whether float32 holds the centroids; entry `entry` in float32, rounded where it does not.
   bool exact_float32() const { return exact_float32_; }
   const float* row32(int64_t entry) const { return rows32_ + ids[entry] * stride32_; }
 

@@ -7,8 +7,8 @@
 //
 // Accumulators: float32 in the filter, under a rigorous bound; float64, then exact integers for
 // what it leaves open. Deterministic: ids depend on the values alone. Every index is int64;
-// num_centroids stays below 2^31. Allocates workspace of O(num_centroids * dim), freed before it
-// returns.
+// num_centroids stays below 2^31. Workspace, freed before it returns: O(num_centroids * dim), and
+// for each thread about 3 MiB and O(num_centroids + dim), whatever the number of rows.
 #pragma once
 
 #include "assign/metric.h"

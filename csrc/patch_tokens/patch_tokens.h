@@ -5,7 +5,7 @@
 //   centroids  [num_centroids, patch_size^2 * channels]
 //   ids        [batch, patches]  out, patches row-major; -1 for a patch with NaN or Inf
 //
-// Workspace: O(num_centroids * dim) and one block of rows a thread, whatever the number of images.
+// Workspace: as nearest_centroid, whatever the number of images.
 #pragma once
 
 #include "assign/image_rows.h"
