@@ -238,8 +238,9 @@ Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids,
   CMIM_RETURN_IF_ERROR(codebook.prepare(centroids, metric, threads, keep_values, total));
   if (codebook.projection.size == 0 || projection_mode() == ProjectionMode::always) return Status();
   constexpr int64_t kPieces = 4;
-  const int64_t piece =
-      codebook.kernel->strip_rows;  // far fewer than the rows that made it project
+  const int64_t piece = codebook.kernel->strip_rows;
+  // Far more made it project, unless it was forced to when `prepare` asked for the mode.
+  if (total < kPieces * piece) return Status();
   Assigner<T> assigner(codebook);
   std::vector<T> scratch(piece * codebook.dim);
   std::vector<int64_t> ids(piece);

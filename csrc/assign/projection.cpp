@@ -83,8 +83,9 @@ int64_t Projection::choose_size(Format format, int64_t dim, int64_t columns, int
   // the factors are what makes up for it on one core (docs/measurements.md).
   const bool tiles = format == Format::bfloat16;
   const int64_t whole = dim * columns, here = (tiles ? 2 : 1) * dim * size + size * columns;
+  if (5 * here >= 3 * whole) return 0;  // as when size > columns, where `once` could overflow
   const int64_t once = (tiles ? 36 : 4) * (columns + 28 * size) * dim * size;
-  return 5 * here < 3 * whole && rows * (whole - here) > 2 * once ? size : 0;
+  return rows * (whole - here) > 2 * once ? size : 0;
 }
 
 Status Projection::find(const std::vector<float>& centroids, int64_t count, int64_t dim,
