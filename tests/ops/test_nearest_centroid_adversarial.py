@@ -99,6 +99,21 @@ def test_no_row_and_one_row(n, metric):
         check_compiled(*make(name, n, WIDTHS[i % 16], CODEBOOKS[i % 7], metric), metric)
 
 
+@every_metric
+@pytest.mark.parametrize("d", [1, 16, 17, 48, 130])
+def test_every_bit_pattern_that_is_not_a_number(d, metric):
+    """Adding to the bits of a NaN, as rounding to 16 bits does, may make a number of it."""
+    patterns = (0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001, 0xFF800001, 0x7FC00000, 0x7F80FFFF, 0x7F800000)
+    x, c = torch.randn(40, d), torch.randn(30, d)
+    bits = torch.tensor(patterns, dtype=torch.int64).to(torch.int32)
+    for values, every in ((x, 3), (c, 4)):
+        for turn, row in enumerate(values[::every]):
+            row.view(torch.int32)[turn % d] = bits[turn % len(bits)]
+    expected = check_compiled(x, c, metric)
+    assert (expected[::3] == -1).all()
+    assert (expected[1::3] >= 0).all()
+
+
 # ---- several kinds in one call
 
 
