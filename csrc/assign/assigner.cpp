@@ -16,8 +16,8 @@ constexpr int64_t kBlockBytes = 512 * 1024;  // packed rows; the second-level ca
 constexpr int64_t kChunkBytes = 768 * 1024;  // packed centroids that a strip of rows passes at once
 constexpr int64_t kMaxBlockRows = 512, kMaxNarrowBlockRows = 1024;
 constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the first-level cache
-constexpr int64_t kFewCandidates = 16;
-constexpr float kMaxRowNorm2 = 0x1p120f;  // keeps float32 scores far from overflow
+constexpr int64_t kTiesTogether = 16;      // more, of half the entries: decided with others
+constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
 
 int64_t chunk_tiles(const Codebook& book) {
   const int64_t bytes = std::max<int64_t>(1, packed_tile_bytes(*book.kernel, book.filter_dim()));
@@ -174,7 +174,7 @@ void Assigner<T>::assign_narrow(const T* rows, int64_t stride, int64_t count) {
 template <typename T>
 bool Assigner<T>::few(const std::vector<int32_t>& candidates) const {
   const int64_t some = static_cast<int64_t>(candidates.size());
-  return some <= kFewCandidates || 2 * some < book_.entries();
+  return some <= kTiesTogether || 2 * some < book_.entries();
 }
 
 // Rows that nearly tie with most entries, several at a time.
@@ -215,52 +215,6 @@ int32_t Assigner<T>::nearest_of_all(const T* row) {
   return decider_.decide_all(row, tiers);
 }
 
-namespace {
-
-// Estimated time of a row, in products of whole rows with one centroid. A candidate that is
-// re-scored reads its centroid from afar: as much as many products on tiles, or a few without.
-double row_cost(const Codebook& book, double candidates) {
-  const bool tiles = book.kernel->format == Format::bfloat16;
-  const Projection& p = book.projection;
-  const double dim = static_cast<double>(book.dim), columns = static_cast<double>(book.entries());
-  const double inside = static_cast<double>(p.size) / dim;
-  const double products =
-      p.size ? p.parts * static_cast<double>(p.size) + inside * columns : columns;
-  return products + candidates * (tiles ? 120.0 : 20.0);
-}
-
-}  // namespace
-
-template <typename T>
-Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids, Metric metric,
-                        int threads, bool keep_values, Codebook& codebook) {
-  const int64_t total = source.num_rows();
-  CMIM_RETURN_IF_ERROR(codebook.prepare(centroids, metric, threads, keep_values, total));
-  if (codebook.projection.size == 0 || projection_mode() == ProjectionMode::always) return Status();
-  constexpr int64_t kPieces = 4;
-  const int64_t piece = codebook.kernel->strip_rows;
-  // Far more made it project, unless it was forced to when `prepare` asked for the mode.
-  if (total < kPieces * piece) return Status();
-  Assigner<T> assigner(codebook);
-  std::vector<T> scratch(piece * codebook.dim);
-  std::vector<int64_t> ids(piece);
-  for (int64_t i = 0; i < kPieces; ++i) {
-    int64_t stride = 0;
-    const T* rows =
-        source.rows(i * (total - piece) / (kPieces - 1), piece, scratch.data(), &stride);
-    assigner.assign(rows, stride, piece, ids.data(), nullptr);
-  }
-  const double left = static_cast<double>(assigner.rescored) / static_cast<double>(kPieces * piece);
-  Codebook whole;
-  whole.may_project = false;
-  const double whole_cost = static_cast<double>(codebook.entries()) +
-                            (codebook.kernel->format == Format::bfloat16 ? 60.0 : 1.0);
-  if (row_cost(codebook, left) < whole_cost) return Status();
-  CMIM_RETURN_IF_ERROR(whole.prepare(centroids, metric, threads, keep_values, total));
-  codebook = std::move(whole);
-  return Status();
-}
-
 template <typename T>
 Status assign_rows(const RowSource<T>& source, const Codebook& codebook, int threads, int64_t* ids,
                    double* value, TierCounts* tiers) {
@@ -288,10 +242,6 @@ Status assign_rows(const RowSource<T>& source, const Codebook& codebook, int thr
   return Status();
 }
 
-template Status prepare_codebook(const RowSource<float>&, const MatrixView&, Metric, int, bool,
-                                 Codebook&);
-template Status prepare_codebook(const RowSource<double>&, const MatrixView&, Metric, int, bool,
-                                 Codebook&);
 template class Assigner<float>;
 template class Assigner<double>;
 template Status assign_rows(const RowSource<float>&, const Codebook&, int, int64_t*, double*,

@@ -11,7 +11,7 @@ namespace clustermim {
 namespace {
 
 // For fewer it does not pay to read the codebook's grid (ExactNearest).
-constexpr size_t kFewCandidates = 8;
+constexpr size_t kIntegersPay = 8;
 
 }  // namespace
 
@@ -81,7 +81,7 @@ const float* Decider<T>::as_float32(const T* row, int slot) {
 template <typename T>
 bool Decider<T>::decide_by_integers(const T* row, const std::vector<int32_t>& candidates,
                                     int32_t& winner) {
-  if (candidates.size() <= kFewCandidates || !exact_.usable()) return false;
+  if (candidates.size() <= kIntegersPay || !exact_.usable()) return false;
   const float* single = as_float32(row, 0);
   if (!single) return false;
   exact_.decide(&single, 1, candidates.data(), static_cast<int64_t>(candidates.size()), &winner);

@@ -38,7 +38,7 @@ inline void select(const float* scores, int64_t stride, int64_t count, int64_t c
                    const float* threshold, int32_t first_column, Hits hits) {
   // All comparisons first: which column is above is unpredictable, that one is in a row is not.
   alignas(64) uint16_t above[32][kMaxColumns / kLanes];
-  const int64_t groups = columns / kLanes, padded = (groups + 31) / 32 * 32;
+  const int64_t groups = columns / kLanes;
   for (int64_t begin = 0; begin < count; begin += 32) {
     const int64_t rows = count - begin < 32 ? count - begin : 32;
     for (int64_t r = 0; r < rows; ++r) {
@@ -47,12 +47,12 @@ inline void select(const float* scores, int64_t stride, int64_t count, int64_t c
       for (int64_t g = 0; g < groups; ++g) {
         above[r][g] = _mm512_cmp_ps_mask(_mm512_loadu_ps(s + g * kLanes), limit, _CMP_GE_OQ);
       }
-      for (int64_t g = groups; g < padded; ++g) above[r][g] = 0;
     }
     for (int64_t r = 0; r < rows; ++r) {
       const float* s = scores + (begin + r) * stride;
-      for (int64_t g = 0; g < padded; g += 32) {
-        const __m512i words = _mm512_load_si512(&above[r][g]);
+      for (int64_t g = 0; g < groups; g += 32) {
+        const __mmask32 in_use = groups - g >= 32 ? ~0u : (1u << (groups - g)) - 1;
+        const __m512i words = _mm512_maskz_loadu_epi16(in_use, &above[r][g]);
         for (uint32_t in = _mm512_test_epi16_mask(words, words); in; in &= in - 1) {
           const int32_t group = static_cast<int32_t>(g) + __builtin_ctz(in);
           for (uint32_t bits = above[r][group]; bits; bits &= bits - 1) {

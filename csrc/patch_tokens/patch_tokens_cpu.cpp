@@ -19,10 +19,14 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
       codebook.may_project = false;
       CMIM_RETURN_IF_ERROR(
           codebook.prepare(args.centroids, args.metric, args.threads, false, rows));
-      PixelCodebook pixels(codebook, *kernel, args.images, source);
-      CMIM_RETURN_IF_ERROR(pixels.prepare(args.threads));
-      if (pixels.usable()) {
-        return assign_pixels(pixels, args.images, source, args.threads, args.ids, tiers);
+      // For narrow rows the search takes longer than the products, and float rows have the faster
+      // one.
+      if (!codebook.narrow.usable()) {
+        PixelCodebook pixels(codebook, *kernel, args.images, source);
+        CMIM_RETURN_IF_ERROR(pixels.prepare(args.threads));
+        if (pixels.usable()) {
+          return assign_pixels(pixels, args.images, source, args.threads, args.ids, tiers);
+        }
       }
     } else {
       CMIM_RETURN_IF_ERROR(prepare_codebook<float>(source, args.centroids, args.metric,
