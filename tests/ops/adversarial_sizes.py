@@ -122,3 +122,13 @@ def not_finite(ask: Ask) -> Arrays:
         column = ask.rng.choice([0, ask.d - 1, ask.d // 2], len(values))
         values[np.arange(len(values)), column] = bad[ask.rng.integers(0, 3, len(values))]
     return x, c
+
+
+@generator
+def squares_near_the_largest_float(ask: Ask) -> Arrays:
+    """All squared distances within some units of the largest float32: some overflow."""
+    c = ask.normal(ask.k, ask.d)
+    c /= np.linalg.norm(c, axis=1, keepdims=True)
+    length = np.sqrt(np.finfo(np.float32).max.astype(float))
+    c *= length * (1 + 2.0**-21 * ask.normal(ask.k, 1))
+    return np.ldexp(length * ask.normal(ask.n, ask.d), -ask.rng.integers(22, 60, (ask.n, 1))), c
