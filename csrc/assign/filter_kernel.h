@@ -8,6 +8,9 @@
 namespace clustermim {
 namespace {
 
+typedef float FourFloats __attribute__((vector_size(16)));
+typedef float EightFloats __attribute__((vector_size(32)));
+
 // GCC 12 cannot index vectors whose size depends on a template parameter, hence the macro.
 #define CMIM_VECTORS(name, lanes)                                                          \
   struct name {                                                                            \
@@ -153,10 +156,33 @@ struct Filter {
         b = next_b > b ? next_b : b;
       }
       a = b > a ? b : a;
-      float best = a[0];
-      for (int l = 1; l < kLanes; ++l) best = a[l] > best ? a[l] : best;
-      max[r] = best;
+      max[r] = largest(a);
     }
+  }
+
+  // Folds the upper half onto the lower until one lane is left.
+  static float largest(Vec v) {
+    IntVec lane;
+    for (int l = 0; l < kLanes; ++l) lane[l] = l;
+#pragma GCC unroll 4
+    for (int half = kLanes / 2; half > 0; half /= 2) {
+      const Vec other = __builtin_shuffle(v, lane ^ half);
+      v = other > v ? other : v;
+    }
+    return v[0];
+  }
+
+  // One bit a lane of a comparison's result.
+  static uint32_t bits_of(IntVec v) {
+#if defined(__AVX2__)
+    if constexpr (kLanes == 8) return __builtin_ia32_movmskps256((EightFloats)v);
+#endif
+#if defined(__SSE2__)
+    if constexpr (kLanes == 4) return __builtin_ia32_movmskps((FourFloats)v);
+#endif
+    uint32_t bits = 0;
+    for (int l = 0; l < kLanes; ++l) bits |= (v[l] & 1u) << l;
+    return bits;
   }
 
   static void select(const float* scores, int64_t stride, int64_t count, int64_t columns,
@@ -164,17 +190,13 @@ struct Filter {
     for (int64_t r = 0; r < count; ++r) {
       const float* s = scores + r * stride;
       const Vec limit = Vec{} + threshold[r];
-      for (int64_t k = 0; k < columns; k += kColumns) {
-        const IntVec above = (load(s + k) >= limit) | (load(s + k + kLanes) >= limit);
-        int32_t any = 0;
-        for (int l = 0; l < kLanes; ++l) any |= above[l];
-        if (!any) continue;
-        for (int64_t j = k; j < k + kColumns; ++j) {
-          if (!(s[j] >= threshold[r])) continue;
+      for (int64_t k = 0; k < columns; k += kLanes) {
+        for (uint32_t bits = bits_of(load(s + k) >= limit); bits; bits &= bits - 1) {
+          const int64_t column = k + __builtin_ctz(bits);
           const int32_t n = hits.counts[r]++;
           if (n >= hits.capacity) continue;
-          hits.columns[r * hits.capacity + n] = first_column + static_cast<int32_t>(j);
-          hits.scores[r * hits.capacity + n] = s[j];
+          hits.columns[r * hits.capacity + n] = first_column + static_cast<int32_t>(column);
+          hits.scores[r * hits.capacity + n] = s[column];
         }
       }
     }
