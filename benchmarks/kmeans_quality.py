@@ -1,6 +1,6 @@
 """Are our clusterings as good as scikit-learn's? Inertia on patches of real images, no timings.
 
-    python -m benchmarks.kmeans_quality [--seeds 20] [--starts 3] [--full] [--data DIR] [--threads 1]
+    python -m benchmarks.kmeans_quality [--seeds 20] [--starts 3] [--full] [--data DIR]
 
 Equal start: Lloyd from the same first centroids (scikit-learn's k-means++), ours beside
 ``sklearn.cluster.KMeans``; the difference is (ours - theirs) / theirs. Over seeds: both draw their
