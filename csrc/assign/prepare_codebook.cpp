@@ -28,27 +28,30 @@ Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids,
   const int64_t total = source.num_rows();
   CMIM_RETURN_IF_ERROR(codebook.prepare(centroids, metric, threads, keep_values, total));
   if (codebook.projection.size == 0 || projection_mode() == ProjectionMode::always) return Status();
-  constexpr int64_t kPieces = 4;
-  const int64_t piece = codebook.kernel->strip_rows;
+  // Rows from everywhere: neighbours are patches of one image, all easy or all hard.
+  constexpr int64_t kSample = 256;
   // Far more made it project, unless it was forced to when `prepare` asked for the mode.
-  if (total < kPieces * piece) return Status();
+  if (total < kSample) return Status();
   Assigner<T> assigner(codebook);
-  std::vector<T> scratch(piece * codebook.dim);
-  std::vector<int64_t> ids(piece);
-  for (int64_t i = 0; i < kPieces; ++i) {
-    int64_t stride = 0;
-    const T* rows =
-        source.rows(i * (total - piece) / (kPieces - 1), piece, scratch.data(), &stride);
-    assigner.assign(rows, stride, piece, ids.data(), nullptr);
+  const int64_t block = std::min(kSample, block_rows(codebook));
+  std::vector<T> rows(block * codebook.dim), scratch(codebook.dim);
+  std::vector<int64_t> ids(block);
+  for (int64_t i = 0; i < kSample; i += block) {
+    const int64_t count = std::min(block, kSample - i);
+    for (int64_t r = 0; r < count; ++r) {
+      int64_t stride = 0;
+      const T* row = source.rows((i + r) * total / kSample, 1, scratch.data(), &stride);
+      std::copy_n(row, codebook.dim, rows.data() + r * codebook.dim);
+    }
+    assigner.assign(rows.data(), codebook.dim, count, ids.data(), nullptr);
   }
-  const double left = static_cast<double>(assigner.rescored) / static_cast<double>(kPieces * piece);
+  const double left = static_cast<double>(assigner.rescored) / static_cast<double>(kSample);
+  const bool tiles = codebook.kernel->format == Format::bfloat16;
+  const double whole_cost = static_cast<double>(codebook.entries()) + (tiles ? 60.0 : 1.0);
+  // What is saved has to be clear: the preparation was not free.
+  if (row_cost(codebook, left) < 0.7 * whole_cost) return Status();
   Codebook whole;
   whole.may_project = false;
-  const double whole_cost = static_cast<double>(codebook.entries()) +
-                            (codebook.kernel->format == Format::bfloat16 ? 60.0 : 1.0);
-  // What is saved has to be clear: the preparation was not free.
-  const bool tiles = codebook.kernel->format == Format::bfloat16;
-  if (row_cost(codebook, left) < (tiles ? 0.7 : 0.9) * whole_cost) return Status();
   CMIM_RETURN_IF_ERROR(whole.prepare(centroids, metric, threads, keep_values, total));
   codebook = std::move(whole);
   return Status();

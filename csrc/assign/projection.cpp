@@ -77,11 +77,12 @@ int64_t Projection::choose_size(Format format, int64_t dim, int64_t columns, int
   if (projection_mode() == ProjectionMode::always) {
     return dim > 32 && columns > 32 ? std::min(dim, columns) / 2 / 32 * 32 : 0;
   }
-  if (dim < 256 || columns < 256) return 0;
+  // On tiles products are so cheap that a candidate more costs as much as many columns.
+  const bool tiles = format == Format::bfloat16;
+  if (dim < 256 || columns < (tiles ? 4096 : 256)) return 0;
   const int64_t size = std::max(kMinimum, (columns >= 4096 ? dim / 4 : dim / 8) / 32 * 32);
   // Products of a row, and of the preparation, which runs in float32 and partly without vectors:
   // the factors are what makes up for it on one core (docs/measurements.md).
-  const bool tiles = format == Format::bfloat16;
   const int64_t whole = dim * columns, here = (tiles ? 2 : 1) * dim * size + size * columns;
   if (5 * here >= 3 * whole) return 0;  // as when size > columns, where `once` could overflow
   const int64_t once = (tiles ? 36 : 4) * (columns + 28 * size) * dim * size;
