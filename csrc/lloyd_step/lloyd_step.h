@@ -11,7 +11,7 @@
 // integers, so that parts of the data add up to the whole bit for bit.
 //
 // Workspace, whatever the number of rows: the codebook (assign/codebook.h), a copy of float16 and
-// bfloat16 centroids, and either 1 MiB of sums and 512 KiB of copied rows for each thread, or,
+// bfloat16 centroids, and either 2 MiB of sums and 512 KiB of copied rows for each thread, or,
 // where K * D * 8 is beyond 1 MiB, 16 MiB of copied rows. Rows of a float32 or float64 matrix are
 // not copied.
 #pragma once

@@ -99,12 +99,6 @@ Status run_with(const RowSource<T>& source, const Codebook& codebook, const Lloy
   return Status();
 }
 
-// MatrixRows<T, E> as the RowSource<T> that it is: one `run` per T, not one per E.
-template <typename T>
-const RowSource<T>& base_of(const RowSource<T>& source) {
-  return source;
-}
-
 template <typename T>
 Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, bool in_memory,
            TierCounts* tiers) {
@@ -139,7 +133,7 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
     const bool in_memory = x.dtype == DType::f32 || x.dtype == DType::f64;
     Status status;
     const bool known = visit_matrix_rows(x, [&](const auto& source) {
-      status = run(base_of(source), args, kind, in_memory, tiers);
+      status = run(source, args, kind, in_memory, tiers);
     });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);
     return status;
@@ -157,8 +151,7 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
                                                  : static_cast<double>(source.largest_u8_value());
     const bool quantised = images.dtype == DType::u8 && largest <= kLargestQuantised &&
                            largest * static_cast<double>(source.num_rows()) < kLargestSum;
-    const RowSource<float>& rows = source;
-    return run(rows, args, quantised ? kQuantised : kPlain, false, tiers);
+    return run(source, args, quantised ? kQuantised : kPlain, false, tiers);
   });
 }
 

@@ -2,49 +2,18 @@
 // rows are added right after their assignment, while they are in that cache too.
 //
 // Rows are cut into shards, whose size depends on N and D alone. A worker takes a whole shard, and
-// its sums are added to the total in the order of the shards, so that the result does not depend
-// on who did what.
+// its sums are added to the total in the order of the shards (parts_in_order.h), so that the result
+// does not depend on who did what.
 #pragma once
 
-#include <condition_variable>
-#include <mutex>
 #include <utility>
 
 #include "core/parallel_for.h"
+#include "lloyd_step/parts_in_order.h"
 #include "lloyd_step/row_groups.h"
 #include "lloyd_step/step_problem.h"
 
 namespace clustermim {
-
-// Lets workers add to the total one after the other, in the order of the shards.
-class Turns {
- public:
-  // False when some shard was given up: this one's turn may never come.
-  bool wait(int64_t shard) {
-    std::unique_lock lock(mutex_);
-    changed_.wait(lock, [&] { return next_ == shard || given_up_; });
-    return !given_up_;
-  }
-  void done() {
-    change([this] { ++next_; });
-  }
-  void give_up() {
-    change([this] { given_up_ = true; });
-  }
-
- private:
-  template <typename Change>
-  void change(Change apply) {
-    const std::lock_guard lock(mutex_);
-    apply();
-    changed_.notify_all();
-  }
-
-  std::mutex mutex_;
-  std::condition_variable changed_;
-  int64_t next_ = 0;
-  bool given_up_ = false;
-};
 
 template <typename T, typename C>
 class WorkerSums {
@@ -69,59 +38,64 @@ class WorkerSums {
   }
 
   Status run(TierCounts* tiers) {
-    const int64_t rows = problem_.source.num_rows();
+    const int64_t shards = (problem_.source.num_rows() + shard_ - 1) / shard_;
+    PartsInOrder<Part> parts(shards, static_cast<int>(own_.size()));
     auto body = [&](int64_t shard, int worker) {
       try {
-        run_shard(shard, worker);
+        run_shard(shard, worker, parts);
       } catch (...) {
-        turns_.give_up();
+        parts.give_up();
         throw;
       }
     };
-    CMIM_RETURN_IF_ERROR(parallel_for(problem_.args.threads, (rows + shard_ - 1) / shard_, body));
+    CMIM_RETURN_IF_ERROR(parallel_for(problem_.args.threads, shards, body));
     assigners_.add_tiers(tiers);
     return Status();
   }
 
  private:
-  // One worker's memory; its sums and counts are zero between shards.
+  // A shard's sums and counts: zeros when it begins.
+  struct Part : Sums {
+    explicit Part(const StepProblem<T, C>& problem)
+        : zeros(problem.clusters() * problem.dim()),
+          weighted(problem.args.weights ? problem.clusters() : 0, 0.0),
+          whole(problem.args.weights ? 0 : problem.clusters(), 0) {
+      this->sums = zeros.get();
+      this->counts = whole.empty() ? nullptr : whole.data();
+      this->weighted_counts = weighted.empty() ? nullptr : weighted.data();
+    }
+    AlignedZeros zeros;
+    std::vector<double> weighted;
+    std::vector<int64_t> whole;
+  };
+
+  // One worker's memory.
   struct Own {
     Own(const StepProblem<T, C>& problem, int64_t block)
         : groups(problem.clusters()),
           distances(block),
           values(problem.needs_values() ? block : 0),
           scratch(problem.in_memory ? nullptr
-                                    : std::make_unique_for_overwrite<T[]>(block * problem.dim())),
-          sums(problem.clusters() * problem.dim()),
-          weighted_counts(problem.args.weights ? problem.clusters() : 0, 0.0),
-          counts(problem.args.weights ? 0 : problem.clusters(), 0) {
-      part.sums = sums.get();
-      part.counts = counts.empty() ? nullptr : counts.data();
-      part.weighted_counts = weighted_counts.empty() ? nullptr : weighted_counts.data();
-    }
+                                    : std::make_unique_for_overwrite<T[]>(block * problem.dim())) {}
     RowGroups groups;
     std::vector<double> distances, values;
     std::unique_ptr<T[]> scratch;
-    AlignedZeros sums;
-    std::vector<double> weighted_counts;
-    std::vector<int64_t> counts;
-    Sums part;
   };
 
-  void run_shard(int64_t shard, int worker) {
+  void run_shard(int64_t shard, int worker, PartsInOrder<Part>& parts) {
     const int64_t begin = shard * shard_;
     const int64_t end = std::min(begin + shard_, problem_.source.num_rows());
+    auto part = parts.take(shard, [&] { return std::make_unique<Part>(problem_); });
+    if (!part) return;
     if (!own_[worker]) own_[worker] = std::make_unique<Own>(problem_, block_);
-    Own& own = *own_[worker];
     for (int64_t first = begin; first < end; first += block_) {
-      add_block(first, std::min(block_, end - first), end, worker, own);
+      add_block(first, std::min(block_, end - first), end, worker, *part);
     }
-    if (!turns_.wait(shard)) return;
-    merge(own.part);
-    turns_.done();
+    parts.finish(shard, std::move(part), [this](Part& added) { merge(added); });
   }
 
-  void add_block(int64_t begin, int64_t count, int64_t end, int worker, Own& own) {
+  void add_block(int64_t begin, int64_t count, int64_t end, int worker, Part& part) {
+    Own& own = *own_[worker];
     const int64_t dim = problem_.dim();
     int64_t* ids = problem_.args.ids + begin;
     const double* weights = problem_.weights(begin);
@@ -138,7 +112,7 @@ class WorkerSums {
                   reinterpret_cast<const char*>(x + (count + next - 1) * stride + dim)};
     }
     const BlockRows<T> block = {x, stride, weights, own.distances.data(), squares, &upcoming};
-    const CentroidSums<C> to = problem_.centroid_sums(own.part.sums);
+    const CentroidSums<C> to = problem_.centroid_sums(part.sums);
     if (dim < kSortedDim) {
       problem_.kernel.add_rows[problem_.kind](block, ids, count, to);
     } else {
@@ -148,17 +122,17 @@ class WorkerSums {
                                                  own.groups.rows_after(group), to, group.id);
       }
     }
-    own.part.add_counts(ids, weights, count);
+    part.add_counts(ids, weights, count);
     if (problem_.cost().is_summed_by_kernel()) {
-      own.part.inertia.add_squares(squares);
+      part.inertia.add_squares(squares);
     } else {
       const auto& values = problem_.needs_values() ? own.values : own.distances;
-      own.part.inertia.add_values(problem_.cost(), ids, weights, values.data(), count);
+      part.inertia.add_values(problem_.cost(), ids, weights, values.data(), count);
     }
   }
 
-  // Adds a worker's sums to the total and leaves zeros.
-  void merge(Sums& part) {
+  // Adds a shard's sums to the total and leaves zeros.
+  void merge(Part& part) {
     const int64_t dim = problem_.dim();
     for (int64_t id = 0; id < problem_.clusters(); ++id) {
       if (part.counts ? part.counts[id] == 0 : part.weighted_counts[id] == 0.0) continue;
@@ -183,7 +157,6 @@ class WorkerSums {
   Sums* total_;
   Assigners<T> assigners_;
   std::vector<std::unique_ptr<Own>> own_;
-  Turns turns_;
   int64_t block_, shard_;
 };
 

@@ -3,17 +3,20 @@
 #include "lloyd_step/lloyd_step.h"
 
 #include <algorithm>
-#include <atomic>
 #include <bit>
 #include <cmath>
+#include <memory>
+#include <mutex>
 #include <new>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "check.h"
 #include "core/cpu_features.h"
 #include "core/parallel_for.h"
 #include "lloyd_step/accumulate.h"
+#include "lloyd_step/parts_in_order.h"
 #include "lloyd_step/row_groups.h"
 #include "lloyd_step/worker_sums.h"
 
@@ -202,21 +205,41 @@ void sums_of_shards_are_exact_on_integers() {
   CHECK(step.inertia == inertia);
 }
 
-// A worker that waits for a turn goes on when the turn before it was given up.
-void turns_end() {
-  Turns turns;
-  std::atomic<int> added{0};
-  auto body = [&](int64_t task, int) {
-    if (task == 3) {
-      turns.give_up();
-      throw std::bad_alloc();
+struct Count {
+  int64_t turn = -1;
+};
+
+// Turns are added in their order, each once; workers that wait go on when a turn was given up.
+void parts_are_added_in_order() {
+  for (const int64_t fails : {int64_t{-1}, int64_t{3}}) {
+    for (const int workers : {1, 4}) {
+      PartsInOrder<Count> parts(9, workers);
+      int64_t added = 0, made = 0;
+      std::mutex making;
+      auto make = [&] {
+        const std::lock_guard lock(making);
+        ++made;
+        return std::make_unique<Count>();
+      };
+      auto body = [&](int64_t turn, int) {
+        auto part = parts.take(turn, make);
+        if (!part) return;
+        if (turn == fails) {
+          parts.give_up();
+          throw std::bad_alloc();
+        }
+        CHECK(part->turn == -1);
+        part->turn = turn;
+        parts.finish(turn, std::move(part), [&](Count& count) {
+          CHECK(std::exchange(count.turn, -1) == added++);
+        });
+      };
+      const Status status = parallel_for(workers, 9, body);
+      CHECK(made <= 2 * workers);
+      CHECK(fails < 0 ? status.ok() : status.code == StatusCode::out_of_memory);
+      CHECK(fails < 0 ? added == 9 : added <= fails);
     }
-    if (!turns.wait(task)) return;
-    CHECK(added.fetch_add(1) == task);
-    turns.done();
-  };
-  CHECK(parallel_for(4, 9, body).code == StatusCode::out_of_memory);
-  CHECK(added.load() <= 3);
+  }
 }
 
 }  // namespace
@@ -226,6 +249,6 @@ int main() {
   quantised_values_round_half_to_even();
   threads_change_nothing();
   sums_of_shards_are_exact_on_integers();
-  for (int repeat = 0; repeat < 20; ++repeat) turns_end();
+  for (int repeat = 0; repeat < 20; ++repeat) parts_are_added_in_order();
   return 0;
 }
