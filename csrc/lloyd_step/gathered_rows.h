@@ -21,7 +21,7 @@ class GatheredRows {
         total_(total),
         assigners_(problem.codebook, problem.args.threads),
         groups_(problem.clusters()),
-        block_(block_rows(problem.codebook)),
+        block_(problem.codebook.block()),
         gathered_(
             rows_of_bytes<T>(problem.in_memory ? kGatheredBytes : kCopiedBytes, problem.dim())) {
     const int64_t size = std::min(gathered_, problem.source.num_rows());
@@ -65,7 +65,8 @@ class GatheredRows {
         gathered->x = x;
         gathered->x_stride = stride;
       }
-      assigners_.assign(worker, x, stride, size, problem_.args.ids + begin + first,
+      assigners_.assign(worker, begin + first, x, stride, size,
+                        problem_.args.ids + begin + first,
                         problem_.needs_values() ? values_.data() + first : nullptr);
     };
     return parallel_for(problem_.args.threads, (count + block_ - 1) / block_, assign_block);

@@ -4,6 +4,7 @@
 #include <type_traits>
 
 #include "assign/check_matrix.h"
+#include "assign/image_codebook.h"
 #include "core/cpu_features.h"
 #include "core/kernel_call.h"
 #include "lloyd_step/gathered_rows.h"
@@ -67,7 +68,7 @@ void finish_quantised(const Sums& total, int64_t clusters, int64_t dim) {
 }
 
 template <typename C, typename T>
-Status run_with(const RowSource<T>& source, const Codebook& codebook, const LloydStepArgs& args,
+Status run_with(const RowSource<T>& source, const StepCodebook& codebook, const LloydStepArgs& args,
                 int kind, bool in_memory, TierCounts* tiers) {
   const CentroidsAs<C> centroids(args.centroids);
   const auto& kernel = kernel_of(kernels(), static_cast<const T*>(nullptr), centroids.data());
@@ -99,19 +100,29 @@ Status run_with(const RowSource<T>& source, const Codebook& codebook, const Lloy
   return Status();
 }
 
+// Whether the assigner's values are asked for, and with them float64 centroids.
+bool keeps_values(const LloydStepArgs& args) {
+  return args.metric != Metric::euclidean;
+}
+
 template <typename T>
-Status run(const RowSource<T>& source, const LloydStepArgs& args, int kind, bool in_memory,
-           TierCounts* tiers) {
-  Codebook codebook;
-  const bool keep_values = args.metric != Metric::euclidean;  // for the assigner's values
-  CMIM_RETURN_IF_ERROR(
-      prepare_codebook(source, args.centroids, args.metric, args.threads, keep_values, codebook));
+Status run(const RowSource<T>& source, const StepCodebook& codebook, const LloydStepArgs& args,
+           int kind, bool in_memory, TierCounts* tiers) {
   if constexpr (std::is_same_v<T, float>) {
     if (args.centroids.dtype != DType::f64) {
       return run_with<float>(source, codebook, args, kind, in_memory, tiers);
     }
   }
   return run_with<double>(source, codebook, args, kind, in_memory, tiers);
+}
+
+template <typename T>
+Status run_rows(const RowSource<T>& source, const LloydStepArgs& args, int kind, bool in_memory,
+                TierCounts* tiers) {
+  Codebook codebook;
+  CMIM_RETURN_IF_ERROR(prepare_codebook(source, args.centroids, args.metric, args.threads,
+                                        keeps_values(args), codebook));
+  return run(source, {codebook, nullptr}, args, kind, in_memory, tiers);
 }
 
 Status check_outputs(const char* op, const LloydStepArgs& args, int64_t rows, int64_t dim) {
@@ -133,7 +144,7 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
     const bool in_memory = x.dtype == DType::f32 || x.dtype == DType::f64;
     Status status;
     const bool known = visit_matrix_rows(x, [&](const auto& source) {
-      status = run(source, args, kind, in_memory, tiers);
+      status = run_rows(source, args, kind, in_memory, tiers);
     });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);
     return status;
@@ -151,7 +162,14 @@ Status lloyd_step_images_cpu(const ImageView& images, const LloydStepArgs& args,
                                                  : static_cast<double>(source.largest_u8_value());
     const bool quantised = images.dtype == DType::u8 && largest <= kLargestQuantised &&
                            largest * static_cast<double>(source.num_rows()) < kLargestSum;
-    return run(source, args, quantised ? kQuantised : kPlain, false, tiers);
+    ImageCodebook codebook;
+    CMIM_RETURN_IF_ERROR(prepare_image_codebook(images, source, args.centroids, args.metric,
+                                                args.threads, keeps_values(args), codebook));
+    std::unique_ptr<const PixelPatches> pixels;
+    if (codebook.pixels) pixels.reset(new PixelPatches{*codebook.pixels, images, source});
+    const RowSource<float>& rows = source;
+    return run(rows, {codebook.rows, pixels.get()}, args, quantised ? kQuantised : kPlain, false,
+               tiers);
   });
 }
 

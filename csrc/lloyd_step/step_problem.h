@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "assign/assigner.h"
+#include "assign/pixel_assigner.h"
 #include "lloyd_step/accumulate.h"
 #include "lloyd_step/inertia.h"
 #include "lloyd_step/lloyd_step.h"
@@ -24,12 +25,27 @@ inline const auto& kernel_of(const AccumulateKernels& all, const double*, const 
   return all.double_double;
 }
 
+// Patches whose ids come from their pixels.
+struct PixelPatches {
+  const PixelCodebook& codebook;
+  const ImageView& images;
+  const ImageRows& values;
+};
+
+// What rows are assigned by; pixels is null for float rows.
+struct StepCodebook {
+  const Codebook& rows;
+  const PixelPatches* pixels;
+
+  int64_t block() const { return pixels ? block_rows(pixels->codebook) : block_rows(rows); }
+};
+
 // T: rows, C: centroids. Quantised sums are bits of int64 in the memory of float64 until the end.
 template <typename T, typename C>
 struct StepProblem {
   const LloydStepArgs& args;
   const RowSource<T>& source;
-  const Codebook& codebook;
+  const StepCodebook& codebook;
   const C* centroids;
   int64_t centroid_stride;
   const AccumulateKernel<T, C>& kernel;
@@ -99,37 +115,52 @@ int64_t rows_of_bytes(int64_t bytes, int64_t dim) {
 template <typename T>
 class Assigners {
  public:
-  Assigners(const Codebook& codebook, int threads)
-      : codebook_(codebook), assigners_(std::max(threads, 1)) {}
+  Assigners(const StepCodebook& codebook, int threads)
+      : codebook_(codebook),
+        by_rows_(codebook.pixels ? 0 : std::max(threads, 1)),
+        by_pixels_(codebook.pixels ? std::max(threads, 1) : 0) {}
 
-  // Any number of rows: in blocks that the assigner takes, of about equal size.
-  void assign(int worker, const T* x, int64_t stride, int64_t count, int64_t* ids, double* values) {
+  // Rows first, first + 1, ... of the source, which are those of `x`; any number of them, in blocks
+  // that the assigner takes, of about equal size.
+  void assign(int worker, int64_t first, const T* x, int64_t stride, int64_t count, int64_t* ids,
+              double* values) {
     constexpr int64_t kTile = 16;  // rows that filters like to have together
-    const int64_t largest = block_rows(codebook_);
+    const int64_t largest = codebook_.block();
     for (int64_t begin = 0, size = 0; begin < count; begin += size) {
       const int64_t left = count - begin, blocks = (left + largest - 1) / largest;
       const int64_t even = (left / blocks + kTile - 1) / kTile * kTile;
       size = std::min({even, largest, left});
-      of(worker).assign(x + begin * stride, stride, size, ids + begin,
-                        values ? values + begin : nullptr);
+      if (codebook_.pixels) {
+        const PixelPatches& p = *codebook_.pixels;
+        made(by_pixels_[worker], p.codebook, p.images, p.values)
+            .assign(first + begin, size, ids + begin);
+      } else {
+        made(by_rows_[worker], codebook_.rows)
+            .assign(x + begin * stride, stride, size, ids + begin,
+                    values ? values + begin : nullptr);
+      }
     }
   }
 
   void add_tiers(TierCounts* tiers) const {
-    for (const auto& assigner : assigners_) {
+    for (const auto& assigner : by_rows_) {
+      if (assigner) tiers->add(assigner->tiers);
+    }
+    for (const auto& assigner : by_pixels_) {
       if (assigner) tiers->add(assigner->tiers);
     }
   }
 
  private:
-  Assigner<T>& of(int worker) {
-    auto& slot = assigners_[worker];
-    if (!slot) slot = std::make_unique<Assigner<T>>(codebook_);
+  template <typename A, typename... Args>
+  static A& made(std::unique_ptr<A>& slot, const Args&... args) {
+    if (!slot) slot = std::make_unique<A>(args...);
     return *slot;
   }
 
-  const Codebook& codebook_;
-  std::vector<std::unique_ptr<Assigner<T>>> assigners_;
+  const StepCodebook& codebook_;
+  std::vector<std::unique_ptr<Assigner<T>>> by_rows_;
+  std::vector<std::unique_ptr<PixelAssigner>> by_pixels_;
 };
 
 }  // namespace clustermim

@@ -101,7 +101,7 @@ class WorkerSums {
     const double* weights = problem_.weights(begin);
     int64_t stride = dim;
     const T* x = problem_.source.rows(begin, count, own.scratch.get(), &stride);
-    assigners_.assign(worker, x, stride, count, ids,
+    assigners_.assign(worker, begin, x, stride, count, ids,
                       problem_.needs_values() ? own.values.data() : nullptr);
 
     double squares[kDistanceSums * kDistanceLanes] = {};

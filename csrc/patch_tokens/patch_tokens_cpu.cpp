@@ -1,5 +1,6 @@
 #include "assign/assigner.h"
 #include "assign/check_matrix.h"
+#include "assign/image_codebook.h"
 #include "assign/pixel_assigner.h"
 #include "core/kernel_call.h"
 #include "patch_tokens/patch_tokens.h"
@@ -14,25 +15,13 @@ Status patch_tokens_cpu(const PatchTokensArgs& args, TierCounts* tiers) {
   CMIM_RETURN_IF_ERROR(check_pointer(op, "ids", args.ids, rows > 0));
   return kernel_call(op, [&] {
     const ImageRows source(args.images);
-    Codebook codebook;
-    if (const PixelKernel* kernel = pixel_kernel(args.metric, args.images)) {
-      codebook.may_project = false;
-      CMIM_RETURN_IF_ERROR(
-          codebook.prepare(args.centroids, args.metric, args.threads, false, rows));
-      // For narrow rows the search takes longer than the products, and float rows have the faster
-      // one.
-      if (!codebook.narrow.usable()) {
-        PixelCodebook pixels(codebook, *kernel, args.images, source);
-        CMIM_RETURN_IF_ERROR(pixels.prepare(args.threads));
-        if (pixels.usable()) {
-          return assign_pixels(pixels, args.images, source, args.threads, args.ids, tiers);
-        }
-      }
-    } else {
-      CMIM_RETURN_IF_ERROR(prepare_codebook<float>(source, args.centroids, args.metric,
-                                                   args.threads, false, codebook));
+    ImageCodebook codebook;
+    CMIM_RETURN_IF_ERROR(prepare_image_codebook(args.images, source, args.centroids, args.metric,
+                                                args.threads, false, codebook));
+    if (codebook.pixels) {
+      return assign_pixels(*codebook.pixels, args.images, source, args.threads, args.ids, tiers);
     }
-    return assign_rows<float>(source, codebook, args.threads, args.ids, nullptr, tiers);
+    return assign_rows<float>(source, codebook.rows, args.threads, args.ids, nullptr, tiers);
   });
 }
 

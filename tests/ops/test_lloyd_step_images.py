@@ -101,16 +101,20 @@ def test_uint8_parts_add_up_bit_for_bit(per_patch_norm, metric, path):
     assert torch.equal(whole[1] / QUANTUM, (whole[1] / QUANTUM).round())
 
 
-def test_uint8_sums_are_the_same_on_every_path():
-    images, c = photo(20, 3, 32, 32), torch.randn(50, 48)
+@pytest.mark.parametrize(("patch", "images", "k"), [(4, 20, 50), (8, 90, 40), (16, 9, 700)])
+def test_uint8_sums_are_the_same_on_every_path(patch, images, k):
+    """Ids from pixels or from float rows, each centroid's rows gathered or in shards."""
+    images, c = photo(images, 3, 160, 160), torch.randn(k, 3 * patch**2)
+    expected = ops.patch_tokens(images, c, patch, mean=MEAN, std=STD)
     results = []
     for path in usable_paths():
         with running(path) as backend:
             results.append(
-                ops.lloyd_step_images(images, c, 4, mean=MEAN, std=STD, backend=backend)[:3]
+                ops.lloyd_step_images(images, c, patch, mean=MEAN, std=STD, backend=backend)[:3]
             )
-    for other in results[1:]:
-        assert_same(other, results[0])
+    for result in results:
+        assert_same(result, results[0])
+    assert torch.equal(results[0][0], expected)
 
 
 def test_images_at_every_thread_count(threads):
