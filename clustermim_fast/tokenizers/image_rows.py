@@ -16,7 +16,9 @@ from clustermim_fast.tokenizers.rows import Index, MatrixRows, Rows, unit_rows
 from clustermim_fast.tokenizers.totals import Step, Totals
 
 UNIT_GRID = 2.0**24  # unit rows of images are multiples of 1 / this: their sums are exact
-BLOCK_PIXELS = 1 << 24  # given to the op at once, where that is no copy
+# Given to the op at once, where that is no copy: each call prepares all centroids. Ids are 8 bytes
+# a row.
+BLOCK_PIXELS, BLOCK_ROWS = 1 << 26, 1 << 20
 GATHERED_BYTES = 1 << 23  # of images that are copied for it
 BLOCK_VALUES = 1 << 20  # made into float rows at once, where rows are needed
 
@@ -111,7 +113,9 @@ class ImageRows(Rows):
             return super().accumulate(centers, totals)
         s, ids = self.settings, self.new_ids(len(centers))
         views = self.chosen is None
-        values = BLOCK_PIXELS if views else GATHERED_BYTES // self.images.element_size()
+        values = min(BLOCK_PIXELS, BLOCK_ROWS * self.dim)
+        if not views:
+            values = GATHERED_BYTES // self.images.element_size()
         for start, images in self._image_blocks(values):
             part = ops.lloyd_step_images(
                 images,

@@ -4,6 +4,26 @@
 #include <cmath>
 
 namespace clustermim {
+namespace {
+
+// Lines of `count` pixels of kChannels planes to values, side by side in `to`: contiguous stores.
+template <int kChannels>
+void look_up(const float* table, const uint8_t* pixels, int64_t plane, int64_t count, float* to) {
+  const auto read = [&](int64_t j) {
+#pragma GCC unroll 4
+    for (int c = 0; c < kChannels; ++c) {
+      to[j * kChannels + c] = table[c * 256 + pixels[c * plane + j]];
+    }
+  };
+  int64_t j = 0;
+  for (; j + 8 <= count; j += 8) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i) read(j + i);
+  }
+  for (; j < count; ++j) read(j);
+}
+
+}  // namespace
 
 Status check_images(const char* op, const ImageView& v) {
   if (v.batch < 0 || v.channels < 0 || v.height < 0 || v.width < 0 || v.patch_size < 1 ||
@@ -52,15 +72,26 @@ void ImageRows::read_patch(int64_t row, float* out) const {
   const int64_t* s = images_.strides;
   const E* corner = static_cast<const E*>(images_.data) + image * s[0] + top * s[2] + left * s[3];
   const int64_t step = offset(0, 0, 1) - offset(0, 0, 0);  // between neighbours in a pixel row
+  if constexpr (__is_same(E, uint8_t)) {
+    const bool rgb = step == 3 && images_.channels == 3;
+    if (s[3] == 1 && (rgb || step == 1)) {
+      for (int64_t c = 0; c < (rgb ? 1 : images_.channels); ++c) {
+        for (int64_t i = 0; i < p; ++i) {
+          (rgb ? look_up<3> : look_up<1>)(u8_values(c), corner + c * s[1] + i * s[2], s[1], p,
+                                          out + offset(c, i, 0));
+        }
+      }
+      return;
+    }
+  }
   for (int64_t c = 0; c < images_.channels; ++c) {
     const float mean = mean_[c], std = std_[c];
-    const float* table = table_.data() + c * 256;
     for (int64_t i = 0; i < p; ++i) {
       const E* pixel = corner + c * s[1] + i * s[2];
       float* to = out + offset(c, i, 0);
       for (int64_t j = 0; j < p; ++j) {
         if constexpr (__is_same(E, uint8_t)) {
-          to[j * step] = table[pixel[j * s[3]]];
+          to[j * step] = u8_values(c)[pixel[j * s[3]]];
         } else {
           const float centred = to_float(pixel[j * s[3]]) - mean;
           to[j * step] = centred / std;

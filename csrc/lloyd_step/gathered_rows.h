@@ -60,14 +60,13 @@ class GatheredRows {
       const int64_t first = task * block_, size = std::min(block_, count - first);
       int64_t stride = dim;
       T* copied = problem_.in_memory ? nullptr : scratch_.get() + first * dim;
-      const T* x = problem_.source.rows(begin + first, size, copied, &stride);
+      const T* x = assigners_.assign(worker, problem_.source, begin + first, size, copied, &stride,
+                                     problem_.args.ids + begin + first,
+                                     problem_.needs_values() ? values_.data() + first : nullptr);
       if (task == 0) {  // the others follow it, in the matrix or in scratch_
         gathered->x = x;
         gathered->x_stride = stride;
       }
-      assigners_.assign(worker, begin + first, x, stride, size,
-                        problem_.args.ids + begin + first,
-                        problem_.needs_values() ? values_.data() + first : nullptr);
     };
     return parallel_for(problem_.args.threads, (count + block_ - 1) / block_, assign_block);
   }

@@ -143,9 +143,8 @@ Status lloyd_step_cpu(const MatrixView& x, const LloydStepArgs& args, TierCounts
     const int kind = args.weights ? kWeighted : kPlain;
     const bool in_memory = x.dtype == DType::f32 || x.dtype == DType::f64;
     Status status;
-    const bool known = visit_matrix_rows(x, [&](const auto& source) {
-      status = run_rows(source, args, kind, in_memory, tiers);
-    });
+    const bool known = visit_matrix_rows(
+        x, [&](const auto& source) { status = run_rows(source, args, kind, in_memory, tiers); });
     if (!known) return Status::error(StatusCode::invalid_argument, "%s: x must be floating", op);
     return status;
   });

@@ -120,26 +120,25 @@ class Assigners {
         by_rows_(codebook.pixels ? 0 : std::max(threads, 1)),
         by_pixels_(codebook.pixels ? std::max(threads, 1) : 0) {}
 
-  // Rows first, first + 1, ... of the source, which are those of `x`; any number of them, in blocks
-  // that the assigner takes, of about equal size.
-  void assign(int worker, int64_t first, const T* x, int64_t stride, int64_t count, int64_t* ids,
-              double* values) {
-    constexpr int64_t kTile = 16;  // rows that filters like to have together
-    const int64_t largest = codebook_.block();
-    for (int64_t begin = 0, size = 0; begin < count; begin += size) {
-      const int64_t left = count - begin, blocks = (left + largest - 1) / largest;
-      const int64_t even = (left / blocks + kTile - 1) / kTile * kTile;
-      size = std::min({even, largest, left});
-      if (codebook_.pixels) {
-        const PixelPatches& p = *codebook_.pixels;
-        made(by_pixels_[worker], p.codebook, p.images, p.values)
-            .assign(first + begin, size, ids + begin);
-      } else {
-        made(by_rows_[worker], codebook_.rows)
-            .assign(x + begin * stride, stride, size, ids + begin,
-                    values ? values + begin : nullptr);
-      }
+  // Assigns rows first, first + 1, ... of the source, any number of them, and gives their memory:
+  // see RowSource::rows.
+  const T* assign(int worker, const RowSource<T>& source, int64_t first, int64_t count, T* scratch,
+                  int64_t* stride, int64_t* ids, double* values) {
+    if (codebook_.pixels) {  // before the rows are made: it fetches pixels early
+      const PixelPatches& p = *codebook_.pixels;
+      auto& assigner = made(by_pixels_[worker], p.codebook, p.images, p.values);
+      in_blocks(count, [&](int64_t begin, int64_t size) {
+        assigner.assign(first + begin, size, ids + begin);
+      });
+      return source.rows(first, count, scratch, stride);
     }
+    const T* x = source.rows(first, count, scratch, stride);
+    auto& assigner = made(by_rows_[worker], codebook_.rows);
+    in_blocks(count, [&](int64_t begin, int64_t size) {
+      assigner.assign(x + begin * *stride, *stride, size, ids + begin,
+                      values ? values + begin : nullptr);
+    });
+    return x;
   }
 
   void add_tiers(TierCounts* tiers) const {
@@ -152,6 +151,19 @@ class Assigners {
   }
 
  private:
+  // Blocks that the assigner takes, of about equal size.
+  template <typename Body>
+  void in_blocks(int64_t count, Body body) const {
+    constexpr int64_t kTile = 16;  // rows that filters like to have together
+    const int64_t largest = codebook_.block();
+    for (int64_t begin = 0, size = 0; begin < count; begin += size) {
+      const int64_t left = count - begin, blocks = (left + largest - 1) / largest;
+      const int64_t even = (left / blocks + kTile - 1) / kTile * kTile;
+      size = std::min({even, largest, left});
+      body(begin, size);
+    }
+  }
+
   template <typename A, typename... Args>
   static A& made(std::unique_ptr<A>& slot, const Args&... args) {
     if (!slot) slot = std::make_unique<A>(args...);

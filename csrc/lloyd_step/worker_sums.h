@@ -100,9 +100,9 @@ class WorkerSums {
     int64_t* ids = problem_.args.ids + begin;
     const double* weights = problem_.weights(begin);
     int64_t stride = dim;
-    const T* x = problem_.source.rows(begin, count, own.scratch.get(), &stride);
-    assigners_.assign(worker, begin, x, stride, count, ids,
-                      problem_.needs_values() ? own.values.data() : nullptr);
+    const T* x =
+        assigners_.assign(worker, problem_.source, begin, count, own.scratch.get(), &stride, ids,
+                          problem_.needs_values() ? own.values.data() : nullptr);
 
     double squares[kDistanceSums * kDistanceLanes] = {};
     Upcoming upcoming;

@@ -230,9 +230,8 @@ void parts_are_added_in_order() {
         }
         CHECK(part->turn == -1);
         part->turn = turn;
-        parts.finish(turn, std::move(part), [&](Count& count) {
-          CHECK(std::exchange(count.turn, -1) == added++);
-        });
+        parts.finish(turn, std::move(part),
+                     [&](Count& count) { CHECK(std::exchange(count.turn, -1) == added++); });
       };
       const Status status = parallel_for(workers, 9, body);
       CHECK(made <= 2 * workers);
