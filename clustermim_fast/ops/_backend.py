@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -35,6 +36,16 @@ else:
     _core_error = None
 
 
+def share_threads() -> bool:
+    """Let the kernels run on torch's OpenMP threads; False where it has none.
+
+    Threads of our own would fight them for the cores: after each of its ops torch's keep spinning
+    for milliseconds.
+    """
+    library = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    return bool(core().share_threads(library=str(library)))
+
+
 def _name_from_environment() -> str | None:
     name = os.environ.get(ENVIRONMENT_VARIABLE) or None
     if name is not None and name not in NAMES:
@@ -53,6 +64,10 @@ def core() -> Any:
             "reinstall with `pip install .`, or run `make core` in a checkout"
         )
     return _core
+
+
+if _core is not None:
+    share_threads()
 
 
 def core_unavailable_reason() -> str | None:

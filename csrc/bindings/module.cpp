@@ -2,6 +2,8 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
+#include <dlfcn.h>
+
 #include <string>
 #include <vector>
 
@@ -10,6 +12,7 @@
 #include "bindings/raise_status.h"
 #include "core/build_info.h"
 #include "core/cpu_features.h"
+#include "core/parallel_for.h"
 
 namespace py = pybind11;
 
@@ -48,6 +51,17 @@ PYBIND11_MODULE(_core, m) {
     info["isa"] = isa_name(current_isa());
     return info;
   });
+  // True: kernels run on the OpenMP threads that `library`, loaded already, is linked with; False:
+  // it has none, or "" was given, and they run on our own.
+  m.def(
+      "share_threads",
+      [](const std::string& library) {
+        void* handle = library.empty() ? nullptr : dlopen(library.c_str(), RTLD_LAZY | RTLD_NOLOAD);
+        void* region = handle ? dlsym(handle, "GOMP_parallel") : nullptr;
+        set_parallel_region(reinterpret_cast<ParallelRegion>(region));
+        return region != nullptr;
+      },
+      py::kw_only(), py::arg("library"));
   m.def(
       "set_isa", [](const std::string& name) { bindings::raise_if_error(set_isa(name.c_str())); },
       py::kw_only(), py::arg("name"));

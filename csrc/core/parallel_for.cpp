@@ -110,14 +110,42 @@ ThreadPool& pool() {
   return *existing;
 }
 
+std::atomic<ParallelRegion> parallel_region{nullptr};
+
+void run_in_region(ParallelRegion region, Job& job, int threads) {
+  struct Team {
+    Job& job;
+    std::atomic<int> members{0};
+  } team{job};
+  // The whole team even for few tasks: a runtime that is asked for fewer threads ends the others.
+  region(
+      [](void* data) {
+        Team& t = *static_cast<Team*>(data);
+        t.job.work(t.members.fetch_add(1, std::memory_order_relaxed));
+      },
+      &team, static_cast<unsigned>(threads), 0);
+}
+
 }  // namespace
+
+void set_parallel_region(ParallelRegion region) {
+  static const int registered = pthread_atfork(
+      nullptr, nullptr, [] { parallel_region.store(nullptr, std::memory_order_release); });
+  (void)registered;
+  parallel_region.store(region, std::memory_order_release);
+}
 
 Status parallel_for(int threads, int64_t tasks, TaskBody body) {
   if (tasks <= 0) return Status();
   Job job(body, tasks);
   const int helpers = static_cast<int>(std::min<int64_t>(threads, tasks)) - 1;
   if (helpers > 0) {
-    pool().run(job, helpers);
+    const ParallelRegion region = parallel_region.load(std::memory_order_acquire);
+    if (region) {
+      run_in_region(region, job, threads);
+    } else {
+      pool().run(job, helpers);
+    }
   } else {
     job.work(0);
   }

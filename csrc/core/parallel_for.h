@@ -1,5 +1,6 @@
-// Our own small thread pool: forked children get a new one, sanitizers understand it, and calls
-// from several Python threads share it.
+// Threads for the kernels: those of an OpenMP runtime that the process uses anyway, or our own
+// small pool, which sanitizers understand, forked children get anew, and calls from several Python
+// threads share.
 #pragma once
 
 #include <cstdint>
@@ -31,5 +32,14 @@ class TaskBody {
 // runs which task is not fixed: a result must not depend on it. The body may throw std::bad_alloc
 // only. Runs inside DefaultFloatEnvironment. Bodies must not call parallel_for.
 Status parallel_for(int threads, int64_t tasks, TaskBody body);
+
+// region(body, data, threads, 0) runs body(data) on each thread of a team of at most that many: the
+// entry point of OpenMP runtimes, GOMP_parallel. Null: our own pool.
+//
+// After each parallel region torch's OpenMP threads keep their cores busy for milliseconds, waiting
+// for the next. Threads of our own would fight them for the cores; these start at once instead. A
+// forked child of a process that has such threads hangs in a region, and goes back to our pool.
+using ParallelRegion = void (*)(void (*body)(void*), void* data, unsigned threads, unsigned flags);
+void set_parallel_region(ParallelRegion region);
 
 }  // namespace clustermim

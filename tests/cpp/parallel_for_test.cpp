@@ -61,6 +61,41 @@ void forked_child_gets_its_own_pool() {
 }
 #endif
 
+// An OpenMP runtime's entry point, as far as parallel_for sees it.
+std::atomic<int> regions{0};
+void a_team(void (*body)(void*), void* data, unsigned threads, unsigned) {
+  ++regions;
+  std::vector<std::thread> others;
+  for (unsigned t = 1; t < threads; ++t) others.emplace_back(body, data);
+  body(data);
+  for (std::thread& t : others) t.join();
+}
+
+void a_team_of_others_is_used() {
+  clustermim::set_parallel_region(a_team);
+  every_task_runs_once(3, 100);
+  every_task_runs_once(5, 2);  // more threads than tasks
+  CHECK(regions == 2);
+  every_task_runs_once(3, 1);  // nothing to share
+  every_task_runs_once(1, 100);
+  CHECK(regions == 2);
+  out_of_memory_is_a_status();
+  callers_share_the_pool();
+#if !defined(__SANITIZE_THREAD__)
+  regions = 0;
+  const pid_t child = fork();
+  if (child == 0) {
+    alarm(20);
+    every_task_runs_once(2, 100);
+    _exit(regions == 0 ? 0 : 1);  // its team would have no threads
+  }
+  int status = 0;
+  CHECK(waitpid(child, &status, 0) == child);
+  CHECK(WIFEXITED(status) && WEXITSTATUS(status) == 0);
+#endif
+  clustermim::set_parallel_region(nullptr);
+}
+
 }  // namespace
 
 int main() {
@@ -69,6 +104,7 @@ int main() {
   }
   callers_share_the_pool();
   out_of_memory_is_a_status();
+  a_team_of_others_is_used();
 #if !defined(__SANITIZE_THREAD__)
   forked_child_gets_its_own_pool();
 #endif

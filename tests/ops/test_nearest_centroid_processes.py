@@ -39,6 +39,21 @@ def test_several_python_threads(threads):
     assert right == [True] * 40
 
 
+def test_threads_are_torchs_where_it_has_openmp(threads):
+    """The same ids on torch's OpenMP threads as on our own; torch says whether it has any."""
+    threads(2)
+    x, c = data(n=5000)
+    share = _backend.core().share_threads
+    try:
+        assert share(library="") is False
+        expected = ops.nearest_centroid(x, c, backend="cpu")
+        shared = _backend.share_threads()
+        assert shared == ("backend: OpenMP" in torch.__config__.parallel_info())
+        assert torch.equal(ops.nearest_centroid(x, c, backend="cpu"), expected)
+    finally:
+        _backend.share_threads()
+
+
 def test_the_interpreter_lock_is_released():
     """Another Python thread makes progress while one call runs (on the slowest path)."""
     x, c = data(n=200_000, k=1000)
