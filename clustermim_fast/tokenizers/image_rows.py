@@ -172,8 +172,12 @@ class StreamRows(Rows):
         """One pass over the loader; ids are not kept."""
         centers = centers.to(self.dtype)
         totals = Totals(centers, self.exact)
-        for batch in self._passes():
-            batch.accumulate(centers, totals)
+
+        def add_own() -> None:
+            for batch in self._passes():
+                batch.accumulate(centers, totals)
+
+        self._ranks.agree(add_own)
         step = totals.step(self._ranks, None)
         self.num_rows = int(step.counts.sum())
         return step

@@ -132,22 +132,27 @@ class ImageStream:
         lowest keys are the sample. So it does not depend on the order of the images, their batches
         or ranks. An image that comes twice counts once.
         """
-        kept: _Lowest | None = None
-        exact, seen = True, 0
-        for batch in self.passes():
+
+        def read_own() -> tuple[_Lowest, int, bool]:
+            kept: _Lowest | None = None
+            exact, seen = True, 0
+            for batch in self.passes():
+                if kept is None:
+                    kept = _Lowest(size_for(batch.dim), batch)
+                if batch.dim != kept.rows.shape[1]:
+                    raise ValueError(
+                        f"PixelTokenizer.fit: batches differ: {kept.rows.shape[1]} values a patch, "
+                        f"then {batch.dim}"
+                    )
+                kept.offer(batch, patch_keys(batch, seed))
+                exact = exact and batch.exact
+                seen += batch.num_rows
+                bar.advance(patches=seen)
             if kept is None:
-                kept = _Lowest(size_for(batch.dim), batch)
-            if batch.dim != kept.rows.shape[1]:
-                raise ValueError(
-                    f"PixelTokenizer.fit: batches differ: {kept.rows.shape[1]} values a patch, "
-                    f"then {batch.dim}"
-                )
-            kept.offer(batch, patch_keys(batch, seed))
-            exact = exact and batch.exact
-            seen += batch.num_rows
-            bar.advance(patches=seen)
-        if kept is None:
-            raise ValueError("PixelTokenizer.fit: the loader gave no image")
+                raise ValueError("PixelTokenizer.fit: the loader gave no image")
+            return kept, seen, exact
+
+        kept, seen, exact = group.agree(read_own)
         total = int(group.each(np.array([seen])).sum())
         exact = bool(group.each(np.array([int(exact)])).all())
         return Sample(kept.of_all_ranks(group), total, exact)

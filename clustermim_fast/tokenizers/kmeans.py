@@ -119,11 +119,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
                 parameter.
             TypeError: a tensor that is not floating or dense.
         """
-        settings = self._settings()
-        x, is_tensor = read_rows(self, X, reset=True, fewest=_fewest_rows())
-        rows = self._rows(x, sample_weight)
+        settings, x, is_tensor, rows, random = self._read(X, sample_weight, reset=True)
         _require_enough(rows, self.n_clusters)
-        fit = kmeans_fit.fit(rows, settings, self._random(rows))
+        fit = kmeans_fit.fit(rows, settings, rows.group.same_draws(random))
         self._keep(fit.centers, rows.dtype, is_tensor, x.device)
         assert fit.step.ids is not None  # those of a matrix are kept
         self.labels_ = as_input_kind(fit.step.ids, is_tensor, x.device)
@@ -154,15 +152,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         In several ranks each one's X is its part of the batch, and all must call equally often: a
         rank whose loader has ended passes X of shape [0, D].
         """
-        settings = self._settings()
         first = not hasattr(self, "cluster_centers_")
-        x, is_tensor = read_rows(self, X, reset=first, fewest=_fewest_rows())
-        rows = self._rows(x, sample_weight)
+        settings, x, is_tensor, rows, random = self._read(X, sample_weight, reset=first)
         if first:
             if not settings.init_is_array:
                 _require_enough(rows, self.n_clusters, FIRST_BATCH)
             rows.mean_variance()  # refuses NaN before it becomes a seed; later the step does
-            self._minibatch = kmeans_fit.start(rows, settings, self._random(rows))
+            self._minibatch = kmeans_fit.start(rows, settings, rows.group.same_draws(random))
             self.n_steps_ = 0
         state: MiniBatch = self._minibatch
         state.step(rows)
@@ -228,21 +224,33 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
             reassignment_ratio=self.reassignment_ratio,
         ).check()
 
-    def _rows(self, x: torch.Tensor, sample_weight: Any) -> Rows:
-        """``x`` as the rows of a fit: with several ranks, this one's part of them."""
-        x = self._placed(x)
+    def _read(
+        self, X: Any, sample_weight: Any, *, reset: bool
+    ) -> tuple[Settings, torch.Tensor, bool, Rows, RandomState]:
+        """The settings, X as a tensor (and whether it was one), as the rows of a fit, the draws.
+
+        With several ranks X is this one's part of the rows.
+        """
         group = everyone()
+
+        def read_own() -> tuple[Settings, torch.Tensor, bool, MatrixRows, RandomState]:
+            settings = self._settings()
+            fewest = 0 if group.count > 1 else 1  # together, ranks have more
+            x, is_tensor = read_rows(self, X, reset=reset, fewest=fewest)
+            placed = self._placed(x)
+            weights = read_weights(sample_weight, placed, some=group.count == 1)
+            rows = MatrixRows(placed, weights, self.metric)
+            return settings, x, is_tensor, rows, as_random_state(self.random_state)
+
+        settings, x, is_tensor, own, random = group.agree(read_own)
         init = self.init if isinstance(self.init, str) else type(self.init)
-        own = {"init": init, "random_state": None, "device": None, "verbose": None}
-        group.require_equal("KMeans: parameters", {**self.get_params(), **own})
-        weights = read_weights(sample_weight, x, some=group.count == 1)
-        rows = spread(MatrixRows(x, weights, self.metric), "KMeans: X")
+        kept = {"init": init, "random_state": None, "device": None, "verbose": None}
+        group.require_equal("KMeans: parameters", {**self.get_params(), **kept})
+        rows = spread(own, "KMeans: X")
+        weights = own.weights
         if weights is not None and not group.each(np.array([float(weights.sum())])).any():
             raise ValueError("sample_weight must have a value > 0, got zeros only")
-        return rows
-
-    def _random(self, rows: Rows) -> RandomState:
-        return rows.group.same_draws(as_random_state(self.random_state))
+        return settings, x, is_tensor, rows, random
 
     def _placed(self, x: torch.Tensor) -> torch.Tensor:
         return x if self.device is None else x.to(self.device)
@@ -262,10 +270,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         if isinstance(centers, torch.Tensor):
             return centers.to(device)
         return torch.from_numpy(np.ascontiguousarray(centers)).to(device)
-
-
-def _fewest_rows() -> int:
-    return 0 if everyone().count > 1 else 1  # together, ranks have more
 
 
 def _require_enough(rows: Rows, num_clusters: int, remedy: str = "") -> None:

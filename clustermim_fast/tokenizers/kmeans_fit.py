@@ -112,7 +112,11 @@ def initial_centers(rows: Rows, settings: Settings, random: RandomState) -> torc
     if isinstance(settings.init, str):
         draw = kmeans_plus_plus if settings.init == "k-means++" else random_rows
         return rows.group.broadcast(draw(rows, k, random))
-    given = settings.init
+    return rows.group.broadcast(rows.group.agree(lambda: _given_centers(rows, settings, random)))
+
+
+def _given_centers(rows: Rows, settings: Settings, random: RandomState) -> torch.Tensor:
+    given, k = settings.init, settings.num_clusters
     if callable(given):
         assert isinstance(rows.local, MatrixRows)
         x = rows.local.x
@@ -126,7 +130,7 @@ def initial_centers(rows: Rows, settings: Settings, random: RandomState) -> torc
         raise ValueError(f"KMeans: init must have shape {expected}, got {list(centers.shape)}")
     if not bool(torch.isfinite(centers).all()):
         raise ValueError("KMeans: init contains NaN or infinity")
-    return rows.group.broadcast(centers)
+    return centers
 
 
 def start(rows: Rows, settings: Settings, random: RandomState) -> MiniBatch:

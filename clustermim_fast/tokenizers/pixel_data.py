@@ -56,8 +56,8 @@ class Images:
     """Images in memory: batches in a shuffled order, a sample of single patches."""
 
     def __init__(self, images: torch.Tensor, settings: PatchSettings, options: FitOptions) -> None:
-        check_images(images, settings, "images")
         self._group = everyone()
+        self._group.agree(lambda: check_images(images, settings, "images"))
         kind = (images.dtype, tuple(images.shape[1:]))
         self._group.require_equal("PixelTokenizer.fit: dtype and shape of the images", kind)
         self._local = ImageRows(images, settings, options.metric)
@@ -110,7 +110,9 @@ class Loader:
         options: FitOptions,
         device: torch.device | None,
     ) -> None:
-        self._stream = ImageStream(loader, settings, options.metric, device)
+        self._stream = everyone().agree(
+            lambda: ImageStream(loader, settings, options.metric, device)
+        )
         if options.algorithm != "lloyd":  # whose passes do not depend on the order
             self._stream.warn_if_sequential()
         self._options = options

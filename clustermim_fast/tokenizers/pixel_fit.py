@@ -31,8 +31,8 @@ def fit(
     device: torch.device | None,
 ) -> tuple[torch.Tensor, KMeansReport]:
     """Centroids [K, D] float64 (values of float32) and the report."""
-    check_settings(settings)
     total, group = Timer(), everyone()
+    group.agree(lambda: check_settings(settings))
     group.require_equal("PixelTokenizer.fit: settings", (settings, replace(options, verbose=False)))
     options = replace(options, verbose=options.verbose and group.rank == 0)
     random = np.random.RandomState(options.seed)

@@ -7,13 +7,15 @@ are used, on plain tensors, so that gloo and NCCL serve alike.
 from __future__ import annotations
 
 import hashlib
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 Numbers = npt.NDArray[Any]  # float64, int64 or uint64
+T = TypeVar("T")
 
 
 class Alone:
@@ -37,6 +39,13 @@ class Alone:
     def join(self, values: Numbers) -> Numbers:
         """The ranks' ``values`` [n], n their own, one after another."""
         return values
+
+    def agree(self, read: Callable[[], T]) -> T:
+        """What ``read`` returns; where it fails on one rank, every rank raises.
+
+        ``read`` looks at what is this rank's own, and calls nothing that other ranks take part in.
+        """
+        return read()
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """Rank 0's tensor; same shape and dtype everywhere."""
@@ -83,6 +92,26 @@ class Everyone(Alone):
         end = int(ends[self.rank])
         joined[end - len(values) : end] = values.view(np.int64)
         return self.total(torch.from_numpy(joined)).numpy().view(values.dtype)
+
+    def agree(self, read: Callable[[], T]) -> T:
+        """Else the others would wait for this rank in their next all_reduce."""
+        failure, found = None, None
+        try:
+            found = read()
+        except Exception as error:  # noqa: BLE001
+            failure = error
+        failed = self.each(np.array([int(failure is not None)]))[:, 0]
+        if not failed.any():
+            return found  # type: ignore[return-value]
+        rank = int(np.argmax(failed))
+        text = str(failure).encode() if self.rank == rank else b""
+        reason = self.join(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
+        if failure is not None:
+            raise failure
+        raise ValueError(
+            f"rank {rank} of {self.count} refused its input, and this rank stops with it: "
+            + reason.astype(np.uint8).tobytes().decode()
+        )
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:
         """From rank 0."""

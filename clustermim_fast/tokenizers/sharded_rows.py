@@ -111,7 +111,7 @@ def side_by_side(batches: Iterator[Rows], empty: Callable[[], Rows], what: str) 
         yield from batches
         return
     while True:
-        batch = next(batches, None)
+        batch = group.agree(lambda: next(batches, None))
         if not group.each(np.array([int(batch is not None)])).any():
             return
         yield spread(empty() if batch is None else batch, what)

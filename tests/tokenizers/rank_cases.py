@@ -197,7 +197,21 @@ def refusals(rank: int, world: int) -> Results:
     if world > 1:
         calls["k"] = lambda: KMeans(3 + rank).fit(part(x, rank, world))
         calls["dim"] = lambda: KMeans(3).fit(part(x, rank, world)[:, : 3 + min(rank, 1)])
+        mine, last = part(x, rank, world), rank == world - 1
+        weight = np.full(len(mine), np.nan if last else 1.0)
+        seed = "seed" if last else 0
+        tail = mine[:, :3] if last else mine
+        calls["dtype"] = lambda: KMeans(3).fit(torch.from_numpy(mine.astype(int) if last else mine))
+        calls["vector"] = lambda: KMeans(3).fit(mine[:, 0] if last else mine)
+        calls["one_weight"] = lambda: KMeans(3).fit(mine, sample_weight=weight)
+        calls["tol"] = lambda: KMeans(3, tol=-1.0 if last else 1e-4).fit(mine)
+        calls["random_state"] = lambda: KMeans(3, random_state=seed).fit(mine)
+        calls["init"] = lambda: KMeans(3, init=tail[:3]).fit(mine)
+        calls["later_batch"] = lambda: KMeans(3).partial_fit(mine).partial_fit(tail)
         images = torch.zeros(9, 3, 8, 8, dtype=torch.uint8)
+        floats = torch.full((9, 3, 8, 8), 200.0 if last else 0.5)
+        calls["values"] = lambda: PixelTokenizer.fit(floats, 2, 4)
+        calls["loader"] = lambda: PixelTokenizer.fit([images, floats if last else images], 2, 4)
         calls["seed"] = lambda: PixelTokenizer.fit(images, 2, 4, seed=rank)
         calls["size"] = lambda: PixelTokenizer.fit(images[..., : 4 + 4 * min(rank, 1)], 2, 4)
     found = {}
@@ -205,7 +219,7 @@ def refusals(rank: int, world: int) -> Results:
         try:
             call()
             found[f"own_{name}"] = "no error"
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             found[f"own_{name}"] = str(error)
     return found
 

@@ -82,6 +82,30 @@ MESSAGES = {
 }
 
 
+# What the last rank alone cannot use: it gives the reason, the others name it.
+ALONE = {
+    "dtype": "X must be a dense tensor of dtype",
+    "vector": "Expected 2D array, got 1D array instead",
+    "one_weight": "sample_weight must be finite and >= 0",
+    "tol": "tol must be a number >= 0",
+    "random_state": "random_state must be",
+    "init": "init must have shape",
+    "later_batch": "X has 3 features, but KMeans is expecting 5",
+    "values": "must lie in [0, 1] before normalisation",
+    "loader": "must lie in [0, 1] before normalisation",
+}
+
+
+@pytest.mark.parametrize("name", sorted(ALONE))
+def test_what_one_rank_refuses_no_rank_waits_for(group, name):
+    *others, last = [rank["refusals"][f"own_{name}"] for rank in group]
+    assert ALONE[name] in last
+    assert "refused its input" not in last
+    for message in others:
+        assert f"rank {len(group) - 1} of {len(group)} refused its input" in message
+        assert ALONE[name] in message
+
+
 @pytest.mark.parametrize("name", sorted(MESSAGES))
 def test_what_one_rank_cannot_do_every_rank_refuses(group, name):
     for rank in group:
