@@ -13,6 +13,7 @@ from clustermim_fast.ops.lloyd_step.reference import image_quantum
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 from clustermim_fast.tokenizers.ranks import Alone
 from clustermim_fast.tokenizers.rows import Index, MatrixRows, Rows, unit_rows
+from clustermim_fast.tokenizers.serial import rounded
 from clustermim_fast.tokenizers.totals import Step, Totals
 
 UNIT_GRID = 2.0**24  # unit rows of images are multiples of 1 / this: their sums are exact
@@ -170,7 +171,7 @@ class StreamRows(Rows):
 
     def lloyd_step(self, centers: torch.Tensor) -> Step:
         """One pass over the loader; ids are not kept."""
-        centers = centers.to(self.dtype)
+        centers = rounded(centers, self.dtype)
         totals = Totals(centers, self.exact)
 
         def add_own() -> None:

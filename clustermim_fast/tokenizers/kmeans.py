@@ -24,6 +24,7 @@ from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, r
 from clustermim_fast.tokenizers.kmeans_minibatch import MiniBatch
 from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows, require_finite, unit_rows
+from clustermim_fast.tokenizers.serial import rounded
 from clustermim_fast.tokenizers.sharded_rows import spread
 
 ROW_BLOCK = 1 << 15
@@ -258,7 +259,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
     def _keep(
         self, centers: torch.Tensor, dtype: torch.dtype, is_tensor: bool, device: torch.device
     ) -> None:
-        self.cluster_centers_ = as_input_kind(centers.to(dtype), is_tensor, device)
+        self.cluster_centers_ = as_input_kind(rounded(centers, dtype), is_tensor, device)
 
     def _read_fitted(self, X: Any) -> tuple[torch.Tensor, bool]:
         check_is_fitted(self)

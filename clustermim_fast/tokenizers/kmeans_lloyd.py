@@ -10,6 +10,7 @@ import torch
 from clustermim_fast import ops
 from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport, Progress, Timer
 from clustermim_fast.tokenizers.rows import Rows, unit_rows
+from clustermim_fast.tokenizers.serial import Values, rounded, same, serially
 from clustermim_fast.tokenizers.totals import Step
 
 
@@ -50,7 +51,7 @@ def lloyd(
             Iteration(step.inertia, moved, empty, imbalance(step.counts), shift, timer())
         )
         progress.advance(inertia=f"{step.inertia:.6g}", moved=moved, empty=empty or None)
-        settled = torch.equal(updated.to(rows.dtype), centers.to(rows.dtype))
+        settled = same(rounded(updated, rows.dtype), rounded(centers, rows.dtype))
         centers, ids = updated, step.ids
         # With no row moved and none re-seeded the centroids are the same bits: shift is 0.
         if settled or shift <= tol:
@@ -64,7 +65,7 @@ def lloyd(
         step = rows.lloyd_step(centers)
     finish(report, step)
     report.num_rows = rows.num_rows
-    return Fit(centers.to(rows.dtype).double(), step, report)
+    return Fit(rounded(rounded(centers, rows.dtype), torch.float64), step, report)
 
 
 def finish(report: KMeansReport, step: Step) -> None:
@@ -99,16 +100,22 @@ def update(rows: Rows, centers: torch.Tensor, step: Step) -> tuple[torch.Tensor,
             sums[target] = point * weight
             counts[target] = weight
             reseeded += 1
-    means = sums / counts.clamp(min=1e-300)[:, None]
-    means[counts == 0] = centers[counts == 0]
+    means = serially(_means, sums, counts, centers)
     return project(means, rows.metric, centers), reseeded
+
+
+def _means(sums: Values, counts: Values, fallback: Values) -> Values:
+    unhit = counts == 0
+    means = sums / (counts + unhit)[:, None]
+    means[unhit] = fallback[unhit]
+    return means
 
 
 def _owners(points: torch.Tensor, centers: torch.Tensor, rows: Rows) -> list[int]:
     if not len(points):
         return []
     ids: list[int] = ops.nearest_centroid(
-        points, centers.to(rows.dtype), metric=rows.metric
+        points, rounded(centers, rows.dtype), metric=rows.metric
     ).tolist()
     return ids
 
@@ -127,14 +134,22 @@ def project(
 
 def squared_distance(a: torch.Tensor, b: torch.Tensor) -> float:
     """Sum of the squared differences of two matrices."""
-    return float((a - b).square_().sum())
+    return float(serially(_squared_distance, a, b))
+
+
+def _squared_distance(a: Values, b: Values) -> Values:
+    difference = a - b
+    difference *= difference
+    return difference.sum()
 
 
 def count_moved(rows: Rows, before: torch.Tensor | None, after: torch.Tensor | None) -> int | None:
     """Rows whose id changed (all of them the first time); None where ids are not kept."""
     if after is None:
         return None
-    moved = after.numel() if before is None else int((before != after).sum())
+    moved = after.numel()
+    if before is not None:
+        moved = int(serially(lambda a, b: (a != b).sum(), before, after))
     return int(rows.group.each(np.array([moved])).sum())
 
 

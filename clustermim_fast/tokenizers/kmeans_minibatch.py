@@ -10,6 +10,7 @@ import torch
 from clustermim_fast.tokenizers.kmeans_lloyd import imbalance, project, squared_distance
 from clustermim_fast.tokenizers.kmeans_report import Iteration
 from clustermim_fast.tokenizers.rows import Rows
+from clustermim_fast.tokenizers.serial import Values, serially
 
 
 @dataclass
@@ -47,11 +48,7 @@ class MiniBatch:
         before = self.centers
         result = rows.lloyd_step(before)
         totals = self.counts + result.counts
-        means = before * self.counts[:, None]
-        means += result.sums
-        means /= totals.clamp(min=1e-300)[:, None]
-        unhit = result.counts == 0
-        means[unhit] = before[unhit]
+        means = serially(_running_means, before, self.counts, result.sums, result.counts)
         self.centers = project(means, rows.metric, before)
         self.counts = totals
         reseeded = 0
@@ -82,6 +79,15 @@ class MiniBatch:
         self.centers[mask] = rows.take(index).double()
         self.counts[mask] = self.counts[~mask].min()
         return number
+
+
+def _running_means(before: Values, seen: Values, sums: Values, counts: Values) -> Values:
+    unhit = counts == 0
+    means = before * seen[:, None]
+    means += sums
+    means /= (seen + counts + unhit)[:, None]
+    means[unhit] = before[unhit]
+    return means
 
 
 @dataclass

@@ -16,6 +16,7 @@ import torch
 
 from clustermim_fast import ops
 from clustermim_fast.tokenizers.ranks import ALONE, Alone
+from clustermim_fast.tokenizers.serial import rounded, serially
 from clustermim_fast.tokenizers.totals import Step, Totals
 
 # Values of a block of rows: 16 MiB as float32.
@@ -115,7 +116,7 @@ class Rows(ABC):
 
         NotFinite names the first row with NaN or Inf, on every rank.
         """
-        centers = centers.to(self.dtype)
+        centers = rounded(centers, self.dtype)
         totals = Totals(centers, self.exact)
         ids, bad = None, -1
         try:
@@ -257,6 +258,6 @@ class MatrixRows(Rows):
 
 def require_finite(ids: torch.Tensor, start: int = 0) -> torch.Tensor:
     """``ids``, unless one is -1: the op's mark for a row with NaN or Inf."""
-    if ids.numel() and int(ids.min()) < 0:
+    if ids.numel() and int(serially(lambda values: values.min(), ids)) < 0:
         raise NotFinite(start + int(torch.nonzero(ids < 0)[0]))
     return ids

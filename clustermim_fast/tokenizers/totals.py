@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -33,24 +33,47 @@ class Totals:
 
     def __init__(self, centers: torch.Tensor, exact: bool) -> None:
         self.exact = exact
-        dtype = torch.int64 if exact else torch.float64
-        self._sums = torch.zeros(centers.shape, dtype=dtype, device=centers.device)
-        self._counts = torch.zeros(len(centers), dtype=torch.float64, device=centers.device)
+        self._shape, self._device = centers.shape, centers.device
+        self._only: Step | None = None  # a single part, as it came
+        self._sums: torch.Tensor | None = None
+        self._counts: torch.Tensor | None = None
         self._inertia: float = 0
 
     def add(self, sums: torch.Tensor, counts: torch.Tensor, inertia: torch.Tensor) -> None:
-        """Add what a call of ``ops.lloyd_step(_images)`` returned; ``sums`` is overwritten."""
+        """Add what a call of ``ops.lloyd_step(_images)`` returned; ``sums`` is taken over."""
+        part = Step(None, sums, counts.double(), float(inertia))
+        if self._only is None and self._sums is None:
+            self._only = part
+            return
+        self._add_up()
+        self._add(part)
+
+    def _add(self, part: Step) -> None:
+        sums = part.sums
         if self.exact:
-            self._sums += sums.div_(IMAGE_QUANTUM).round_().long()
-            self._inertia += int(float(inertia) / INERTIA_UNIT)  # a Python int: of any size
+            sums = sums.div_(IMAGE_QUANTUM).round_().long()
+            self._inertia += int(part.inertia / INERTIA_UNIT)  # a Python int: of any size
         else:
-            self._sums += sums
-            self._inertia += float(inertia)
-        self._counts += counts
+            self._inertia += part.inertia
+        self._sums = sums if self._sums is None else self._sums.add_(sums)
+        self._counts = part.counts if self._counts is None else self._counts.add_(part.counts)
+
+    def _add_up(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Sums and counts of all parts so far."""
+        if self._only is not None:
+            part, self._only = self._only, None
+            self._add(part)
+        if self._sums is None or self._counts is None:
+            dtype = torch.int64 if self.exact else torch.float64
+            self._sums = torch.zeros(self._shape, dtype=dtype, device=self._device)
+            self._counts = torch.zeros(self._shape[0], dtype=torch.float64, device=self._device)
+        return self._sums, self._counts
 
     def step(self, group: Alone, ids: torch.Tensor | None) -> Step:
         """Everything added on all ranks of ``group``, beside this rank's ``ids``."""
-        sums, counts = group.total(self._sums), group.total(self._counts)
+        if self._only is not None and group.count == 1:
+            return replace(self._only, ids=ids)
+        sums, counts = (group.total(total) for total in self._add_up())
         if not self.exact:
             inertia = float(group.each(np.array([self._inertia], dtype=np.float64)).sum())
             return Step(ids, sums, counts, inertia)
