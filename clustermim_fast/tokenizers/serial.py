@@ -1,7 +1,6 @@
 """The small steps between the ops, on one thread.
 
-torch's threads, once woken, wait for more work in a busy loop: for milliseconds, on the cores that
-the ops' own threads need next. numpy wakes nobody, and its sums do not depend on a thread count.
+Their sums decide when a fit stops, and torch's depend on the number of threads.
 """
 
 from __future__ import annotations
