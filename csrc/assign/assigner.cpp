@@ -103,9 +103,7 @@ void Assigner<T>::project(int64_t first, int64_t count) {
   }
   kernel.pack_rows(y, stride, count, zeros_.data(), 1.0f, p.size,
                    projected_.data() + first * row_bytes, row_bytes, norm2, error2);
-  const float root = std::sqrt(static_cast<float>(p.size));
-  const float relative =
-      p.rounding + p.skew + 1.05f * (score_error(kernel.format, book_.dim).dot * root + 0x1p-23f);
+  const float relative = p.error(kernel.format, book_.dim);
   for (int64_t r = 0; r < count; ++r) {
     sweep_.row(first + r) =
         projected_bounds(sweep_.row(first + r), norm2[r], error2[r], p.size, relative);

@@ -1,6 +1,7 @@
 #include "assign/candidates.h"
 
 #include <algorithm>
+#include <cmath>
 
 namespace clustermim {
 
@@ -17,6 +18,7 @@ bool take_candidates(const Columns& columns, const ScoreError& error, const RowB
     }
     SegmentBounds b = columns.bounds[s];
     b.residual = columns.residual[column];
+    b.bias = std::abs(columns.bias[column]);
     if (!columns.outside.empty()) b.outside = columns.outside[column];
     return b;
   };

@@ -28,31 +28,32 @@ ScoreError score_error(Format format, int64_t dim) {
   const float d = static_cast<float>(dim);
   ScoreError e;
   if (format == Format::bfloat16) {
-    // A step of 32 values: two chains of 16 fused multiply-adds, their sum, and one addition to the
-    // accumulator, which starts as the bias.
+    // The row's value; in a step of 32 values a chain of 16 fused multiply-adds of which the first is
+    // exact, and the sum of two chains; and one addition to the accumulator, which starts as the
+    // bias, in this step and in each later one.
     const float steps = std::ceil(d / 32.0f);
-    e.dot = 1.01f * kUnit * (17.0f + steps);
+    e.dot = 1.01f * kUnit * (1.0f + 15.0f + 1.0f + steps);
     e.bias = 1.01f * kUnit * (steps + 1.0f);
   } else {
     const float chain = static_cast<float>(std::min(dim, kChain));
     const float runs = std::ceil(d / static_cast<float>(kChain));
-    e.dot = 1.01f * kUnit * (chain + runs + 2.0f);
+    // The row's value; a run, the later runs' sums, and the bias.
+    e.dot = 1.01f * kUnit * (1.0f + chain + runs);
     e.bias = 1.01f * kUnit * 2.0f;
   }
-  // Every fused multiply-add and addition of a tile may flush up to 2^-126.
-  e.underflow = (d + 34.0f + 2.0f * std::ceil(d / 32.0f)) * 0x1p-126f;
   return e;
 }
 
 // Equation (1).
 RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   const float d = static_cast<float>(dim);
-  // At least 16 chains of squares, then at most 40 more additions.
-  const float sum = 1.0f + 1.01f * kUnit * (d / 16.0f + 44.0f), lost = d * 0x1p-124f;
+  // At least 16 chains of squares, then at most 40 more additions. A square that underflows is
+  // rounded by up to 2^-150.
+  const float sum = 1.0f + 1.01f * kUnit * (d / 16.0f + 44.0f);
+  const float lost = std::ceil(0.5f * d) * 0x1p-149f;
   RowBounds row;
   row.norm = kMore * std::sqrt(norm2 * sum + lost);
-  const float rounded = kMore * std::sqrt(error2 * sum + lost);
-  row.residual = kMore * (rounded + 1.01f * kUnit * (row.norm + rounded));
+  row.residual = kMore * std::sqrt(error2 * sum + lost);
   return row;
 }
 
@@ -81,14 +82,13 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
     const RowBounds row = rows[r];
     const float scores =
         1.01f * (error.dot * row.norm * (s.norm + b.norm) + error.bias * (s.bias + b.bias)) +
-        2.0f * error.underflow + s.constant + b.constant;
+        s.constant + b.constant;
     float margin;
     if (metric == Metric::euclidean) {
       // Distances of rounded points: the triangle inequality inside the subspace (the whole space
       // without a projection), Cauchy-Schwarz outside of it.
-      const float square = row.norm * row.norm, twice = 2.0f * best[r];
       const float distance2 =
-          std::max(0.0f, square - twice + 2.0f * scores + 0x1p-21f * (square + std::abs(twice)));
+          std::max(0.0f, row.norm * row.norm - 2.0f * best[r] + 2.0f * scores);
       const float slack_b = b.residual + row.residual, slack_s = s.residual + row.residual;
       const float extra = slack_b * (2.0f * std::sqrt(distance2) + slack_b) +
                           2.0f * row.outside * (b.outside + s.outside);
@@ -99,7 +99,8 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
       margin = scores + row.norm * (s.residual + b.residual) +
                row.residual * (s.norm + s.residual + b.norm + b.residual);
     }
-    threshold[r] = best[r] - counts * (kMore * margin + 0x1p-22f * std::abs(best[r]));
+    // Rounded once more, monotonously: a score that is at least the difference stays so.
+    threshold[r] = best[r] - counts * (kMore * margin);
   }
 }
 

@@ -17,9 +17,10 @@ struct SegmentBounds {
   float constant = 0.0f;  // ... and the error of the bias beyond rounding
 };
 
-// |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow: equation (6).
+// |computed T - exact T| <= dot |xr| |cr| + bias |bias|: equation (6). `dot` counts the rounding of
+// x' itself as well.
 struct ScoreError {
-  float dot = 0.0f, bias = 0.0f, underflow = 0.0f;
+  float dot = 0.0f, bias = 0.0f;
 };
 ScoreError score_error(Format format, int64_t dim);
 
@@ -31,7 +32,7 @@ bool certified();
 // Upper bounds on a row's rounding, from the float32 sums that the filter measured.
 struct RowBounds {
   float norm;            // |xr|
-  float residual;        // |x' - xr|
+  float residual;        // |x' - xr| but for the rounding of x', which is in ScoreError::dot
   float outside = 0.0f;  // with a projection: |x'| outside of the subspace
 };
 RowBounds row_bounds(float norm2, float error2, int64_t dim);

@@ -266,9 +266,8 @@ void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& len
   const double factor = metric == Metric::cosine ? (norms[e] > 0.0 ? 1.0 / norms[e] : 0.0)
                                                  : static_cast<double>(scale);
   float norm2 = 0.0f, error2 = 0.0f;
-  const float narrow = static_cast<float>(factor);
-  if (exact_float32_ && (metric != Metric::cosine || (narrow > 1e-30f && narrow < 1e30f))) {
-    kernel->pack_rows(row32(e), dim, 1, centre.data(), narrow, dim, packed, row_bytes, &norm2,
+  if (exact_float32_ && metric != Metric::cosine) {
+    kernel->pack_rows(row32(e), dim, 1, centre.data(), scale, dim, packed, row_bytes, &norm2,
                       &error2);
   } else {
     std::vector<double> scratch(dim);
@@ -283,8 +282,9 @@ void Codebook::pack_column(int64_t column, char* packed, std::vector<float>& len
   }
   const RowBounds rounded = row_bounds(norm2, error2, dim);
   lengths[column] = rounded.norm;
-  // row_bounds covers one rounding of c'; the cosine's factor and product are two more.
-  columns.residual[column] = rounded.residual + 0x1p-22f * rounded.norm;
+  // c' itself was rounded to float32, once.
+  columns.residual[column] =
+      rounded.residual + 1.01f * 0x1p-24f * (rounded.norm + rounded.residual);
   columns.bias[column] =
       metric == Metric::euclidean ? static_cast<float>(-0.5 * kernel->norm2(packed, dim)) : 0.0f;
 }

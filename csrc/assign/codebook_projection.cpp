@@ -60,9 +60,7 @@ Status Codebook::project(int threads) {
   std::vector<double> looseness(entries());
   for (int64_t e = 0; e < entries(); ++e) looseness[e] = std::sqrt(outside2_[e]);
   regroup_columns(looseness, columns);
-  coordinate_error_ =
-      1.01f * (score_error(Format::float32, dim).dot * std::sqrt(static_cast<float>(size)) +
-               projection.skew + 0x1p-22f);
+  coordinate_error_ = projection.error(Format::float32, dim);
   return Status();
 }
 

@@ -40,12 +40,13 @@ double choose_columns(const std::vector<double>& filter_norms, int tile, Columns
   int exponent = 0;
   std::frexp(median, &exponent);
   const double scale = std::ldexp(1.0, -std::clamp(exponent, -120, 120));
+  const bool too_small = median * scale < kSmallestMedian;
 
   // Class 0: up to kBaseSpread medians; each further one a factor of 16.
   std::vector<std::vector<int32_t>> classes(1);
   for (size_t e = 0; e < filter_norms.size(); ++e) {
     const double n = filter_norms[e];
-    if (!(n * scale < kLargestNorm)) {
+    if (too_small || !(n * scale < kLargestNorm)) {
       columns.far_entries.push_back(static_cast<int32_t>(e));
       continue;
     }

@@ -29,6 +29,8 @@ struct Columns {
   int64_t size() const { return static_cast<int64_t>(entry_of.size()); }
 };
 
+// Median norms, times the scale, are at least this: then (6) covers underflow.
+constexpr double kSmallestMedian = 0x1p-14;
 constexpr float kNeverWins = -0x1p126f;  // below any score: |xr| < 2^60 (Assigner), |cr| < 2^41
 
 // Gives every entry whose norm (times the scale returned) is within range a column: `filter_norms`

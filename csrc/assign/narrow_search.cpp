@@ -49,16 +49,14 @@ void NarrowPanels::pack(const NarrowKernel& kernel, const Columns& columns, cons
   book_.bounds = columns.bounds[0];
   // The bias is three products by one of bfloat16 values of the same sign whose sum it is, so the
   // terms of a dot product add up to at most |xr| |cr| + |bias|, and equation (6) holds with the
-  // chains of the dot product for both: 17 roundings within a step, one for each step. The bias
-  // itself was rounded once. Underflow: three more products, and parts of the bias below 2^-126.
+  // chains of the dot product for both: 16 roundings within a step, one for each step, and before
+  // them that of the row's value or the bias itself.
   const float chain = 17.0f + std::ceil((d + 3.0f) / 32.0f);
-  book_.error.dot = 1.01f * kUnit * chain;
-  book_.error.bias = 1.01f * kUnit * (chain + 1.0f);
-  book_.error.underflow = columns.error.underflow + 16.0f * 0x1p-126f;
+  book_.error.dot = book_.error.bias = 1.01f * kUnit * chain;
   book_.margin = certified() ? 1.0f + 0x1p-18f : 0.0f;
   // Two chains of squares.
   book_.sum = 1.0f + 1.01f * kUnit * (0.5f * d + 4.0f);
-  book_.lost = d * 0x1p-124f;
+  book_.lost = std::ceil(0.5f * d) * 0x1p-149f;
 }
 
 NarrowSearch::NarrowSearch(const NarrowPanels& panels, const Columns& columns, int64_t block_rows)

@@ -10,7 +10,6 @@
 namespace clustermim {
 namespace {
 
-constexpr float kUnit = 0x1p-24f;
 constexpr float kMore = 1.0f + 0x1p-18f;
 constexpr float kMaxNorm2 = 0x1p120f;  // keeps float32 scores far from overflow
 
@@ -44,18 +43,16 @@ CMIM_INLINE __m512 fma(float a, __m512 b, __m512 c) {
 
 CMIM_INLINE Certificate certify(const NarrowBook& book, Sums sums, __m512 best, float marked) {
   const __m512 norm = times(kMore, _mm512_sqrt_ps(fma(book.sum, sums.norm2, splat(book.lost))));
-  const __m512 rounded = times(kMore, _mm512_sqrt_ps(fma(book.sum, sums.error2, splat(book.lost))));
-  const __m512 residual = times(kMore, fma(1.01f * kUnit, _mm512_add_ps(norm, rounded), rounded));
+  const __m512 residual =
+      times(kMore, _mm512_sqrt_ps(fma(book.sum, sums.error2, splat(book.lost))));
   const SegmentBounds& s = book.bounds;
-  const __m512 scores = fma(2.02f * book.error.dot * s.norm, norm,
-                            splat(2.02f * book.error.bias * s.bias + 2.0f * book.error.underflow));
+  const __m512 scores =
+      fma(2.02f * book.error.dot * s.norm, norm, splat(2.02f * book.error.bias * s.bias));
   // The winner's score without its mark is at least this.
   const __m512 b = fma(-marked, _mm512_abs_ps(best), best);
-  const __m512 square = _mm512_mul_ps(norm, norm), twice = times(2.0f, b);
-  const __m512 distance2 = fma(0x1p-21f, _mm512_add_ps(square, _mm512_abs_ps(twice)),
-                               fma(2.0f, scores, _mm512_sub_ps(square, twice)));
+  const __m512 distance2 = fma(2.0f, scores, fma(-2.0f, b, _mm512_mul_ps(norm, norm)));
   const __m512 distance = _mm512_sqrt_ps(_mm512_max_ps(distance2, _mm512_setzero_ps()));
-  return {norm, residual, scores, distance, fma(-0x1p-22f, _mm512_abs_ps(b), b)};
+  return {norm, residual, scores, distance, b};
 }
 
 // The threshold for centroids with these two residuals together.

@@ -144,7 +144,6 @@ Status PixelCodebook::prepare(int threads) {
   // fl(fl(sigma fl(V)) + fl(bias)), or fused, with sigma V = x^'.cr.
   columns.error.dot = 1.01f * 3.0f * 0x1p-24f;
   columns.error.bias = 1.01f * 2.0f * 0x1p-24f;
-  columns.error.underflow = 0x1p-126f;
   panels.resize(columns.size() / kPixelTile * tile_bytes());
   start.resize(columns.size());
   sigma.resize(columns.size());
@@ -204,7 +203,7 @@ PixelCodebook::Rounded PixelCodebook::quantise(const double* centred, double uni
   const double error = std::sqrt(sums.error2) * (1.0 + 0x1p-30);
   r.start = -128 * sums.total;
   r.bias = static_cast<float>(-0.5 * sums.norm2);
-  r.norm = round_up(length);
+  r.norm = round_up(std::max(length, kSmallestMedian));
   r.residual = round_up(error + 0x1p-48 * (length + error));
   return r;
 }

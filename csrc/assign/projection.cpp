@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cmath>
 
+#include "assign/certificate.h"
 #include "assign/filter_sizes.h"
 #include "core/cpu_features.h"
 #include "core/parallel_for.h"
@@ -137,6 +138,13 @@ Status Projection::find(const std::vector<float>& centroids, int64_t count, int6
     return Status();
   }
   return pack(dim, kernel, threads);
+}
+
+// Section 3. bfloat16: the packed basis, in two products; float32: the basis itself.
+float Projection::error(Format format, int64_t dim) const {
+  const float packed = format == Format::bfloat16 ? rounding : 0.0f;
+  const float root = std::sqrt(static_cast<float>(size));
+  return skew + packed + 1.05f * (score_error(format, dim).dot * root + 0x1p-23f);
 }
 
 // Gram-Schmidt, every vector twice against those before it.

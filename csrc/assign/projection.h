@@ -29,6 +29,9 @@ class Projection {
   Status find(const std::vector<float>& centroids, int64_t count, int64_t dim, int64_t size,
               const FilterKernel& kernel, int threads);
 
+  // Upper bound on the error of a vector's coordinates computed in this format, over its length.
+  float error(Format format, int64_t dim) const;
+
   int64_t size = 0;            // 0: there is none
   std::vector<float> basis;    // [size, dim], orthonormal but for `skew`
   float skew = 0.0f;           // upper bound on the spectral norm of basis basis^T - I

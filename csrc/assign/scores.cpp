@@ -36,8 +36,9 @@ double squared_distance(const T* x, const double* c, int64_t dim) {
 double relative_error(int64_t dim) {
   return 1.01 * static_cast<double>(dim + 8) * 0x1p-53;
 }
+// A product that underflows is rounded by up to 2^-1075.
 double underflow_error(int64_t dim) {
-  return static_cast<double>(dim + 1) * 0x1p-1022;
+  return std::ceil(0.5 * static_cast<double>(dim)) * 0x1p-1074;
 }
 
 }  // namespace
@@ -68,9 +69,10 @@ Score float64_score(Metric metric, const T* x, const double* c, double norm, int
   const double bound = relative_error(dim) * absolute + underflow_error(dim);
   if (metric == Metric::dot) return {-dot, bound};
   if (!norm_is_safe(norm)) return {0.0, std::numeric_limits<double>::infinity()};
-  // |c| itself is off by at most (D / 2 + 2) 2^-53; the division rounds once, or underflows.
+  // |c| itself is off by at most (D / 2 + 2) 2^-53; the division rounds once. Quotients that underflow
+  // are rounded by up to 2^-1075 each.
   const double cosine = dot / norm;
-  return {-cosine, 1.01 * (bound / norm + relative_error(dim) * std::abs(cosine)) + 0x1p-1022};
+  return {-cosine, 1.01 * (bound / norm + relative_error(dim) * std::abs(cosine)) + 0x1p-1073};
 }
 
 template <typename T>

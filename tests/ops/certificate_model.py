@@ -21,7 +21,8 @@ RUN = 64  # columns of a run of the float32 filter
 @dataclass(frozen=True)
 class Format:
     """A number format of the filter: its rounding, its scores, and the coefficients of their error
-    |computed T - exact T| <= dot |xr| |cr| + bias |bias| + underflow, (6) and its table."""
+    |computed T - exact T| <= dot |xr| |cr| + bias |bias|, (6) and its table: without the rounding of
+    x' itself, which `dot` counts too."""
 
     name: str
     bits: int
@@ -29,7 +30,6 @@ class Format:
     scores: Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
     dot: Callable[[int], float]
     bias: Callable[[int], float]
-    underflow: Callable[[int], float]
 
 
 def _tile_scores(xr: np.ndarray, cr: np.ndarray, bias: np.ndarray) -> np.ndarray:
@@ -40,27 +40,26 @@ def _chained_scores(xr: np.ndarray, cr: np.ndarray, bias: np.ndarray) -> np.ndar
     return add(chained_dot(xr, cr, RUN), bias)
 
 
-def _underflow(d: int) -> float:
-    return (d + 34 + 2 * -(-d // 32)) * 2.0**-126
-
-
 BFLOAT16 = Format(
     "bfloat16", 8, lambda v: bfloat16(float32(v)), _tile_scores,
     dot=lambda d: UNIT * (17 + -(-d // 32)),
     bias=lambda d: UNIT * (-(-d // 32) + 1),
-    underflow=_underflow,
 )  # fmt: skip
 FLOAT32 = Format(
     "float32", 24, float32, _chained_scores,
-    dot=lambda d: UNIT * (min(d, RUN) + -(-d // RUN) + 2),
+    dot=lambda d: UNIT * (min(d, RUN) + -(-d // RUN) + 1),
     bias=lambda d: UNIT * 2,
-    underflow=_underflow,
 )  # fmt: skip
 FORMATS = (BFLOAT16, FLOAT32)
 
 
 def lengths(values: np.ndarray) -> np.ndarray:
     return np.sqrt(np.square(values).sum(-1))
+
+
+def measured_lengths(values: np.ndarray, lost: bool = True) -> np.ndarray:
+    """From float32 squares, of which those that underflow lose up to 2^-150: (1)."""
+    return np.sqrt(float32(np.square(values)).sum(-1) + lost * values.shape[-1] * 2.0**-150)
 
 
 class Filtered:
@@ -76,25 +75,23 @@ class Filtered:
         self.bias = float32(exact_bias)
         self.computed = fmt.scores(self.xr, self.cr, self.bias)
         self.exact = self.xr @ self.cr.T + exact_bias
-        self.x_norm, self.c_norm = lengths(self.xr), lengths(self.cr)
-        self.x_residual, self.c_residual = self.residual(x, "rows"), self.residual(c, "centroids")
-        self.error = (
-            self.term("dot") * fmt.dot(d) * self.x_norm[:, None] * self.c_norm
-            + self.term("bias") * fmt.bias(d) * np.abs(self.bias)
-            + self.term("underflow") * fmt.underflow(d)
-        )  # [N, K]
+        lost = "squares" not in without
+        self.x_norm, self.c_norm = (measured_lengths(v, lost) for v in (self.xr, self.cr))
+        self.x_residual = self.term("rows") * self.residual(x, self.xr)
+        # A row's float32 value is in `dot`.
+        of_float32 = self.term("float32") * UNIT * self.c_norm
+        self.c_residual = self.term("centroids") * (self.residual(c, self.cr) + of_float32)
+        self.error = self.term("dot") * fmt.dot(d) * self.x_norm[:, None] * np.maximum(
+            self.c_norm, 2.0**-14
+        ) + self.term("bias") * fmt.bias(d) * np.abs(self.bias)  # [N, K]
 
     def term(self, name: str) -> float:
         return 0.0 if name in self.without else 1.0
 
-    def residual(self, values: np.ndarray, which: str) -> np.ndarray:
-        """(1): a bound on |v' - vr|: measured from v's float32 value, plus that value's own."""
-        single, rounded = float32(values), self.fmt.round(values)
-        measured = lengths(single - rounded)
-        return self.term(which) * (
-            self.term("measured") * measured
-            + self.term("float32") * UNIT * (lengths(rounded) + measured)
-        )
+    def residual(self, values: np.ndarray, rounded: np.ndarray) -> np.ndarray:
+        """(1): measured from the float32 values."""
+        lost = "squares" not in self.without
+        return self.term("measured") * measured_lengths(float32(values) - rounded, lost)
 
     def margins(self) -> np.ndarray:
         """[N, K]: a centroid whose score is further than this below the best cannot be nearest."""

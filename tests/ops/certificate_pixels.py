@@ -55,11 +55,9 @@ class Pixels:
         self.bias = float32(exact_bias)
         self.exact = sigma * self.sums + exact_bias
         self.computed = add(float32(float32(self.sums) * sigma), self.bias)
-        self.error = (
-            self.term("dot") * 3 * UNIT * lengths(self.x_line)[:, None] * lengths(self.rounded)
-            + self.term("bias") * 2 * UNIT * np.abs(self.bias)
-            + 2.0**-126
-        )
+        self.error = self.term("dot") * 3 * UNIT * lengths(self.x_line)[:, None] * np.maximum(
+            lengths(self.rounded), 2.0**-14
+        ) + self.term("bias") * 2 * UNIT * np.abs(self.bias)
 
     def term(self, name: str) -> float:
         return 0.0 if name in self.without else 1.0

@@ -43,9 +43,9 @@ class Projected:
         else:
             self.y = chained_dot(xr, basis, 64)
         self.xr = xr
-        self.computing = 1.05 * (fmt.dot(d) * root + 2 * UNIT)
-        relative = rounding + skew + self.term("coordinates") * self.computing
-        self.basis_error = relative * self.x_norm
+        computing = self.term("coordinates") * 1.05 * (fmt.dot(d) * root + 2 * UNIT)
+        self.computing = computing
+        self.basis_error = (rounding + skew + computing) * self.x_norm
         self.yr = fmt.round(self.y)
         self.y_norm, y_residual = lengths(self.yr), self.residual(self.y, self.yr, "coordinates'")
         self.rho = self.x_residual + y_residual + self.basis_error
@@ -55,7 +55,7 @@ class Projected:
         # Centroids: coordinates in float32, with an error of kappa |c'|.
         single = float32(c)
         self.p = chained_dot(single, basis, 64)
-        self.kappa = self.term("kappa") * 1.01 * (FLOAT32.dot(d) * root + skew + 4 * UNIT)
+        self.kappa = self.term("kappa") * (skew + 1.05 * (FLOAT32.dot(d) * root + 2 * UNIT))
         self.pr = fmt.round(self.p)
         size = lengths(c)
         self.r = self.residual(self.p, self.pr, "centroids") + self.kappa * size
@@ -73,7 +73,6 @@ class Projected:
         self.error = (
             fmt.dot(n) * self.y_norm[:, None] * lengths(self.pr)
             + fmt.bias(n) * np.abs(self.bias)
-            + fmt.underflow(n)
             + 0.5 * self.moved
         )
 
@@ -81,8 +80,7 @@ class Projected:
         return 0.0 if name in self.without else 1.0
 
     def residual(self, values: np.ndarray, rounded: np.ndarray, which: str) -> np.ndarray:
-        measured = lengths(float32(values) - rounded)
-        return self.term(which) * (measured + UNIT * (lengths(rounded) + measured))
+        return self.term(which) * lengths(float32(values) - rounded)
 
     def margins(self) -> np.ndarray:
         """(9)"""

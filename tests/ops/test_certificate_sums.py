@@ -45,6 +45,14 @@ def test_bounds_of_sums_are_attained(d):
     assert 0.5 <= error / tier_bound(d) <= 1.0
 
 
+def test_lost_squares_attain_their_bound():
+    """Squares just under 2^-150 are rounded to 0; just above they are doubled."""
+    for factor in (1 - 2.0**-23, 1 + 2.0**-23):
+        values = np.full((1, 64), 2.0**-75 * factor)
+        error = np.abs(sum_of_squares(values) - np.square(values).sum())
+        assert 0.5 <= error / (64 * 2.0**-150) <= 1.0
+
+
 @pytest.mark.parametrize("d", LONG)
 def test_the_float32_tier_needs_its_bound(d):
     """The farther centroid's distance loses its small squares, the nearest one's has none."""
@@ -73,7 +81,7 @@ def test_no_bound_of_sums_is_exceeded(d):
         if not usable.any():
             continue
         x, c = x[usable], c[usable]
-        lost = d * 2.0**-124
+        lost = d * 2.0**-150
         exact = np.square(x).sum(1)
         assert (np.abs(sum_of_squares(x) - exact) <= length_bound(d) * exact + lost).all(), name
         exact = np.square(x - c).sum(1)
