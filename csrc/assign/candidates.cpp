@@ -1,7 +1,6 @@
 #include "assign/candidates.h"
 
 #include <algorithm>
-#include <cmath>
 
 namespace clustermim {
 
@@ -18,7 +17,6 @@ bool take_candidates(const Columns& columns, const ScoreError& error, const RowB
     }
     SegmentBounds b = columns.bounds[s];
     b.residual = columns.residual[column];
-    b.bias = std::abs(columns.bias[column]);
     if (!columns.outside.empty()) b.outside = columns.outside[column];
     return b;
   };

@@ -28,8 +28,8 @@ ScoreError score_error(Format format, int64_t dim) {
   const float d = static_cast<float>(dim);
   ScoreError e;
   if (format == Format::bfloat16) {
-    // The row's value; in a step of 32 values a chain of 16 fused multiply-adds of which the first is
-    // exact, and the sum of two chains; and one addition to the accumulator, which starts as the
+    // The row's value; in a step of 32 values a chain of 16 fused multiply-adds of which the first
+    // is exact, and the sum of two chains; and one addition to the accumulator, which starts as the
     // bias, in this step and in each later one.
     const float steps = std::ceil(d / 32.0f);
     e.dot = 1.01f * kUnit * (1.0f + 15.0f + 1.0f + steps);
@@ -87,8 +87,7 @@ void thresholds(Metric metric, const ScoreError& error, const SegmentBounds* bou
     if (metric == Metric::euclidean) {
       // Distances of rounded points: the triangle inequality inside the subspace (the whole space
       // without a projection), Cauchy-Schwarz outside of it.
-      const float distance2 =
-          std::max(0.0f, row.norm * row.norm - 2.0f * best[r] + 2.0f * scores);
+      const float distance2 = std::max(0.0f, row.norm * row.norm - 2.0f * best[r] + 2.0f * scores);
       const float slack_b = b.residual + row.residual, slack_s = s.residual + row.residual;
       const float extra = slack_b * (2.0f * std::sqrt(distance2) + slack_b) +
                           2.0f * row.outside * (b.outside + s.outside);

@@ -27,8 +27,7 @@ struct NarrowBook {
   const float* residual = nullptr;    // [columns] |c' - cr|
   SegmentBounds bounds;
   ScoreError error;
-  float margin = 1.0f;            // factor of margins: more than 1, or 0 when they do not count
-  float sum = 1.0f, lost = 0.0f;  // as in row_bounds
+  float margin = 1.0f;  // factor of margins: more than 1, or 0 when they do not count
 };
 
 // Rows that the first pass leaves open; each array has room for all rows and 16 more.

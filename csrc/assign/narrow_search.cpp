@@ -54,9 +54,6 @@ void NarrowPanels::pack(const NarrowKernel& kernel, const Columns& columns, cons
   const float chain = 17.0f + std::ceil((d + 3.0f) / 32.0f);
   book_.error.dot = book_.error.bias = 1.01f * kUnit * chain;
   book_.margin = certified() ? 1.0f + 0x1p-18f : 0.0f;
-  // Two chains of squares.
-  book_.sum = 1.0f + 1.01f * kUnit * (0.5f * d + 4.0f);
-  book_.lost = std::ceil(0.5f * d) * 0x1p-149f;
 }
 
 NarrowSearch::NarrowSearch(const NarrowPanels& panels, const Columns& columns, int64_t block_rows)

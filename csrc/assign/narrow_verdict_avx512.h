@@ -42,9 +42,9 @@ CMIM_INLINE __m512 fma(float a, __m512 b, __m512 c) {
 }
 
 CMIM_INLINE Certificate certify(const NarrowBook& book, Sums sums, __m512 best, float marked) {
-  const __m512 norm = times(kMore, _mm512_sqrt_ps(fma(book.sum, sums.norm2, splat(book.lost))));
-  const __m512 residual =
-      times(kMore, _mm512_sqrt_ps(fma(book.sum, sums.error2, splat(book.lost))));
+  // Two chains of at most 64 squares each, whose roundings kMore covers as well.
+  const __m512 norm = times(kMore, _mm512_sqrt_ps(sums.norm2));
+  const __m512 residual = times(kMore, _mm512_sqrt_ps(sums.error2));
   const SegmentBounds& s = book.bounds;
   const __m512 scores =
       fma(2.02f * book.error.dot * s.norm, norm, splat(2.02f * book.error.bias * s.bias));

@@ -69,8 +69,8 @@ Score float64_score(Metric metric, const T* x, const double* c, double norm, int
   const double bound = relative_error(dim) * absolute + underflow_error(dim);
   if (metric == Metric::dot) return {-dot, bound};
   if (!norm_is_safe(norm)) return {0.0, std::numeric_limits<double>::infinity()};
-  // |c| itself is off by at most (D / 2 + 2) 2^-53; the division rounds once. Quotients that underflow
-  // are rounded by up to 2^-1075 each.
+  // |c| itself is off by at most (D / 2 + 2) 2^-53; the division rounds once. Quotients that
+  // underflow are rounded by up to 2^-1075 each.
   const double cosine = dot / norm;
   return {-cosine, 1.01 * (bound / norm + relative_error(dim) * std::abs(cosine)) + 0x1p-1073};
 }

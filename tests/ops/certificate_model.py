@@ -21,8 +21,8 @@ RUN = 64  # columns of a run of the float32 filter
 @dataclass(frozen=True)
 class Format:
     """A number format of the filter: its rounding, its scores, and the coefficients of their error
-    |computed T - exact T| <= dot |xr| |cr| + bias |bias|, (6) and its table: without the rounding of
-    x' itself, which `dot` counts too."""
+    |computed T - exact T| <= dot |xr| |cr| + bias |bias|, (6) and its table; `dot` also counts the
+    rounding of x' itself."""
 
     name: str
     bits: int

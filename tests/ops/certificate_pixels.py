@@ -68,7 +68,12 @@ class Pixels:
         square = np.square(lengths(self.x_line)) - 2 * self.computed[rows, best]
         distance = np.sqrt(np.maximum(square[:, None] + 2 * scores, 0.0))
         of_best, own = self.rho[:, None] + self.r[best][:, None], self.rho[:, None] + self.r
-        return scores + of_best * (distance + of_best / 2) + own * (distance + of_best) + own**2 / 2
+        return (
+            scores
+            + of_best * (distance + self.term("square of the best") * of_best / 2)
+            + own * (distance + self.term("both") * of_best)
+            + self.term("own square") * own**2 / 2
+        )
 
     def needed(self) -> np.ndarray:
         return self.computed.max(1)[:, None] - self.computed

@@ -11,8 +11,9 @@ import torch
 
 from tests.ops.adversarial import GENERATORS, make
 from tests.ops.assignment import check_compiled
-from tests.ops.certificate_model import UNIT, lengths, measured_lengths
+from tests.ops.certificate_model import BFLOAT16, UNIT, lengths, measured_lengths
 from tests.ops.low_precision import bfloat16, float32, tile_dot
+from tests.ops.worst_cases import lost_increments
 
 
 def parts_of(bias: np.ndarray) -> np.ndarray:
@@ -57,6 +58,19 @@ def test_scores_with_the_bias_in_the_product(d):
         x_norm, c_norm = measured_lengths(xr)[:, None], np.maximum(lengths(cr), 2.0**-14)
         allowed = a * (x_norm * c_norm + np.abs(bias))
         assert (error <= allowed).all(), name
+
+
+@pytest.mark.parametrize("d", [32, 96])
+def test_errors_of_scores_attain_their_bound(d):
+    x, c = lost_increments(BFLOAT16, d)
+    c *= 2.0**-6  # the bias is small beside the product
+    exact_bias = -0.5 * np.square(c).sum(1)
+    bias = float32(exact_bias)
+    operands = np.hstack([x, np.ones((1, 3))]), np.hstack([c, parts_of(bias).T])
+    error = np.abs(tile_dot(*operands, np.zeros((1, 2))) - (x @ c.T + exact_bias))
+    a = 1.01 * UNIT * (17 + -(-(d + 3) // 32))
+    share = error / (a * (lengths(x)[:, None] * lengths(c) + np.abs(bias)))
+    assert 0.5 <= share.max() <= 1.0
 
 
 @pytest.mark.parametrize("bits", [4, 7, 10])

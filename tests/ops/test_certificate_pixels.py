@@ -86,7 +86,37 @@ def rounded_bias():
     return pixels, np.stack([near[i], far[j]]), LINE, COARSE, sigma[[i, j]]
 
 
+def best_rounded_onto_the_row():
+    """The best is rounded onto the row by almost half a step in 59 columns; the nearest lies on the
+    grid, as far from the row but for a little."""
+    row, nearest = np.full((1, 60), 138), np.full(60, 10.0)
+    best = nearest + 0.49
+    row[0, 0], best[0], nearest[0] = 255, 127.0, 127.0
+    nearest[1:14] -= 1.0
+    return row, [nearest, best], LINE, COARSE, None
+
+
+def nearest_rounded_away():
+    """The nearest is rounded away from the row in 59 columns; the other one lies on the grid."""
+    row, other = np.full((1, 60), 138), np.full(60, 10.0)
+    nearest = other + 0.51
+    row[0, 0], nearest[0], other[0] = 255, 127.0, 127.0
+    other[1:17] -= 1.0
+    return row, [nearest, other], LINE, COARSE, None
+
+
+def one_rounded_onto_the_row_and_one_away():
+    row, best = np.full((1, 60), 138), np.full(60, 10.499)
+    nearest = np.full(60, 10.0)
+    nearest[1:56] -= 0.51
+    row[0, 0], nearest[0], best[0] = 255, 127.0, 127.0
+    return row, [nearest, best], LINE, COARSE, None
+
+
 CASES = {
+    "square of the best": ("square of the best", best_rounded_onto_the_row),
+    "own square": ("own square", nearest_rounded_away),
+    "both": ("both", one_rounded_onto_the_row_and_one_away),
     "centroids, 8 bits": ("centroids", rounded_in_coarse_steps),
     "centroids, 16 bits": ("centroids", rounded_in_fine_steps),
     "pixels": ("pixels", value_off_the_line),
@@ -133,7 +163,7 @@ def for_the_core(name):
     return images, c, mean, nearest_ids(x, c, "euclidean")[0]
 
 
-@pytest.mark.parametrize("name", ["centroids, 8 bits", "centroids, 16 bits", "pixels"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in {"dot", "bias"}])
 def test_the_core_is_right_on_the_same_input(name):
     images, c, mean, expected = for_the_core(name)
     for path in usable_paths()[1:]:
@@ -143,7 +173,9 @@ def test_the_core_is_right_on_the_same_input(name):
 
 
 @pytest.mark.parametrize("path", ["avx512_vnni", "amx"])
-@pytest.mark.parametrize("name", ["centroids, 8 bits", "pixels"])
+@pytest.mark.parametrize(
+    "name", ["square of the best", "own square", "both", "centroids, 8 bits", "pixels"]
+)
 def test_the_core_without_its_margins_errs_as_the_emulation_says(name, path):
     images, c, mean, expected = for_the_core(name)
     core = _backend.core()
