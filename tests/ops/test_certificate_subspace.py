@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from tests.ops.adversarial import GENERATORS, make
-from tests.ops.certificate_model import BFLOAT16, FLOAT32, FORMATS, lengths
+from tests.ops.assignment import check_compiled
+from tests.ops.certificate_model import BFLOAT16, FLOAT32, FORMATS, UNIT, lengths
 from tests.ops.certificate_subspace import Projected
+from tests.ops.harness import projecting
 from tests.ops.low_precision import bfloat16, float32
 from tests.ops.truth import nearest_ids
 from tests.ops.worst_cases import centroids_rounded_away, row_rounded_away
@@ -159,3 +161,28 @@ def test_no_bound_is_exceeded(fmt, d, n):
             assert share <= MORE, f"{name}: {term} uses {share} of its bound"
         kept = f.candidates()[np.arange(len(x)), truth(x, c)]
         assert kept.all(), f"{name}: row {np.flatnonzero(~kept)[0]} loses its nearest centroid"
+
+
+# ---- in the core
+
+
+def test_coordinates_that_decide():
+    """In float32, a basis of one block of 1024 columns and of single ones: the row's coordinate in
+    the block loses 78 times almost half a unit of its last place, which turns its order round."""
+    block, d = 1024, 1055
+    c = np.zeros((64, d))
+    c[0, :block] = -1 / 32  # the nearest: one step back along the block
+    c[1, :block] = c[3, :block] = 1 / 32  # one step forth, and one to either side
+    c[1, block], c[3, block] = 1.0, -1.0
+    for i in range(31):
+        c[2 + 2 * i, block + i] = 1.5
+        if i < 30:
+            c[5 + 2 * i, block + i] = -1.5
+    coordinate = 0.25 + 18 * UNIT  # more than 1/4, less than it with what is lost
+    x = np.zeros((20, d))
+    x[:, 1:64] = x[:, 64:block:64] = -32 * UNIT / 4 * 255 / 256
+    x[:, 0] = 32 * coordinate
+    assert truth(x[:1], c)[0] == 0
+    x, c = torch.from_numpy(x).float(), torch.from_numpy(c).float()
+    with projecting("always"):
+        check_compiled(x, c, "euclidean")
