@@ -15,9 +15,9 @@ namespace {
 constexpr int64_t kBlockBytes = 512 * 1024;  // packed rows; the second-level cache has 1 or 2 MiB
 constexpr int64_t kChunkBytes = 768 * 1024;  // packed centroids that a strip of rows passes at once
 constexpr int64_t kMaxBlockRows = 512, kMaxNarrowBlockRows = 1024;
-constexpr int64_t kMaxChunkColumns = 512;  // a strip's scores stay near the first-level cache
-constexpr int64_t kTiesTogether = 16;      // more, of half the entries: decided with others
-constexpr float kMaxRowNorm2 = 0x1p120f;   // keeps float32 scores far from overflow
+constexpr int64_t kMaxChunkColumns = kMaxScanColumns;
+constexpr int64_t kTiesTogether = 16;     // more, of half the entries: decided with others
+constexpr float kMaxRowNorm2 = 0x1p120f;  // keeps float32 scores far from overflow
 
 int64_t chunk_tiles(const Codebook& book) {
   const int64_t bytes = std::max<int64_t>(1, packed_tile_bytes(*book.kernel, book.filter_dim()));

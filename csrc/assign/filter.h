@@ -16,6 +16,10 @@ enum class Format : int { float32, bfloat16 };
 // Float32 dot products are summed in runs of this many terms, the runs' sums one after the other.
 constexpr int64_t kChain = 64;
 
+// A call of row_max and select has at most this many columns.
+constexpr int64_t kMaxScanColumns = 1024;
+constexpr int64_t kPeaks = kMaxScanColumns / 8;
+
 // What a row-by-row search of scores appends to: `columns` and `scores` [rows, capacity], `counts`
 // [rows]. A count beyond `capacity` says that columns were lost.
 struct Hits {
@@ -27,11 +31,14 @@ struct Hits {
 
 // How rows of scores are searched; the same for all formats of an ISA.
 struct ScanKernel {
-  // Largest score of each row.
-  void (*row_max)(const float* scores, int64_t stride, int64_t count, int64_t columns, float* max);
-  // Appends every column with score >= threshold[row]; the first column is called first_column.
-  void (*select)(const float* scores, int64_t stride, int64_t count, int64_t columns,
-                 const float* threshold, int32_t first_column, Hits hits);
+  // Largest score of each row. peaks [count, kPeaks]: notes for `select`, as the ISA likes them.
+  void (*row_max)(const float* scores, int64_t stride, int64_t count, int64_t columns, float* max,
+                  float* peaks);
+  // For the rows `rows` [count] of these: appends every column with score >= threshold[i]; the
+  // first column is called first_column.
+  void (*select)(const float* scores, int64_t stride, const float* peaks, const int32_t* rows,
+                 int64_t count, int64_t columns, const float* threshold, int32_t first_column,
+                 Hits hits);
   // |x - c|^2 in float32, the difference first, in at least 16 chains.
   float (*squared_distance)(const float* x, const float* c, int64_t dim);
   // x.y in float32, and y -= factor * x; null where the float32 paths have them.

@@ -146,7 +146,7 @@ struct Filter {
   }
 
   static void row_max(const float* scores, int64_t stride, int64_t count, int64_t columns,
-                      float* max) {
+                      float* max, float*) {
     for (int64_t r = 0; r < count; ++r) {
       const float* s = scores + r * stride;
       Vec a = load(s), b = load(s + kLanes);
@@ -185,11 +185,13 @@ struct Filter {
     return bits;
   }
 
-  static void select(const float* scores, int64_t stride, int64_t count, int64_t columns,
-                     const float* threshold, int32_t first_column, Hits hits) {
-    for (int64_t r = 0; r < count; ++r) {
+  static void select(const float* scores, int64_t stride, const float*, const int32_t* rows,
+                     int64_t count, int64_t columns, const float* threshold, int32_t first_column,
+                     Hits hits) {
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t r = rows[i];
       const float* s = scores + r * stride;
-      const Vec limit = Vec{} + threshold[r];
+      const Vec limit = Vec{} + threshold[i];
       for (int64_t k = 0; k < columns; k += kLanes) {
         for (uint32_t bits = bits_of(load(s + k) >= limit); bits; bits &= bits - 1) {
           const int64_t column = k + __builtin_ctz(bits);

@@ -9,58 +9,69 @@ namespace clustermim {
 namespace {
 
 constexpr int kLanes = 16;
-constexpr int64_t kMaxColumns = 1024;  // of one call
+constexpr int64_t kGroup = 8;  // vectors of scores that share a vector of peaks
 
-inline void row_max(const float* scores, int64_t stride, int64_t count, int64_t columns,
-                    float* max) {
+// A peak is the largest score of one lane in kGroup vectors.
+inline void row_max(const float* scores, int64_t stride, int64_t count, int64_t columns, float* max,
+                    float* peaks) {
   for (int64_t r = 0; r < count; ++r) {
     const float* s = scores + r * stride;
-    __m512 a = _mm512_loadu_ps(s), b = a;
-    int64_t k = kLanes;
-    for (; k + 2 * kLanes <= columns; k += 2 * kLanes) {
-      a = _mm512_max_ps(a, _mm512_loadu_ps(s + k));
-      b = _mm512_max_ps(b, _mm512_loadu_ps(s + k + kLanes));
+    __m512 all = _mm512_set1_ps(-__builtin_inff());
+    float* to = peaks + r * kPeaks;
+    for (int64_t k = 0; k < columns; k += kGroup * kLanes, to += kLanes) {
+      __m512 a = _mm512_loadu_ps(s + k), b = a;
+      if (k + kGroup * kLanes <= columns) {
+        for (int v = 1; v < kGroup; v += 2) {
+          a = _mm512_max_ps(a, _mm512_loadu_ps(s + k + v * kLanes));
+          if (v + 1 < kGroup) b = _mm512_max_ps(b, _mm512_loadu_ps(s + k + (v + 1) * kLanes));
+        }
+      } else {
+        for (int64_t c = k + kLanes; c < columns; c += kLanes) {
+          a = _mm512_max_ps(a, _mm512_loadu_ps(s + c));
+        }
+      }
+      a = _mm512_max_ps(a, b);
+      _mm512_storeu_ps(to, a);
+      all = _mm512_max_ps(all, a);
     }
-    if (k < columns) a = _mm512_max_ps(a, _mm512_loadu_ps(s + k));
-    max[r] = _mm512_reduce_max_ps(_mm512_max_ps(a, b));
+    max[r] = _mm512_reduce_max_ps(all);
   }
 }
 
-inline void append(const float* scores, int64_t row, int32_t column, int32_t first_column,
-                   const Hits& hits) {
-  const int32_t n = hits.counts[row]++;
-  if (n >= hits.capacity) return;
-  hits.columns[row * hits.capacity + n] = first_column + column;
-  hits.scores[row * hits.capacity + n] = scores[column];
-}
-
-inline void select(const float* scores, int64_t stride, int64_t count, int64_t columns,
-                   const float* threshold, int32_t first_column, Hits hits) {
-  // All comparisons first: which column is above is unpredictable, that one is in a row is not.
-  alignas(64) uint16_t above[32][kMaxColumns / kLanes];
-  const int64_t groups = columns / kLanes;
-  for (int64_t begin = 0; begin < count; begin += 32) {
-    const int64_t rows = count - begin < 32 ? count - begin : 32;
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* s = scores + (begin + r) * stride;
-      const __m512 limit = _mm512_set1_ps(threshold[begin + r]);
-      for (int64_t g = 0; g < groups; ++g) {
-        above[r][g] = _mm512_cmp_ps_mask(_mm512_loadu_ps(s + g * kLanes), limit, _CMP_GE_OQ);
-      }
+inline void select(const float* scores, int64_t stride, const float* peaks, const int32_t* rows,
+                   int64_t count, int64_t columns, const float* threshold, int32_t first_column,
+                   Hits hits) {
+  const int64_t groups = (columns + kGroup * kLanes - 1) / (kGroup * kLanes);
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t r = rows[i];
+    const float *s = scores + r * stride, *peak = peaks + r * kPeaks;
+    const __m512 limit = _mm512_set1_ps(threshold[i]);
+    uint32_t above = 0;
+    for (int64_t g = 0; g < groups; ++g) {
+      const __mmask16 in =
+          _mm512_cmp_ps_mask(_mm512_loadu_ps(peak + g * kLanes), limit, _CMP_GE_OQ);
+      above |= static_cast<uint32_t>(in != 0) << g;
     }
-    for (int64_t r = 0; r < rows; ++r) {
-      const float* s = scores + (begin + r) * stride;
-      for (int64_t g = 0; g < groups; g += 32) {
-        const __mmask32 in_use = groups - g >= 32 ? ~0u : (1u << (groups - g)) - 1;
-        const __m512i words = _mm512_maskz_loadu_epi16(in_use, &above[r][g]);
-        for (uint32_t in = _mm512_test_epi16_mask(words, words); in; in &= in - 1) {
-          const int32_t group = static_cast<int32_t>(g) + __builtin_ctz(in);
-          for (uint32_t bits = above[r][group]; bits; bits &= bits - 1) {
-            append(s, begin + r, group * kLanes + __builtin_ctz(bits), first_column, hits);
-          }
+    int32_t n = hits.counts[r];
+    for (; above; above &= above - 1) {
+      const int64_t begin = __builtin_ctz(above) * kGroup * kLanes;
+      const int64_t end = begin + kGroup * kLanes < columns ? begin + kGroup * kLanes : columns;
+      for (int64_t k = begin; k < end; k += 4 * kLanes) {
+        uint64_t bits = 0;
+        for (int64_t v = 0; v < 4 && k + v * kLanes < end; ++v) {
+          const __mmask16 in =
+              _mm512_cmp_ps_mask(_mm512_loadu_ps(s + k + v * kLanes), limit, _CMP_GE_OQ);
+          bits |= static_cast<uint64_t>(in) << (v * kLanes);
+        }
+        for (; bits; bits &= bits - 1, ++n) {
+          if (n >= hits.capacity) continue;
+          const int64_t column = k + __builtin_ctzll(bits);
+          hits.columns[r * hits.capacity + n] = first_column + static_cast<int32_t>(column);
+          hits.scores[r * hits.capacity + n] = s[column];
         }
       }
     }
+    hits.counts[r] = n;
   }
 }
 

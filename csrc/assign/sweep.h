@@ -30,6 +30,7 @@ class Sweep {
     bool first = true;
     for (size_t s = 0; s < columns_.segments.size(); ++s) {
       const Segment& segment = columns_.segments[s];
+      start_segment(count);
       for (int64_t t = 0; t < segment.tiles; t += chunk_tiles_) {
         const int64_t tiles = chunk_tiles_ < segment.tiles - t ? chunk_tiles_ : segment.tiles - t;
         for (int64_t r = 0; r < count; r += strip_rows_) {
@@ -55,6 +56,7 @@ class Sweep {
  private:
   static constexpr int64_t kCapacity = 256;  // candidates of a row
   void start(int64_t count);
+  void start_segment(int64_t count);
   void search(int64_t first_row, int64_t count, int64_t first_column, int64_t num_columns,
               int32_t segment);
   const int32_t* hits(int64_t r) const { return hit_columns_.get() + r * kCapacity; }
@@ -62,10 +64,14 @@ class Sweep {
   const Columns& columns_;
   int64_t strip_rows_, chunk_tiles_, stride_;
   const ScanKernel& scan_;
-  AlignedVector<float> scores_;
+  AlignedVector<float> scores_, peaks_;
   std::vector<RowBounds> rows_;
-  std::vector<float> best_, strip_max_, threshold_;
+  std::vector<float> best_, threshold_;  // of this segment so far
   std::vector<int32_t> owner_, counts_;
+  // of a strip; `open`: its rows that have scores above their thresholds
+  std::vector<float> strip_max_, open_best_, open_threshold_;
+  std::vector<int32_t> open_, open_owner_;
+  std::vector<RowBounds> open_rows_;
   std::unique_ptr<int32_t[]> hit_columns_;
   std::unique_ptr<float[]> hit_scores_;
 };
