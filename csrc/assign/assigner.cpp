@@ -30,7 +30,8 @@ int64_t chunk_tiles(const Codebook& book) {
 int64_t block_rows(const Codebook& codebook) {
   const int64_t strip = codebook.kernel->strip_rows;
   const int64_t rows = kBlockBytes / packed_row_bytes(*codebook.kernel, codebook.dim);
-  const int64_t most = codebook.narrow.usable() ? kMaxNarrowBlockRows : kMaxBlockRows;
+  const bool narrow = codebook.narrow.usable() || codebook.integers.usable();
+  const int64_t most = narrow ? kMaxNarrowBlockRows : kMaxBlockRows;
   const int64_t block = std::clamp(rows, strip, most) / strip * strip;
   const int64_t wanted = (codebook.num_rows + strip - 1) / strip * strip;
   return codebook.num_rows > 0 ? std::min(block, wanted) : block;
@@ -43,6 +44,7 @@ Assigner<T>::Assigner(const Codebook& codebook)
       sweep_(codebook.columns, block_rows(codebook), codebook.kernel->strip_rows,
              chunk_tiles(codebook), codebook.kernel->scan),
       narrow_(codebook.narrow, codebook.columns, block_rows(codebook)),
+      integers_(codebook.integers, block_rows(codebook)),
       decider_(codebook) {
   const int64_t rows = block_rows(book_);
   packed_.resize(rows * row_bytes_);
@@ -136,9 +138,10 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
   ties_.clear();
   if (std::is_same_v<T, float> && book_.narrow.usable()) {
     assign_narrow(rows, stride, count);
+  } else if (std::is_same_v<T, float> && book_.integers.usable()) {
+    assign_integers(rows, stride, count);
   } else if (book_.entries() > 0) {
-    if (book_.columns.size() > 0) filter(rows, stride, count);
-    for (int64_t r = 0; r < count; ++r) entries_[r] = nearest(rows + r * stride, r);
+    assign_filtered(rows, stride, 0, count);
   }
   decide_ties(rows, stride);
   for (int64_t r = 0; r < count; ++r) {
@@ -153,20 +156,46 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
   }
 }
 
+// Rows [first, first + count) of the block, through the filter.
+template <typename T>
+void Assigner<T>::assign_filtered(const T* rows, int64_t stride, int64_t first, int64_t count) {
+  rows += first * stride;
+  if (book_.columns.size() > 0) filter(rows, stride, count);
+  const size_t ties = ties_.size();
+  for (int64_t r = 0; r < count; ++r) entries_[first + r] = nearest(rows + r * stride, r);
+  for (size_t i = ties; i < ties_.size(); ++i) ties_[i] += first;
+}
+
 template <typename T>
 void Assigner<T>::assign_narrow(const T* rows, int64_t stride, int64_t count) {
   if constexpr (std::is_same_v<T, float>) {
     narrow_.run(rows, stride, count, entries_.data(),
                 [&](int64_t r, std::vector<int32_t>* candidates) {
-                  const T* row = rows + r * stride;
-                  if (candidates && few(*candidates))
-                    return decider_.decide(row, *candidates, tiers);
-                  if (std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) {
-                    ties_.push_back(r);
-                  }
-                  return -1;  // or what decide_ties finds
+                  return decide_open(rows + r * stride, r, candidates);
                 });
   }
+}
+
+template <typename T>
+void Assigner<T>::assign_integers(const T* rows, int64_t stride, int64_t count) {
+  if constexpr (std::is_same_v<T, float>) {
+    integers_.run(
+        rows, stride, count, entries_.data(),
+        [&](int64_t r, std::vector<int32_t>* candidates) {
+          return decide_open(rows + r * stride, r, candidates);
+        },
+        [&](int64_t first, int64_t some) { assign_filtered(rows, stride, first, some); });
+  }
+}
+
+// Row r, which a search left open; candidates: null when every entry is one.
+template <typename T>
+int32_t Assigner<T>::decide_open(const T* row, int64_t r, std::vector<int32_t>* candidates) {
+  if (candidates && few(*candidates)) return decider_.decide(row, *candidates, tiers);
+  if (std::all_of(row, row + book_.dim, [](T v) { return std::isfinite(v); })) {
+    ties_.push_back(r);
+  }
+  return -1;  // or what decide_ties finds
 }
 
 template <typename T>

@@ -32,6 +32,9 @@ class Assigner {
   void project(int64_t first, int64_t count);
   void filter(const T* rows, int64_t stride, int64_t count);
   void assign_narrow(const T* rows, int64_t stride, int64_t count);
+  void assign_integers(const T* rows, int64_t stride, int64_t count);
+  void assign_filtered(const T* rows, int64_t stride, int64_t first, int64_t count);
+  int32_t decide_open(const T* row, int64_t r, std::vector<int32_t>* candidates);
   int32_t nearest(const T* row, int64_t block_row);
   int32_t nearest_of_all(const T* row);
   bool few(const std::vector<int32_t>& candidates) const;
@@ -41,6 +44,7 @@ class Assigner {
   int64_t row_bytes_;
   Sweep sweep_;
   NarrowSearch narrow_;
+  IntegerSearch integers_;
   Decider<T> decider_;
   AlignedVector<char> packed_;     // rows as the filter reads them
   AlignedVector<char> projected_;  // ... or their coordinates

@@ -8,6 +8,7 @@
 #include "assign/filter.h"
 #include "assign/filter_sizes.h"
 #include "assign/metric.h"
+#include "assign/narrow_integer_search.h"
 #include "assign/narrow_search.h"
 #include "assign/projection.h"
 #include "core/aligned_vector.h"
@@ -42,6 +43,7 @@ class Codebook {
   Columns columns;
   AlignedVector<char> panels;  // [tiles, packed_tile_bytes(*kernel, filter_dim())]
   NarrowPanels narrow;         // the same for narrow rows, when that path is the faster one
+  IntegerPanels integers;      // ... or as integers
 
   int64_t entries() const { return static_cast<int64_t>(ids.size()); }
   const double* value(int64_t entry) const { return values.data() + entry * dim; }

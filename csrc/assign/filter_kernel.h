@@ -12,13 +12,12 @@ typedef float FourFloats __attribute__((vector_size(16)));
 typedef float EightFloats __attribute__((vector_size(32)));
 
 // GCC 12 cannot index vectors whose size depends on a template parameter, hence the macro.
-#define CMIM_VECTORS(name, lanes)                                                          \
-  struct name {                                                                            \
-    static constexpr int kLanes = lanes;                                                   \
-    typedef float Vec __attribute__((vector_size((lanes) * 4)));                           \
-    typedef float UnalignedVec __attribute__((vector_size((lanes) * 4), aligned(4)));      \
-    typedef int32_t IntVec __attribute__((vector_size((lanes) * 4)));                      \
-    typedef int32_t UnalignedIntVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
+#define CMIM_VECTORS(name, lanes)                                                     \
+  struct name {                                                                       \
+    static constexpr int kLanes = lanes;                                              \
+    typedef float Vec __attribute__((vector_size((lanes) * 4)));                      \
+    typedef float UnalignedVec __attribute__((vector_size((lanes) * 4), aligned(4))); \
+    typedef int32_t IntVec __attribute__((vector_size((lanes) * 4)));                 \
   }
 
 template <typename Vectors, int kTileRows, int kStripRows>
