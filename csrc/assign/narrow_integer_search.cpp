@@ -78,8 +78,8 @@ void IntegerPanels::pack(const IntegerKernel& kernel, int64_t entries,
   book_.column = column_.data();
   book_.centre = centre_.data();
   while (book_.marks + 1 < entries) book_.marks = 2 * book_.marks + 1;
-  // A row's values are computed with two roundings and then moved by at most a half.
-  const double row = 0.5 * std::sqrt(static_cast<double>(dim)) + 0x1p-22 * kMostRowNorm;
+  // Equation (10): two roundings of float32, then at most a half for each value.
+  const double row = 0.5 * std::sqrt(static_cast<double>(dim)) + 0x1.04p-23 * kMostRowNorm;
   const double centroid = std::sqrt(residual2) + 0x1p-40 * kMostCentroidNorm;
   book_.slack = static_cast<float>((row + centroid) * (1.0 + 0x1p-20));
   book_.margin = certified() ? 1.0f + 0x1p-18f : 0.0f;

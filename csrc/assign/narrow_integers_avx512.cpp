@@ -6,11 +6,11 @@ namespace {
 struct Vectors : Vectors512 {
   static constexpr float kSquares = 256.0f;
   static CMIM_INLINE Int dot(Int sum, Int a, Int b) {
-    return sum + (Int)_mm512_madd_epi16(in(a), in(b));
+    return (Int)_mm512_add_epi32(in(sum), _mm512_madd_epi16(in(a), in(b)));
   }
   // The sum of two squares is at most 2^31, without a sign.
   static CMIM_INLINE Int add_squares(Int sum, Int x) {
-    return sum + (Int)_mm512_srli_epi32(_mm512_madd_epi16(in(x), in(x)), 8);
+    return (Int)_mm512_add_epi32(in(sum), _mm512_srli_epi32(_mm512_madd_epi16(in(x), in(x)), 8));
   }
 };
 

@@ -26,6 +26,7 @@ struct Vectors512 {
   static CMIM_INLINE Int round(Float v) { return (Int)_mm512_cvtps_epi32(in(v)); }
   static CMIM_INLINE Float to_float(Int v) { return (Float)_mm512_cvtepi32_ps(in(v)); }
   static CMIM_INLINE Int narrow(Int a, Int b) { return (Int)_mm512_packs_epi32(in(a), in(b)); }
+  static CMIM_INLINE Int subtract(Int a, Int b) { return (Int)_mm512_sub_epi32(in(a), in(b)); }
   static CMIM_INLINE Float max(Float a, Float b) { return (Float)_mm512_max_ps(in(a), in(b)); }
   static CMIM_INLINE Float min(Float a, Float b) { return (Float)_mm512_min_ps(in(a), in(b)); }
   static CMIM_INLINE Float sqrt(Float v) { return (Float)_mm512_sqrt_ps(in(v)); }

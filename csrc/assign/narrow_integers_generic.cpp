@@ -27,6 +27,7 @@ struct Vectors {
   static CMIM_INLINE Int round(Float v) { return (Int)_mm_cvtps_epi32(in(v)); }
   static CMIM_INLINE Float to_float(Int v) { return (Float)_mm_cvtepi32_ps(in(v)); }
   static CMIM_INLINE Int narrow(Int a, Int b) { return (Int)_mm_packs_epi32(in(a), in(b)); }
+  static CMIM_INLINE Int subtract(Int a, Int b) { return (Int)_mm_sub_epi32(in(a), in(b)); }
   static CMIM_INLINE Float max(Float a, Float b) { return (Float)_mm_max_ps(in(a), in(b)); }
   static CMIM_INLINE Float min(Float a, Float b) { return (Float)_mm_min_ps(in(a), in(b)); }
   static CMIM_INLINE Float sqrt(Float v) { return (Float)_mm_sqrt_ps(in(v)); }
@@ -38,11 +39,11 @@ struct Vectors {
   }
   static CMIM_INLINE Int mark(Int score, Int keep, Int column) { return (score & keep) | column; }
   static CMIM_INLINE Int dot(Int sum, Int a, Int b) {
-    return sum + (Int)_mm_madd_epi16(in(a), in(b));
+    return (Int)_mm_add_epi32(in(sum), _mm_madd_epi16(in(a), in(b)));
   }
   // The sum of two squares is at most 2^31, without a sign.
   static CMIM_INLINE Int add_squares(Int sum, Int x) {
-    return sum + (Int)_mm_srli_epi32(_mm_madd_epi16(in(x), in(x)), 8);
+    return (Int)_mm_add_epi32(in(sum), _mm_srli_epi32(_mm_madd_epi16(in(x), in(x)), 8));
   }
 
   static CMIM_INLINE void transpose(Int v[4]) {

@@ -119,14 +119,14 @@ struct Integers {
     if (kColumns % 2) best.add(score[kColumns - 1], splat(0.0f));
   }
 
-  // Equation (4), in units of the integers: the entries of kLanes rows, or their place in `open`.
+  // Equation (11): the entries of kLanes rows, or their place in `open`.
   static CMIM_INLINE void finish(const IntegerBook& book, Int squares, const Best& best,
                                  int64_t first_row, int64_t count, int32_t* entries,
                                  IntegerOpen* open) {
-    const Int first = bits(best.first), gap = first - bits(best.second);
+    const Int first = bits(best.first), gap = V::subtract(first, bits(best.second));
     const float marks = static_cast<float>(book.marks);
     const Float norm2 = (V::to_float(squares) + static_cast<float>(book.pairs)) * V::kSquares;
-    const Float twice = V::to_float(first - kScoreZero) * 2.0f;
+    const Float twice = V::to_float(V::subtract(first, splat(kScoreZero))) * 2.0f;
     const Float size = norm2 + V::max(twice, -twice);
     const Float distance2 = (norm2 - twice) + (size * 0x1p-21f + (2.0f * marks + 1.0f));
     const Float distance = V::sqrt(V::max(distance2, Float{}));
@@ -142,7 +142,7 @@ struct Integers {
     }
     const uint32_t left = in & ~(near & V::less(with_marks, V::to_float(gap)));
     if (!left) return;
-    const Int limit = first - (V::round(margin) + (book.marks + 3));
+    const Int limit = V::subtract(V::subtract(first, V::round(margin)), splat(book.marks + 3));
     for (uint32_t rest = left; rest; rest &= rest - 1) {
       const int lane = __builtin_ctz(rest);
       const int32_t row = static_cast<int32_t>(first_row + lane);
