@@ -147,7 +147,7 @@ void hostile_values() {
 }  // namespace
 
 int main() {
-  for (const char* isa : {"generic", "avx2", "avx512"}) {
+  for (const char* isa : {"generic", "avx2", "avx512", "avx512_vnni"}) {
     if (!set_isa(isa).ok()) {
       std::printf("skipped ISA path %s: this machine lacks it\n", isa);
       continue;
