@@ -35,9 +35,11 @@ class Term:
 
 CERT, NARROW = "csrc/assign/certificate.cpp", "csrc/assign/narrow_verdict_avx512.h"
 COLUMNS, COORDINATES = "csrc/assign/codebook.cpp", "csrc/assign/codebook_projection.cpp"
+INTEGERS, VERDICT = "csrc/assign/narrow_integer_search.cpp", "csrc/assign/narrow_integers_kernel.h"
 PIXELS, TIERS = "csrc/assign/pixel_codebook.cpp", "csrc/assign/scores.cpp"
 RIGHT = "test_certificate.py::test_the_core_is_right_on_the_same_input"
 OF_PIXELS = "test_certificate_pixels.py::test_the_core_is_right_on_the_same_input"
+OF_INTEGERS = "test_certificate_integers.py::test_the_core_is_right_on_the_same_input"
 OF_SCORES = "test_certificate_pixel_scores.py::test_scores_that_rounding_turns_round"
 OF_TIERS = "test_certificate_tiers.py::"
 
@@ -95,6 +97,14 @@ TERMS = [
          f"{RIGHT}[bfloat16, square, no tie]", "amx"),
         ("narrow: marks", NARROW, "static_cast<float>(1 << bits) * 0x1p-23f * (1.0f + 0x1p-8f)",
          "0.0f", "test_certificate_narrow.py::test_scores_that_differ_in_their_last_bits", "amx"),
+        ("integers: rho", INTEGERS, "0.5 * std::sqrt(static_cast<double>(dim))", "0.0",
+         f"{OF_INTEGERS}[rows]", "avx2"),
+        ("integers: r", INTEGERS, "std::sqrt(residual2)", "0.0",
+         f"{OF_INTEGERS}[centroids]", "avx2"),
+        ("integers: S delta", VERDICT, "(distance + book.slack) *",
+         "(0.0f * distance + book.slack) *", f"{OF_INTEGERS}[rows]", "avx2"),
+        ("integers: marks", VERDICT, "(2.0f * marks + 1.0f) * book.margin", "0.0f",
+         f"{OF_INTEGERS}[marks]", "avx2"),
         # ---- subspace
         ("subspace: coordinates", "csrc/assign/projection.cpp",
          "return skew + packed + 1.05f * (score_error(format, dim).dot * root + 0x1p-23f);",
