@@ -45,12 +45,15 @@ class ImageRows final : public RowSource<float> {
 
  private:
   template <typename E>
-  void read_patch(int64_t row, float* out) const;
+  void read_patches(int64_t row, int64_t count, float* out) const;
+  template <typename E, int64_t kPatch>
+  void read_strip(const E* corner, int64_t patches, float* out) const;
   void normalize_patch(float* patch) const;
   int64_t offset(int64_t channel, int64_t i, int64_t j) const;
 
   ImageView images_;
   std::vector<float> mean_, std_;
+  bool plain_ = true;         // floating pixels are their values
   std::vector<float> table_;  // [channels, 256], values of uint8 pixels
 };
 
