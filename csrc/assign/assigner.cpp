@@ -15,6 +15,7 @@ namespace {
 constexpr int64_t kBlockBytes = 512 * 1024;  // packed rows; the second-level cache has 1 or 2 MiB
 constexpr int64_t kChunkBytes = 768 * 1024;  // packed centroids that a strip of rows passes at once
 constexpr int64_t kMaxBlockRows = 512, kMaxNarrowBlockRows = 1024;
+constexpr int64_t kMaxTaskBlocks = 8;
 constexpr int64_t kMaxChunkColumns = kMaxScanColumns;
 constexpr int64_t kTiesTogether = 16;     // more, of half the entries: decided with others
 constexpr float kMaxRowNorm2 = 0x1p120f;  // keeps float32 scores far from overflow
@@ -144,15 +145,18 @@ void Assigner<T>::assign(const T* rows, int64_t stride, int64_t count, int64_t* 
     assign_filtered(rows, stride, 0, count);
   }
   decide_ties(rows, stride);
+  int64_t invalid = 0;
   for (int64_t r = 0; r < count; ++r) {
     const int32_t entry = entries_[r];
-    if (entry < 0) ++tiers.invalid;
+    invalid += entry < 0;
     ids[r] = entry < 0 ? -1 : book_.ids[entry];
-    if (value) {
-      const T* row = rows + r * stride;
-      value[r] = entry < 0 ? std::numeric_limits<double>::quiet_NaN()
-                           : metric_value(book_.metric, row, book_.value(entry), book_.dim);
-    }
+  }
+  tiers.invalid += invalid;
+  for (int64_t r = 0; value && r < count; ++r) {
+    const int32_t entry = entries_[r];
+    value[r] = entry < 0
+                   ? std::numeric_limits<double>::quiet_NaN()
+                   : metric_value(book_.metric, rows + r * stride, book_.value(entry), book_.dim);
   }
 }
 
@@ -251,18 +255,25 @@ Status assign_rows(const RowSource<T>& source, const Codebook& codebook, int thr
     std::vector<T> scratch;
   };
   std::vector<std::unique_ptr<Worker>> workers(std::max(threads, 1));
+  // Several blocks in turn: each asks for the first rows of the next one.
+  const int64_t blocks = (total + block - 1) / block;
+  const int64_t task_rows =
+      block * std::clamp<int64_t>(blocks / (8 * std::max(threads, 1)), 1, kMaxTaskBlocks);
   auto body = [&](int64_t task, int index) {
     auto& worker = workers[index];
     if (!worker) {
       worker = std::make_unique<Worker>(
           Worker{Assigner<T>(codebook), std::vector<T>(block * codebook.dim)});
     }
-    const int64_t begin = task * block, count = std::min(block, total - begin);
-    int64_t stride = 0;
-    const T* rows = source.rows(begin, count, worker->scratch.data(), &stride);
-    worker->assigner.assign(rows, stride, count, ids + begin, value ? value + begin : nullptr);
+    const int64_t end = std::min(task * task_rows + task_rows, total);
+    for (int64_t begin = task * task_rows; begin < end; begin += block) {
+      const int64_t count = std::min(block, end - begin);
+      int64_t stride = 0;
+      const T* rows = source.rows(begin, count, worker->scratch.data(), &stride);
+      worker->assigner.assign(rows, stride, count, ids + begin, value ? value + begin : nullptr);
+    }
   };
-  CMIM_RETURN_IF_ERROR(parallel_for(threads, (total + block - 1) / block, body));
+  CMIM_RETURN_IF_ERROR(parallel_for(threads, (total + task_rows - 1) / task_rows, body));
   for (const auto& worker : workers) {
     if (worker) tiers->add(worker->assigner.tiers);
   }

@@ -10,7 +10,6 @@ namespace {
 
 constexpr int64_t kStep = 32;
 constexpr int64_t kTileBytes = 1024;
-constexpr int64_t kAhead = 96;    // rows asked for in advance
 constexpr int64_t kSpare = 3;     // values of a row that the bias takes
 constexpr int64_t kMaxSteps = 5;  // 128 values and the bias
 
@@ -84,24 +83,19 @@ CMIM_INLINE void score_tile(const Operands& rows, const char* panel, int64_t ste
   CMIM_TILE_STORE(1, out + 256, 64);
 }
 
-// Memory has to be read all the time, in small pieces and in order: with each of the first
-// `columns` columns kLines cache lines from `ahead` on are asked for.
-template <int kLines>
-CMIM_INLINE void search_tile(const float* scores, int32_t first_column, __m512i clear, Best& upper,
-                             Best& lower, const char* ahead, int64_t columns) {
+CMIM_INLINE void search_tile(const float* scores, int64_t tile, Grid grids[2]) {
+#pragma GCC unroll 2
+  for (int g = 0; g < 2; ++g) {
+    Grid& grid = grids[g];
+    __m512 largest[4];
 #pragma GCC unroll 16
-  for (int c = 0; c < 16; ++c) {
-    const __m512i column = _mm512_set1_epi32(first_column + c);
-    if (c < columns) {
-#pragma GCC unroll 4
-      for (int i = 0; i < kLines; ++i) {
-        _mm_prefetch(ahead + (c * kLines + i) * 64, _MM_HINT_T1);
-      }
+    for (int c = 0; c < 16; ++c) {
+      const __m512 v = _mm512_load_ps(scores + g * 256 + c * 16);
+      largest[c % 4] = c < 4 ? v : _mm512_max_ps(largest[c % 4], v);
+      _mm512_store_ps(grid.place[c], _mm512_max_ps(_mm512_load_ps(grid.place[c]), v));
     }
-    const __m512i a = _mm512_load_si512(scores + c * 16);
-    const __m512i b = _mm512_load_si512(scores + 256 + c * 16);
-    upper.add(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(a, clear, column, 0xba)));
-    lower.add(_mm512_castsi512_ps(_mm512_ternarylogic_epi32(b, clear, column, 0xba)));
+    _mm512_store_ps(grid.tile[tile], _mm512_max_ps(_mm512_max_ps(largest[0], largest[1]),
+                                                   _mm512_max_ps(largest[2], largest[3])));
   }
 }
 
@@ -109,11 +103,15 @@ template <int kSteps>
 void assign_rows(const NarrowBook& book, const float* x, int64_t stride, int64_t count,
                  int32_t* entries, NarrowOpen* open) {
   const int64_t steps = steps_of(book.dim), tiles = book.tiles, panel_bytes = tile_bytes(book.dim);
-  const Marks marks = marks_for(tiles * 16);
   const char* panels = static_cast<const char*>(book.panels);
   Operands operands(book.dim);
   alignas(kPage) float scores[2][2][kHalf / 4];
   Sums sums[2], last_sums[2];
+  Grid grids[2];
+  // 32 rows in pieces: for each tile, block of values to pack and group to finish.
+  const int64_t pieces = tiles + 2 * (book.dim / 16) + 2;
+  Ahead ahead = {reinterpret_cast<const char*>(x),
+                 stride < 2 * book.dim ? (2 * kGroup * stride / 16 + pieces) / pieces : 0};
   const auto start = [&](int64_t begin, float* first_scores) __attribute__((always_inline)) {
     for (int g = 0; g < 2; ++g) {
       const float* row[kGroup];
@@ -121,29 +119,21 @@ void assign_rows(const NarrowBook& book, const float* x, int64_t stride, int64_t
         const int64_t at = begin + g * kGroup + r;
         row[r] = x + (at < count ? at : count - 1) * stride;
       }
-      sums[g] = pack_group(row, book.dim, book.shift, book.scale, &operands.pairs[g][0][0][0]);
+      sums[g] =
+          pack_group(row, book.dim, book.shift, book.scale, &operands.pairs[g][0][0][0], &ahead);
     }
     load_rows<kSteps>(operands);
     score_tile<kSteps>(operands, panels, steps, first_scores);
   };
-  const __m512 nothing = splat(-0x1p127f);
-  // Cache lines of 32 rows for each tile, unless there are gaps between the rows.
-  const int64_t lines = stride < 2 * book.dim ? (2 * kGroup * stride / 16 + tiles) / tiles : 0;
   start(0, scores[0][0]);
   for (int64_t begin = 0, page = 0; begin < count; begin += 2 * kGroup, page ^= 1) {
-    Best upper = {nothing, nothing, nothing}, lower = upper;
-    const char* ahead = reinterpret_cast<const char*>(x + (begin + kAhead) * stride);
+    for (Grid& grid : grids) {
+      for (auto& place : grid.place) _mm512_store_ps(place, splat(-0x1p127f));
+    }
+    ahead.next = reinterpret_cast<const char*>(x + (begin + kNarrowAhead) * stride);
     const auto search = [&](int64_t t) __attribute__((always_inline)) {
-      const float* tile = scores[page][t & 1];
-      const int32_t first = static_cast<int32_t>(t * 16);
-      if (lines <= 16) {
-        search_tile<1>(tile, first, marks.clear, upper, lower, ahead, lines);
-      } else if (lines <= 32) {
-        search_tile<2>(tile, first, marks.clear, upper, lower, ahead, (lines + 1) / 2);
-      } else {
-        search_tile<4>(tile, first, marks.clear, upper, lower, ahead, (lines + 3) / 4);
-      }
-      ahead += lines * 64;
+      ahead.ask();
+      search_tile(scores[page][t & 1], t, grids);
     };
     for (int64_t t = 1; t < tiles; ++t) {
       score_tile<kSteps>(operands, panels + t * panel_bytes, steps, scores[page][t & 1]);
@@ -154,9 +144,9 @@ void assign_rows(const NarrowBook& book, const float* x, int64_t stride, int64_t
     // The next rows start before these end: a product takes a while.
     if (begin + 2 * kGroup < count) start(begin + 2 * kGroup, scores[page ^ 1][0]);
     search(tiles - 1);
-    finish(book, last_sums[0], upper, marks, begin, count - begin, entries, open);
-    if (begin + kGroup < count) {
-      finish(book, last_sums[1], lower, marks, begin + kGroup, count - begin - kGroup, entries,
+    for (int64_t g = 0; g < 2 && begin + g * kGroup < count; ++g) {
+      ahead.ask();
+      finish(book, last_sums[g], grids[g], begin + g * kGroup, count - begin - g * kGroup, entries,
              open);
     }
   }
@@ -164,7 +154,7 @@ void assign_rows(const NarrowBook& book, const float* x, int64_t stride, int64_t
 
 void assign(const NarrowBook& book, const float* rows, int64_t stride, int64_t count,
             int32_t* entries, NarrowOpen* open) {
-  open->rows = open->pairs = 0;
+  open->rows = open->few = 0;
   if (count == 0) return;
   enter_tiles();
   switch (steps_of(book.dim)) {
@@ -180,6 +170,7 @@ void list_candidates(const NarrowBook& book, const float* rows, int64_t stride,
                      const int32_t* which, const float* threshold, int64_t count, Hits hits) {
   const int64_t steps = steps_of(book.dim), panel_bytes = tile_bytes(book.dim);
   Operands operands(book.dim);
+  Ahead nothing = {nullptr, 0};
   alignas(kPage) float scores[2][2][16][kGroup];
   alignas(64) float limits[2][kGroup];
   alignas(32) uint16_t above[16];
@@ -191,7 +182,7 @@ void list_candidates(const NarrowBook& book, const float* rows, int64_t stride,
       limits[g][r] = at < count ? threshold[at] : __builtin_nanf("");  // no score is above
       if (at < count) hits.counts[at] = 0;
     }
-    pack_group(row, book.dim, book.shift, book.scale, &operands.pairs[g][0][0][0]);
+    pack_group(row, book.dim, book.shift, book.scale, &operands.pairs[g][0][0][0], &nothing);
   }
   load_rows<kSteps>(operands);
   const char* panels = static_cast<const char*>(book.panels);
@@ -250,25 +241,23 @@ void split(float value, uint16_t parts[kSpare]) {
   }
 }
 
-// [steps][16 centroids][32 values], as tdpbf16ps reads its first operand; filter_amx.cpp's tiles
+// To [steps][16 centroids][32 values], as tdpbf16ps reads its first operand; filter_amx.cpp's tiles
 // are [pairs of values][16 centroids][2].
-void pack_tile(const void* filter_tile, const float* bias, int64_t dim, void* tile) {
+void pack_column(const void* filter_tile, int64_t from, float bias, int64_t dim, void* tile,
+                 int64_t to) {
   const uint16_t* in = static_cast<const uint16_t*>(filter_tile);
   uint16_t* out = static_cast<uint16_t*>(tile);
-  for (int64_t j = 0; j < 16; ++j) {
-    uint16_t parts[kSpare];
-    split(bias[j], parts);
-    for (int64_t d = 0; d < steps_of(dim) * kStep; ++d) {
-      out[(d / kStep * 16 + j) * kStep + d % kStep] = d < dim ? in[(d / 2 * 16 + j) * 2 + d % 2]
-                                                      : d < dim + kSpare ? parts[d - dim]
-                                                                         : 0;
-    }
+  uint16_t parts[kSpare];
+  split(bias, parts);
+  for (int64_t d = 0; d < dim + kSpare; ++d) {
+    out[(d / kStep * 16 + to) * kStep + d % kStep] =
+        d < dim ? in[(d / 2 * 16 + from) * 2 + d % 2] : parts[d - dim];
   }
 }
 
 }  // namespace
 
 extern const NarrowKernel kNarrowAmx;
-const NarrowKernel kNarrowAmx = {tile_bytes, pack_tile, assign, candidates};
+const NarrowKernel kNarrowAmx = {tile_bytes, pack_column, assign, candidates};
 
 }  // namespace clustermim

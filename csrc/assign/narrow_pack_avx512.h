@@ -65,14 +65,28 @@ CMIM_INLINE __m512i pair(__m512i even, __m512i odd) {
   return _mm512_or_si512(_mm512_srli_epi32(even, 16), odd);
 }
 
+// Memory has to be read all the time, which is in small pieces and in order between all that is
+// computed: what follows the rows is asked for, `lines` cache lines at a time.
+struct Ahead {
+  const char* next;
+  int64_t lines;
+
+  CMIM_INLINE void ask() {
+    for (int64_t i = 0; i < lines; ++i) _mm_prefetch(next + i * 64, _MM_HINT_T1);
+    next += lines * 64;
+  }
+};
+
 // 16 rows of `dim` values into one group of operands.
 __attribute__((noinline)) inline Sums pack_group(const float* const row[kGroup], int64_t dim,
-                                                 const float* shift, float scale, uint32_t* pairs) {
+                                                 const float* shift, float scale, uint32_t* pairs,
+                                                 Ahead* ahead) {
   const __m512 factor = _mm512_set1_ps(scale);
   Sums sums[2] = {};
   __m512 v[16];
   int64_t d = 0;
   for (; d + 16 <= dim; d += 16) {
+    ahead->ask();
 #pragma GCC unroll 16
     for (int r = 0; r < 16; ++r) {
       v[r] = _mm512_loadu_ps(row[r] + d);

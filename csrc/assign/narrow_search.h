@@ -18,18 +18,21 @@ class NarrowPanels {
   NarrowPanels(NarrowPanels&&) = default;  // a copy would point to the original's memory
   NarrowPanels& operator=(NarrowPanels&&) = default;
 
-  // `panels`: the filter's tiles of all columns, `tile_bytes` apart.
+  // `panels`: the filter's tiles of all columns, `tile_bytes` apart, in one segment.
   void pack(const NarrowKernel& kernel, const Columns& columns, const char* panels,
             int64_t tile_bytes, const std::vector<float>& centre, float scale);
   bool usable() const { return kernel_ != nullptr; }
   const NarrowKernel& kernel() const { return *kernel_; }
   const NarrowBook& book() const { return book_; }
+  // Of a column of the book the filter's, or -1.
+  int32_t column(int64_t narrow_column) const { return order_[narrow_column]; }
 
  private:
   const NarrowKernel* kernel_ = nullptr;
   NarrowBook book_;
   AlignedVector<char> tiles_;
-  std::vector<float> shift_;
+  std::vector<int32_t> order_, entry_of_;
+  std::vector<float> shift_, tile_residual_;
 };
 
 // The narrow path's kernel for rows of `dim` float32 values, or null.
@@ -46,9 +49,16 @@ class NarrowSearch {
   void run(const float* rows, int64_t stride, int64_t count, int32_t* entries, Decide&& decide) {
     const NarrowKernel& kernel = panels_.kernel();
     kernel.assign(panels_.book(), rows, stride, count, entries, &open_);
-    for (int64_t i = 0; i < open_.pairs; ++i) {
-      take_pair(i);
-      entries[open_.pair_row[i]] = decide(open_.pair_row[i], &candidates_);
+    // Memory is read all the time: behind what the kernel has asked for.
+    const char* ahead = reinterpret_cast<const char*>(rows + (count + kNarrowAhead) * stride);
+    const auto ask = [&] {
+      for (int i = 0; i < kLinesAhead; ++i) __builtin_prefetch(ahead + i * 64, 0, 2);
+      ahead += kLinesAhead * 64;
+    };
+    for (int64_t i = 0; i < open_.few; ++i) {
+      ask();
+      take_few(i);
+      entries[open_.few_row[i]] = decide(open_.few_row[i], &candidates_);
     }
     for (int64_t begin = 0; begin < open_.rows; begin += kBatch) {
       const int64_t batch = kBatch < open_.rows - begin ? kBatch : open_.rows - begin;
@@ -62,8 +72,8 @@ class NarrowSearch {
   }
 
  private:
-  static constexpr int64_t kBatch = 32, kCapacity = 256;
-  void take_pair(int64_t pair);
+  static constexpr int64_t kBatch = 32, kCapacity = 256, kLinesAhead = 8;
+  void take_few(int64_t open);
   bool take(int64_t open, int64_t hit);
 
   const NarrowPanels& panels_;
