@@ -47,10 +47,9 @@ ScoreError score_error(Format format, int64_t dim) {
 // Equation (1).
 RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   const float d = static_cast<float>(dim);
-  // At least 16 chains of squares, then at most 40 more additions. A square that underflows is
-  // rounded by up to 2^-150.
+  // At least 16 chains of squares, then at most 40 more additions.
   const float sum = 1.0f + 1.01f * kUnit * (d / 16.0f + 44.0f);
-  const float lost = std::ceil(0.5f * d) * 0x1p-149f;
+  const float lost = lost_squares(dim);
   RowBounds row;
   row.norm = kMore * std::sqrt(norm2 * sum + lost);
   row.residual = kMore * std::sqrt(error2 * sum + lost);
