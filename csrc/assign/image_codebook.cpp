@@ -15,7 +15,7 @@ Status prepare_image_codebook(const ImageView& images, const ImageRows& values,
   CMIM_RETURN_IF_ERROR(
       codebook.rows.prepare(centroids, metric, threads, keep_values, values.num_rows()));
   // For narrow rows the search takes longer than the products, and float rows have the faster one.
-  if (codebook.rows.narrow.usable()) return Status();
+  if (codebook.rows.narrow.usable() || codebook.rows.integers.usable()) return Status();
   auto pixels = std::make_unique<PixelCodebook>(codebook.rows, *kernel, images, values);
   CMIM_RETURN_IF_ERROR(pixels->prepare(threads));
   if (pixels->usable()) codebook.pixels = std::move(pixels);

@@ -6,6 +6,11 @@
 #include "assign/certificate.h"
 
 namespace clustermim {
+namespace {
+
+constexpr int64_t kIntegerColumnsBesideTiles = 64;
+
+}  // namespace
 
 const IntegerKernel* integer_kernel(Isa isa, const Columns& columns, int64_t dim) {
   const bool one = columns.segments.size() == 1 && columns.far_entries.empty();
@@ -13,7 +18,8 @@ const IntegerKernel* integer_kernel(Isa isa, const Columns& columns, int64_t dim
   if (columns.metric != Metric::euclidean || !one || !narrow) return nullptr;
 #if defined(__x86_64__)
   switch (isa) {
-    case Isa::amx: return nullptr;  // kNarrowAmx
+    // Tiles start to pay where there are more columns (docs/measurements.md).
+    case Isa::amx: return columns.size() <= kIntegerColumnsBesideTiles ? &kIntegersVnni : nullptr;
     case Isa::avx512_vnni: return &kIntegersVnni;
     case Isa::avx512: return &kIntegersAvx512;
     case Isa::avx2: return &kIntegersAvx2;
