@@ -70,7 +70,8 @@ class Pixels:
         of_best, own = self.rho[:, None] + self.r[best][:, None], self.rho[:, None] + self.r
         return (
             scores
-            + of_best * (distance + self.term("square of the best") * of_best / 2)
+            + self.term("best") * of_best * distance
+            + self.term("square of the best") * of_best**2 / 2
             + own * (distance + self.term("both") * of_best)
             + self.term("own square") * own**2 / 2
         )

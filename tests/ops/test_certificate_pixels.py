@@ -86,6 +86,11 @@ def rounded_bias():
     return pixels, np.stack([near[i], far[j]]), LINE, COARSE, sigma[[i, j]]
 
 
+def best_rounded_towards_the_row():
+    c = [[127.0, 2.0, 2.0, 2.0], [127.0, 3.49, 0.0, 0.0]]
+    return [[255, 128, 128, 128]], c, LINE, COARSE, None
+
+
 def best_rounded_onto_the_row():
     """The best is rounded onto the row by almost half a step in 59 columns; the nearest lies on the
     grid, as far from the row but for a little."""
@@ -114,6 +119,7 @@ def one_rounded_onto_the_row_and_one_away():
 
 
 CASES = {
+    "best, 8 bits": ("best", best_rounded_towards_the_row),
     "square of the best": ("square of the best", best_rounded_onto_the_row),
     "own square": ("own square", nearest_rounded_away),
     "both": ("both", one_rounded_onto_the_row_and_one_away),
