@@ -124,16 +124,16 @@ def lost_in_narrow_rows() -> Case:
 
 
 def anchored(case: Case, metric: str) -> Case:
-    """With a column of zeros and centroids far along it: in the other columns the median of the
-    centroids is zero, so that a filter that centres its input sees the case as it is. They are a
-    little longer than the case's: the bounds of all are used."""
+    """With 13 columns of zeros and five centroids along each: in every column the median of the
+    centroids is zero, so that a filter that centres its input sees the case as it is; and there are
+    enough centroids for tiles. They are a little longer than the case's: bounds are of all."""
     if metric != "euclidean":
         return case
-    x, c = (np.pad(values, ((0, 0), (0, 1))) for values in case)
-    far = np.zeros((5, x.shape[1]))
+    x, c = (np.pad(values, ((0, 0), (0, 13))) for values in case)
     length = 1.03 * max(1.0, float(np.sqrt(np.square(c).sum(1)).max()))
-    far[:, -1] = bfloat16(length * np.array([1, -1, 1.03, -1.03, 1.06]))
-    return x, np.concatenate([c, far])
+    five = bfloat16(length * np.array([1, -1, 1.03, -1.03, 1.06]))
+    far = np.kron(np.eye(13), five[:, None])
+    return x, np.concatenate([c, np.pad(far, ((0, 0), (x.shape[1] - 13, 0)))])
 
 
 def repeated(case: Case, d: int) -> Case:
