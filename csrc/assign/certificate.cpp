@@ -49,10 +49,13 @@ RowBounds row_bounds(float norm2, float error2, int64_t dim) {
   const float d = static_cast<float>(dim);
   // At least 16 chains of squares, then at most 40 more additions.
   const float sum = 1.0f + 1.01f * kUnit * (d / 16.0f + 44.0f);
-  const float lost = lost_squares(dim);
+  const double lost = lost_squares(dim);
+  const auto root = [&](float squares) {
+    return kMore * static_cast<float>(std::sqrt(static_cast<double>(squares * sum) + lost));
+  };
   RowBounds row;
-  row.norm = kMore * std::sqrt(norm2 * sum + lost);
-  row.residual = kMore * std::sqrt(error2 * sum + lost);
+  row.norm = root(norm2);
+  row.residual = root(error2);
   return row;
 }
 

@@ -1,7 +1,6 @@
 // Which columns the filter's scores cannot exclude: docs/certificate.md, equation by equation.
 #pragma once
 
-#include <bit>
 #include <cstdint>
 
 #include "assign/filter.h"
@@ -30,10 +29,10 @@ ScoreError score_error(Format format, int64_t dim);
 void set_certified(bool certified);
 bool certified();
 
-// What a float32 sum of `dim` squares can lose to underflow, 2^-150 each, rounded up to whole
-// 2^-149. Written as bits: a product that is subnormal takes the processor a hundred cycles.
-inline float lost_squares(int64_t dim) {
-  return std::bit_cast<float>(static_cast<uint32_t>((dim + 1) / 2));
+// What a float32 sum of `dim` squares can lose to underflow, 2^-150 each. In float64, since a value
+// that is subnormal in float32 takes the processor a hundred cycles.
+inline double lost_squares(int64_t dim) {
+  return static_cast<double>(dim) * 0x1p-150;
 }
 
 // Upper bounds on a row's rounding, from the float32 sums that the filter measured.

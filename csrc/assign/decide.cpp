@@ -94,7 +94,7 @@ template <typename T>
 void Decider<T>::drop_by_float32(const float* row, std::vector<int32_t>& candidates) {
   // Per term a difference (twice, it is squared) and a square; D / 16 + 44 additions.
   const float relative = 1.02f * 0x1p-24f * (static_cast<float>(book_.dim) / 16.0f + 47.0f);
-  const float underflow = lost_squares(book_.dim);
+  const float underflow = static_cast<float>(lost_squares(book_.dim + 1));  // not rounded down
   distance_.clear();
   float limit = std::numeric_limits<float>::infinity();
   for (int32_t e : candidates) {

@@ -17,7 +17,7 @@ double row_cost(const Codebook& book, double candidates) {
   const double inside = static_cast<double>(p.size) / dim;
   const double products =
       p.size ? p.parts * static_cast<double>(p.size) + inside * columns : columns;
-  return products + candidates * (tiles ? 250.0 : 20.0);
+  return products + candidates * (tiles ? 100.0 : 20.0);
 }
 
 }  // namespace
@@ -49,7 +49,7 @@ Status prepare_codebook(const RowSource<T>& source, const MatrixView& centroids,
   const bool tiles = codebook.kernel->format == Format::bfloat16;
   const double whole_cost = static_cast<double>(codebook.entries()) + (tiles ? 60.0 : 1.0);
   // What is saved has to be clear: the preparation was not free.
-  if (row_cost(codebook, left) < 0.7 * whole_cost) return Status();
+  if (row_cost(codebook, left) < 0.85 * whole_cost) return Status();
   Codebook whole;
   whole.may_project = false;
   CMIM_RETURN_IF_ERROR(whole.prepare(centroids, metric, threads, keep_values, total));
