@@ -92,6 +92,8 @@ TERMS = [
          "slack = times(2.0f, residual)", f"{RIGHT}[bfloat16, centroids, D = 3]", "amx"),
         ("narrow: S delta", NARROW, "fma(0.5f, slack, distance)", "times(0.5f, slack)",
          f"{RIGHT}[bfloat16, triangle, D = 3]", "amx"),
+        ("narrow: S^2 / 2", NARROW, "fma(0.5f, slack, distance)", "distance",
+         "test_certificate_narrow.py::test_the_square_of_the_roundings_decides", "amx"),
         ("integers: rho", INTEGERS, "0.5 * std::sqrt(static_cast<double>(dim))", "0.0",
          f"{OF_INTEGERS}[rows]", "avx2"),
         ("integers: r", INTEGERS, "std::sqrt(residual2)", "0.0",

@@ -13,7 +13,7 @@ from tests.ops.adversarial import GENERATORS, make
 from tests.ops.assignment import check_compiled
 from tests.ops.certificate_model import BFLOAT16, UNIT, lengths, measured_lengths
 from tests.ops.low_precision import bfloat16, float32, tile_dot
-from tests.ops.worst_cases import lost_increments
+from tests.ops.worst_cases import anchored, lost_increments
 
 
 def parts_of(bias: np.ndarray) -> np.ndarray:
@@ -115,3 +115,15 @@ def test_scores_that_differ_in_their_last_bits(k):
         c = (c * (1 + step * torch.randint(0, 3, (k, 1)))).float()
         check_compiled(torch.zeros(40, d) + 1e-7 * torch.randn(40, 1), c, "euclidean")
         check_compiled((c[:40] * 1e-3).contiguous(), c, "euclidean")
+
+
+def test_the_square_of_the_roundings_decides():
+    """Row and farther centroid are rounded to one point (the row's ties go away from zero), so the
+    computed distance of the best is 0: S^2 / 2 keeps the nearest, which holds its value."""
+    unit = 2.0**-8
+    x = np.full((1, 6), 1 + unit)
+    nearest = 1 - unit * np.array([1, 1, 1, 1, 1, 0])
+    c = np.stack([nearest, np.full(6, 1 + unit * (2 + 251 / 256))])
+    x, c = anchored((x, c), "euclidean")
+    rows = torch.from_numpy(x).float().repeat(20, 1)
+    check_compiled(rows, torch.from_numpy(c).float(), "euclidean")
