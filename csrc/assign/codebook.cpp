@@ -254,12 +254,17 @@ Status Codebook::pack(int threads) {
     for (SegmentBounds& b : columns.bounds) {
       b.constant = *std::max_element(constants.begin(), constants.end());
     }
-  } else if (const IntegerKernel* integer = integer_kernel(current_isa(), columns, dim)) {
+    return Status();
+  }
+  if (const IntegerKernel* integer = integer_kernel(current_isa(), columns, dim)) {
     std::vector<double> scratch(dim);
     const double largest = *std::max_element(filter_norms.begin(), filter_norms.end()) * scale;
     integers.pack(*integer, entries(), centre, scale, largest,
                   [&](int64_t e) { return value(e, scratch.data()); });
-  } else if (const NarrowKernel* narrow_rows = narrow_kernel(*kernel, columns, dim)) {
+  }
+  const NarrowKernel* narrow_rows =
+      integers.usable() ? nullptr : narrow_kernel(*kernel, columns, dim);
+  if (narrow_rows) {
     narrow.pack(*narrow_rows, columns, panels.data(), packed_tile_bytes(*kernel, dim), centre,
                 scale);
   }

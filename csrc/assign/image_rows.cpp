@@ -91,7 +91,7 @@ void ImageRows::read_strip(const E* corner, int64_t patches, float* out) const {
   }
   for (int64_t c = 0; c < images_.channels; ++c) {
     const float mean = mean_[c], std = std_[c];
-    const float* table = table_.data() + c * 256;
+    const float* table = table_.empty() ? nullptr : table_.data() + c * 256;
     for (int64_t i = 0; i < p; ++i) {
       const E* pixel = corner + c * s[1] + i * s[2];
       float* to = out + offset(c, i, 0);

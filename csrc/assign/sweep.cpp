@@ -49,7 +49,7 @@ void Sweep::search(int64_t first_row, int64_t count, int64_t first_column, int64
   scan_.row_max(scores_.data(), stride_, count, num_columns, strip_max_.data(), peaks_.data());
   float *best = best_.data() + first_row, *threshold = threshold_.data() + first_row;
   int32_t* owner = owner_.data() + first_row;
-  // A threshold only rises while a row passes a segment: most rows need no new one.
+  // A threshold that a row had before still excludes what is below it: most rows need no new one.
   int64_t num_open = 0;
   for (int64_t r = 0; r < count; ++r) {
     open_[num_open] = static_cast<int32_t>(r);
