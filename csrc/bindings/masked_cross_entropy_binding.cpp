@@ -1,6 +1,7 @@
 #include <pybind11/pybind11.h>
 
 #include "bindings/raise_status.h"
+#include "masked_cross_entropy/linear_rows.h"
 #include "masked_cross_entropy/masked_cross_entropy.h"
 
 namespace py = pybind11;
@@ -95,6 +96,37 @@ void scatter(uintptr_t source, uintptr_t factor, uintptr_t direction, int dtype,
        pointer<void>(destination)});
 }
 
+void linear(uintptr_t input, int64_t sample_stride, int64_t row_stride, int64_t rows_per_sample,
+            int64_t dim, uintptr_t rows, int64_t num_rows, int64_t num_tokens, uintptr_t weight,
+            int64_t weight_stride, int64_t num_classes, uintptr_t bias, uintptr_t target,
+            double label_smoothing, uintptr_t loss, uintptr_t argmax, uintptr_t scale,
+            uintptr_t grad_input, int64_t grad_sample_stride, int64_t grad_row_stride,
+            uintptr_t grad_weight, uintptr_t grad_bias, int threads) {
+  call<LinearRowsArgs, linear_cross_entropy_rows>({pointer<const uint16_t>(input),
+                                                   sample_stride,
+                                                   row_stride,
+                                                   rows_per_sample,
+                                                   dim,
+                                                   pointer<const int64_t>(rows),
+                                                   num_rows,
+                                                   num_tokens,
+                                                   pointer<const uint16_t>(weight),
+                                                   weight_stride,
+                                                   num_classes,
+                                                   pointer<const float>(bias),
+                                                   pointer<const int64_t>(target),
+                                                   label_smoothing,
+                                                   pointer<float>(loss),
+                                                   pointer<int64_t>(argmax),
+                                                   pointer<const double>(scale),
+                                                   pointer<uint16_t>(grad_input),
+                                                   grad_sample_stride,
+                                                   grad_row_stride,
+                                                   pointer<float>(grad_weight),
+                                                   pointer<float>(grad_bias),
+                                                   threads});
+}
+
 }  // namespace
 
 void register_masked_cross_entropy(py::module_& m) {
@@ -120,6 +152,13 @@ void register_masked_cross_entropy(py::module_& m) {
         arg("direction"), arg("dtype"), arg("sample_stride"), arg("row_stride"),
         arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"), arg("num_tokens"),
         arg("destination"), arg("threads"));
+  m.def("linear_rows_usable", &linear_rows_usable);
+  m.def("linear_cross_entropy_rows", &linear, py::kw_only(), arg("input"), arg("sample_stride"),
+        arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"),
+        arg("num_tokens"), arg("weight"), arg("weight_stride"), arg("num_classes"), arg("bias"),
+        arg("target"), arg("label_smoothing"), arg("loss"), arg("argmax"), arg("scale"),
+        arg("grad_input"), arg("grad_sample_stride"), arg("grad_row_stride"), arg("grad_weight"),
+        arg("grad_bias"), arg("threads"));
 }
 
 }  // namespace clustermim::bindings

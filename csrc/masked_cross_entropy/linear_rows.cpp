@@ -1,0 +1,336 @@
+#include "masked_cross_entropy/linear_rows.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <limits>
+#include <vector>
+
+#include "core/aligned_vector.h"
+#include "core/cpu_features.h"
+#include "core/kernel_call.h"
+#include "core/parallel_for.h"
+#include "masked_cross_entropy/linear_kernel.h"
+
+namespace clustermim {
+namespace {
+
+constexpr const char* kOp = "masked_linear_cross_entropy";
+constexpr int64_t kMiB = 1 << 20;
+constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands stay in the cache
+constexpr int64_t kMostStrips = 8;  // of a task
+// Strips that follow each other would otherwise fall into the same sets of the caches.
+constexpr int64_t kSpread = 2048 + 64 * 2;
+
+const LinearKernel* linear_kernel() {
+#if defined(__x86_64__)
+  if (current_isa() == Isa::amx) return &kLinearAmx;
+#endif
+  return nullptr;
+}
+
+// Operands of dW for the strips of one chunk.
+struct Chunk {
+  int64_t classes_stride, pairs_stride;
+  AlignedVector<char> classes, pairs;
+  std::vector<float> scale;
+};
+
+struct Scratch {
+  AlignedVector<char> columns, pairs;
+  AlignedVector<float> exponentials, references, gradient;
+  AlignedVector<StripState> states;
+};
+
+class Step {
+ public:
+  Step(const LinearRowsArgs& args, const LinearKernel& kernel)
+      : a_(args), kernel_(kernel), shape_{args.dim, args.num_classes} {
+    const int64_t panels = shape_.panels();
+    const int64_t each = panels * (4096 + 2048 + 128) + shape_.strip_bytes();
+    strips_ = gradients() ? std::clamp<int64_t>(
+                                std::min(6 * kMiB, 16 * kMiB / std::max(args.threads, 1)) / each,
+                                1, kMostStrips)
+                          : kMostStrips;
+  }
+
+  Status run() {
+    CMIM_RETURN_IF_ERROR(prepare());
+    const int64_t total = (a_.num_rows + kStripTokens - 1) / kStripTokens;
+    chunk_.classes_stride = shape_.panels() * kPanelClasses * 64 + kSpread;
+    chunk_.pairs_stride = shape_.strip_bytes() + kSpread;
+    const int64_t room = std::clamp<int64_t>(
+        20 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, 512);
+    const int64_t chunk = for_weight() ? std::min(room, total) : total;
+    if (for_weight()) {
+      chunk_.classes.resize(chunk * chunk_.classes_stride);
+      chunk_.pairs.resize(chunk * chunk_.pairs_stride);
+      chunk_.scale.resize(chunk * kStripTokens);
+    }
+    for (int64_t begin = 0; begin < total; begin += chunk) {
+      const int64_t count = std::min(chunk, total - begin);
+      auto task = [&](int64_t t, int worker) {
+        const int64_t first = t * strips_;
+        run_block(begin, first, std::min(strips_, count - first), scratch_[worker]);
+      };
+      CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, (count + strips_ - 1) / strips_, task));
+      if (for_weight()) CMIM_RETURN_IF_ERROR(add_to_weight(count));
+    }
+    return finish();
+  }
+
+ private:
+  bool gradients() const { return a_.scale != nullptr; }
+  bool for_weight() const { return gradients() && (a_.grad_weight || a_.grad_bias); }
+  bool for_input() const { return gradients() && a_.grad_input; }
+  bool smooth() const { return a_.label_smoothing > 0; }
+
+  // The weight as the products read it.
+  Status prepare() {
+    const int64_t panels = shape_.panels(), width = shape_.steps() * kStepValues;
+    scratch_.resize(std::max(a_.threads, 1));
+    // Tiles read whole panels of whole steps: what is not there gets a copy with zeros.
+    first_copied_ = a_.dim == width ? a_.num_classes / kPanelClasses : 0;
+    copied_.assign((panels - first_copied_) * kPanelClasses * width, 0);
+    for (int64_t k = first_copied_ * kPanelClasses; k < a_.num_classes; ++k) {
+      std::memcpy(copied_.data() + (k - first_copied_ * kPanelClasses) * width,
+                  a_.weight + k * a_.weight_stride, a_.dim * 2);
+    }
+    if (for_input()) {
+      transposed_.resize(shape_.steps() * panels * 2048);
+      auto pack = [&](int64_t panel, int) {
+        kernel_.pack_weight(a_.weight, a_.weight_stride, shape_, panel, transposed_.data());
+      };
+      CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, panels, pack));
+      if (smooth()) {
+        direction_.resize(width);
+        auto sum = [&](int64_t step, int) {
+          float* out = direction_.data() + step * kStepValues;
+          kernel_.sum_rows(a_.weight, a_.weight_stride, a_.num_classes, a_.dim, step, out);
+          for (int64_t i = 0; i < kStepValues; ++i) out[i] /= static_cast<float>(a_.num_classes);
+        };
+        CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, shape_.steps(), sum));
+      }
+    }
+    if (for_weight() && smooth()) scaled_inputs_.assign(width, 0.0f);
+    return Status();
+  }
+
+  int64_t token(int64_t row, int64_t sample_stride, int64_t row_stride) const {
+    const int64_t t = a_.rows[row];
+    return t / a_.rows_per_sample * sample_stride + t % a_.rows_per_sample * row_stride;
+  }
+
+  void reserve(Scratch& s) const {
+    const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 1;
+    s.states.resize(strips_);
+    s.columns.resize(strips_ * shape_.strip_bytes());
+    s.exponentials.resize(kept * kPanelClasses * kStripTokens);
+    s.references.resize(kept * kStripTokens);
+    if (!for_input()) return;
+    s.pairs.resize(strips_ * panels * 2048);
+    s.gradient.resize(strips_ * shape_.steps() * kStepValues * kStripTokens);
+  }
+
+  // `strips` strips from strip `first` of the chunk that begins with strip `chunk` of all.
+  void run_block(int64_t chunk, int64_t first, int64_t strips, Scratch& s) {
+    reserve(s);
+    const int64_t panels = shape_.panels(), width = shape_.steps() * kStepValues;
+    for (int64_t i = 0; i < strips; ++i) {
+      const int64_t row = (chunk + first + i) * kStripTokens;
+      const uint16_t* rows[kStripTokens];
+      StripState& state = s.states[i];
+      for (int64_t t = 0; t < kStripTokens; ++t) {
+        const bool in = row + t < a_.num_rows;
+        rows[t] = in ? a_.input + token(row + t, a_.sample_stride, a_.row_stride) : nullptr;
+        state.target[t] = in ? static_cast<int32_t>(a_.target[a_.rows[row + t]]) : -1;
+        state.max[t] = -std::numeric_limits<float>::infinity();
+        state.sum[t] = state.total[t] = state.target_logit[t] = 0.0f;
+        state.argmax[t] = -1;
+      }
+      kernel_.pack_tokens(
+          rows, a_.dim, s.columns.data() + i * shape_.strip_bytes(),
+          for_weight() ? chunk_.pairs.data() + (first + i) * chunk_.pairs_stride : nullptr);
+    }
+
+    kernel_.enter();
+    for (int64_t p = 0; p < panels; ++p) {
+      const bool copy = p >= first_copied_;
+      const uint16_t* weight =
+          copy ? copied_.data() + (p - first_copied_) * kPanelClasses * width
+               : a_.weight + p * kPanelClasses * a_.weight_stride;
+      for (int64_t i = 0; i < strips; ++i) {
+        const int64_t at = gradients() ? i * panels + p : 0;
+        kernel_.logits(weight, copy ? width : a_.weight_stride, shape_, p,
+                       s.columns.data() + i * shape_.strip_bytes(), a_.bias, a_.argmax != nullptr,
+                       s.states[i], s.exponentials.data() + at * kPanelClasses * kStripTokens,
+                       s.references.data() + at * kStripTokens);
+      }
+    }
+    for (int64_t i = 0; i < strips; ++i) {
+      const int64_t row = (chunk + first + i) * kStripTokens;
+      store_losses(row, s.states[i]);
+      if (gradients()) make_gradient(row, i, first + i, s);
+    }
+    if (for_input()) multiply_input(chunk + first, strips, s);
+    kernel_.leave();
+  }
+
+  void store_losses(int64_t row, const StripState& state) const {
+    const double e = a_.label_smoothing, classes = static_cast<double>(a_.num_classes);
+    const int64_t count = std::min(kStripTokens, a_.num_rows - row);
+    for (int64_t t = 0; t < count; ++t) {
+      const double lse = std::log(static_cast<double>(state.sum[t])) + state.max[t];
+      double loss = (1.0 - e) * (lse - state.target_logit[t]);
+      if (e > 0) loss += e * (lse - state.total[t] / classes);
+      a_.loss[row + t] = static_cast<float>(loss);
+      if (a_.argmax) a_.argmax[row + t] = loss == loss ? state.argmax[t] : -1;
+    }
+  }
+
+  void make_gradient(int64_t row, int64_t i, int64_t in_chunk, Scratch& s) {
+    const int64_t panels = shape_.panels();
+    StripFactors factors = {};
+    for (int64_t t = 0; t < std::min(kStripTokens, a_.num_rows - row); ++t) {
+      const double scale = a_.scale[row + t];
+      factors.softmax[t] = static_cast<float>(scale / s.states[i].sum[t]);
+      factors.hard[t] = static_cast<float>(scale * (1.0 - a_.label_smoothing));
+    }
+    if (for_weight()) {
+      for (int64_t t = 0; t < kStripTokens; ++t) {
+        chunk_.scale[in_chunk * kStripTokens + t] =
+            row + t < a_.num_rows ? static_cast<float>(a_.scale[row + t]) : 0.0f;
+      }
+    }
+    for (int64_t p = 0; p < panels; ++p) {
+      const int64_t at = i * panels + p;
+      kernel_.gradient(
+          shape_, p, s.states[i], factors,
+          s.exponentials.data() + at * kPanelClasses * kStripTokens,
+          s.references.data() + at * kStripTokens,
+          for_weight() ? chunk_.classes.data() + in_chunk * chunk_.classes_stride + p * 2048
+                       : nullptr,
+          for_input() ? s.pairs.data() + at * 2048 : nullptr);
+    }
+  }
+
+  void multiply_input(int64_t first, int64_t strips, Scratch& s) const {
+    const int64_t panels = shape_.panels(), size = shape_.steps() * kStepValues * kStripTokens;
+    for (int64_t begin = 0; begin < panels; begin += kPanelStep) {
+      const int64_t end = std::min(panels, begin + kPanelStep);
+      for (int64_t step = 0; step < shape_.steps(); ++step) {
+        for (int64_t i = 0; i < strips; ++i) {
+          kernel_.input_gradient(transposed_.data(), shape_, step, begin, end,
+                                 s.pairs.data() + i * panels * 2048, begin > 0,
+                                 s.gradient.data() + i * size);
+        }
+      }
+    }
+    for (int64_t i = 0; i < strips; ++i) {
+      uint16_t* rows[kStripTokens];
+      float factor[kStripTokens] = {};
+      const int64_t row = (first + i) * kStripTokens;
+      for (int64_t t = 0; t < kStripTokens; ++t) {
+        const bool in = row + t < a_.num_rows;
+        rows[t] =
+            in ? a_.grad_input + token(row + t, a_.grad_sample_stride, a_.grad_row_stride) : nullptr;
+        if (in) factor[t] = static_cast<float>(a_.scale[row + t] * a_.label_smoothing);
+      }
+      kernel_.store_rows(s.gradient.data() + i * size, a_.dim, factor,
+                         smooth() ? direction_.data() : nullptr, rows);
+    }
+  }
+
+  Status add_to_weight(int64_t strips) {
+    const int64_t width = shape_.steps() * kStepValues;
+    auto panel = [&](int64_t p, int) {
+      kernel_.enter();
+      kernel_.weight_gradient(
+          chunk_.classes.data() + p * 2048, chunk_.classes_stride, chunk_.pairs.data(),
+          chunk_.pairs_stride, strips, shape_,
+          a_.grad_weight ? a_.grad_weight + p * kPanelClasses * width : nullptr, width,
+          a_.grad_bias ? a_.grad_bias + p * kPanelClasses : nullptr);
+      kernel_.leave();
+    };
+    CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, shape_.panels(), panel));
+    if (!smooth()) return Status();
+    for (int64_t i = 0; i < strips * kStripTokens; ++i) scales_ += chunk_.scale[i];
+    auto sum = [&](int64_t step, int) {
+      kernel_.scaled_sum(chunk_.pairs.data(), chunk_.pairs_stride, strips, chunk_.scale.data(),
+                         step, scaled_inputs_.data() + step * kStepValues);
+    };
+    return parallel_for(a_.threads, shape_.steps(), sum);
+  }
+
+  // What the smoothing takes off every class alike.
+  Status finish() {
+    if (!for_weight() || !smooth()) return Status();
+    const int64_t width = shape_.steps() * kStepValues;
+    const float each = static_cast<float>(a_.label_smoothing / static_cast<double>(a_.num_classes));
+    auto classes = [&](int64_t k, int) {
+      if (a_.grad_bias) a_.grad_bias[k] -= static_cast<float>(each * scales_);
+      if (!a_.grad_weight) return;
+      float* row = a_.grad_weight + k * width;
+      for (int64_t d = 0; d < width; ++d) row[d] -= each * scaled_inputs_[d];
+    };
+    return parallel_for(a_.threads, a_.num_classes, classes);
+  }
+
+  const LinearRowsArgs& a_;
+  const LinearKernel& kernel_;
+  const LinearShape shape_;
+  int64_t strips_ = 1;         // of a task
+  int64_t first_copied_ = 0;   // panel
+  AlignedVector<uint16_t> copied_;
+  AlignedVector<char> transposed_;
+  AlignedVector<float> direction_, scaled_inputs_;
+  double scales_ = 0.0;
+  Chunk chunk_;
+  std::vector<Scratch> scratch_;
+};
+
+Status check(const LinearRowsArgs& a) {
+  if (a.dim < 1 || a.num_classes < 1 || a.num_classes > INT32_MAX - kPanelClasses) {
+    return Status::error(StatusCode::invalid_argument, "%s: sizes must be in [1, 2^31)", kOp);
+  }
+  const bool any = a.num_rows > 0;
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "input", a.input, any));
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "linear_weight", a.weight, any));
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "target", a.target, any));
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "rows", a.rows, any));
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "loss", a.loss, any));
+  for (int64_t i = 0; i < a.num_rows; ++i) {
+    const int64_t t = a.rows[i];
+    if (t < 0 || t >= a.num_tokens) {
+      return Status::error(StatusCode::invalid_argument, "%s: rows[%lld] = %lld is not a token",
+                           kOp, static_cast<long long>(i), static_cast<long long>(t));
+    }
+    if (a.target[t] < 0 || a.target[t] >= a.num_classes) {
+      return Status::error(StatusCode::index_error,
+                           "%s: target %lld of token %lld is outside [0, %lld)", kOp,
+                           static_cast<long long>(a.target[t]), static_cast<long long>(t),
+                           static_cast<long long>(a.num_classes));
+    }
+  }
+  return Status();
+}
+
+}  // namespace
+
+bool linear_rows_usable() {
+  return linear_kernel() != nullptr;
+}
+
+Status linear_cross_entropy_rows(const LinearRowsArgs& args) {
+  return kernel_call(kOp, [&]() -> Status {
+    const LinearKernel* kernel = linear_kernel();
+    if (!kernel) {
+      return Status::error(StatusCode::invalid_argument, "%s: no kernel for this machine", kOp);
+    }
+    CMIM_RETURN_IF_ERROR(check(args));
+    if (args.num_rows == 0) return Status();
+    return Step(args, *kernel).run();
+  });
+}
+
+}  // namespace clustermim

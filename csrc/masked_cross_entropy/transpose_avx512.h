@@ -1,0 +1,79 @@
+// Blocks of 16-bit values from rows into the layouts of tiles. For units compiled for AVX-512.
+#pragma once
+
+#include <immintrin.h>
+
+#include <cstdint>
+
+#include "masked_cross_entropy/row_vector.h"
+
+namespace clustermim {
+namespace {
+
+// v[i][j] -> v[j][i], 16 x 16 values of 32 bits.
+CMIM_INLINE void transpose_16x16(__m512i v[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 2
+  for (int i = 0; i < 16; i += 8) {
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      t[i + j] = _mm512_shuffle_i32x4(v[i + j], v[i + 4 + j], 0x88);
+      t[i + 4 + j] = _mm512_shuffle_i32x4(v[i + j], v[i + 4 + j], 0xdd);
+    }
+  }
+#pragma GCC unroll 8
+  for (int j = 0; j < 8; ++j) {
+    v[j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0x88);
+    v[8 + j] = _mm512_shuffle_i32x4(t[j], t[8 + j], 0xdd);
+  }
+}
+
+// Of two vectors of 32 words: (a0 b0 a1 b1 ...), the first and the second half.
+CMIM_INLINE __m512i interleave_first(__m512i a, __m512i b) {
+  const __m512i index = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40,
+                                         8, 39, 7, 38, 6, 37, 5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+  return _mm512_permutex2var_epi16(a, index, b);
+}
+CMIM_INLINE __m512i interleave_second(__m512i a, __m512i b) {
+  const __m512i index =
+      _mm512_set_epi16(63, 31, 62, 30, 61, 29, 60, 28, 59, 27, 58, 26, 57, 25, 56, 24, 55, 23, 54,
+                       22, 53, 21, 52, 20, 51, 19, 50, 18, 49, 17, 48, 16);
+  return _mm512_permutex2var_epi16(a, index, b);
+}
+
+// Of two vectors of 16 pairs of words: the even words of a, then those of b; the odd ones.
+CMIM_INLINE __m512i even_words(__m512i a, __m512i b) {
+  const __m512i index = _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34,
+                                         32, 30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2,
+                                         0);
+  return _mm512_permutex2var_epi16(a, index, b);
+}
+CMIM_INLINE __m512i odd_words(__m512i a, __m512i b) {
+  const __m512i index = _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35,
+                                         33, 31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3,
+                                         1);
+  return _mm512_permutex2var_epi16(a, index, b);
+}
+
+// Words [at, at + 32) of a row of `size`, zeros past its end.
+CMIM_INLINE __m512i load_words(const uint16_t* row, int64_t at, int64_t size) {
+  const int64_t left = size - at;
+  if (left >= 32) return _mm512_loadu_si512(row + at);
+  return left <= 0 ? _mm512_setzero_si512()
+                   : _mm512_maskz_loadu_epi16((__mmask32)((1u << left) - 1), row + at);
+}
+
+}  // namespace
+}  // namespace clustermim
