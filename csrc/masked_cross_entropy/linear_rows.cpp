@@ -184,6 +184,8 @@ class Step {
       double loss = (1.0 - e) * (lse - state.target_logit[t]);
       if (e > 0) loss += e * (lse - state.total[t] / classes);
       a_.loss[row + t] = static_cast<float>(loss);
+      a_.stats[a_.rows[row + t]] = state.max[t];
+      a_.stats[a_.num_tokens + a_.rows[row + t]] = state.sum[t];
       if (a_.argmax) a_.argmax[row + t] = loss == loss ? state.argmax[t] : -1;
     }
   }
@@ -298,6 +300,7 @@ Status check(const LinearRowsArgs& a) {
   CMIM_RETURN_IF_ERROR(check_pointer(kOp, "linear_weight", a.weight, any));
   CMIM_RETURN_IF_ERROR(check_pointer(kOp, "target", a.target, any));
   CMIM_RETURN_IF_ERROR(check_pointer(kOp, "rows", a.rows, any));
+  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "stats", a.stats, any));
   CMIM_RETURN_IF_ERROR(check_pointer(kOp, "loss", a.loss, any));
   for (int64_t i = 0; i < a.num_rows; ++i) {
     const int64_t t = a.rows[i];

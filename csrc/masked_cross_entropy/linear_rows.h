@@ -35,6 +35,7 @@ struct LinearRowsArgs {
   const float* bias;      // [num_classes] or null
   const int64_t* target;  // [num_tokens], in [0, num_classes) at the rows
   double label_smoothing;
+  float* stats;     // out: [2][num_tokens], listed tokens: max_k z_k and sum_k exp(z_k - max)
   float* loss;      // out: [num_rows]
   int64_t* argmax;  // out: [num_rows], lowest id on ties, -1 if the loss is NaN; or null
 

@@ -1,15 +1,16 @@
 """``masked_linear_cross_entropy`` on the CPU: library GEMMs and our row kernel, chunk by chunk.
 
-Rows go through in chunks: gather the counted rows, logits by one GEMM, the row kernel, and in the
-backward two GEMMs more. The logits of all rows never exist. Inputs are widened to the accumulation
-dtype as they are gathered, so that 16-bit values are multiplied exactly and summed in float32, and
-a gradient is rounded once, on its way out.
+Rows go through in chunks: gather the counted rows, logits by one GEMM, the row kernel, and two
+GEMMs more for the gradients, in the forward already where they are wanted then. The logits of all
+rows never exist. Inputs are widened to the accumulation dtype as they are gathered, so that 16-bit
+values are multiplied exactly and summed in float32, and a gradient is rounded once, on its way out.
+bfloat16 on a machine with tiles goes another way, tiles.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -17,8 +18,23 @@ from clustermim_fast.ops import _backend
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 from clustermim_fast.ops.masked_cross_entropy.cpu import address, row_list
+from clustermim_fast.ops.masked_linear_cross_entropy import tiles
+from clustermim_fast.ops.masked_linear_cross_entropy.grad_input import (
+    GradInput,
+    as_samples,
+    token_rows,
+)
 
 OP = "masked_linear_cross_entropy"
+
+
+class Needs(NamedTuple):
+    """Which gradients are wanted."""
+
+    input: bool
+    weight: bool
+    bias: bool
+
 
 # Bytes of one chunk's logits, and of its inputs. Large enough that dW's GEMM, which reads and
 # writes all of dW for every chunk, has 256 rows to amortise that over at K = 8192; small enough
@@ -48,10 +64,8 @@ class _Chunks:
         stats: torch.Tensor,
     ) -> None:
         acc = arguments.accumulation_dtype(input, weight, bias)
-        x = input.reshape(input.shape[:-2].numel(), *input.shape[-2:])
         # The row kernel widens 16 bits to float32; float64 beside a narrower input is a copy.
-        x = x.to(acc) if acc == torch.float64 else x
-        self.x = (x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous())[:, prefix:]
+        self.x = as_samples(input.to(acc) if acc == torch.float64 else input)[:, prefix:]
         self.weight = weight.to(acc)
         self.bias = None if bias is None else bias.to(acc).contiguous()
         self.target, self.rows, self.n, self.stats = target, rows, n, stats
@@ -71,24 +85,10 @@ class _Chunks:
             _backend.core().gather_token_rows(
                 source=self.x.data_ptr(),
                 out=inputs.data_ptr(),
-                **self.token_rows(begin, end, self.x),
+                **token_rows(self.x, self.rows[begin:end], self.target.numel(), self.threads),
             )
             torch.mm(inputs, self.weight.t(), out=logits)
             yield begin, end, inputs, logits
-
-    def token_rows(self, begin: int, end: int, tensor: torch.Tensor) -> dict[str, Any]:
-        """Arguments of gather and scatter for rows [begin, end) of ``tensor`` [S, L, d]."""
-        return {
-            "dtype": _backend.DTYPE_CODES[tensor.dtype],
-            "sample_stride": tensor.stride(0),
-            "row_stride": tensor.stride(1),
-            "rows_per_sample": max(tensor.shape[1], 1),
-            "dim": tensor.shape[2],
-            "rows": self.rows[begin:end].data_ptr(),
-            "num_rows": end - begin,
-            "num_tokens": self.target.numel(),
-            "threads": self.threads,
-        }
 
     def loss_rows(self, begin: int, end: int, logits: torch.Tensor) -> dict[str, Any]:
         """Arguments of the row kernel for one chunk's logits."""
@@ -113,6 +113,63 @@ class _Chunks:
         }
 
 
+class _Gradients:
+    """dX, dW and db of a call, from chunks of logit gradients.
+
+    dX: rounded once per counted row, zeros in the others and in the prefix. dW in the accumulation
+    dtype; db is summed in float64, since a float32 sum over all rows would be its largest error.
+    """
+
+    def __init__(self, chunks: _Chunks, input: torch.Tensor, prefix: int, needs: Needs) -> None:
+        num_classes, dim = chunks.weight.shape
+        self.chunks, self.needs = chunks, needs
+        # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it
+        # stays out of the logit gradients, where it would drown small probabilities as soon as
+        # those are rounded to a 16-bit GEMM operand, and is taken off the three results. With
+        # float32 inputs the detour only costs accuracy (db: 2.6e-7 instead of 1.6e-7 at K = 50).
+        self.smooth = chunks.label_smoothing > 0 and input.dtype.itemsize == 2
+        self.weight = torch.zeros((num_classes, dim) if needs.weight else 0, dtype=chunks.acc)
+        self.bias = torch.zeros(num_classes if needs.bias else 0, dtype=torch.float64)
+        self.scaled_inputs = torch.zeros(dim, dtype=chunks.acc)  # sum_n scale_n x_n
+        self.scales = 0.0
+        self.input = GradInput(input, prefix, needs.input, chunks.acc, chunks.threads)
+        self.input.zero(chunks.rows[chunks.n :], chunks.target.numel())
+        self.direction = chunks.weight.mean(0) if self.smooth and needs.input else None
+
+    def add(
+        self, begin: int, end: int, inputs: torch.Tensor, logits: torch.Tensor, scale: torch.Tensor
+    ) -> None:
+        """The rows [begin, end); ``inputs`` [r, d] and ``logits`` [r, K] are overwritten."""
+        chunks = self.chunks
+        _backend.core().cross_entropy_backward(
+            uniform_part=not self.smooth,
+            scale=scale.data_ptr(),
+            grad=logits.data_ptr(),
+            zero_rest=False,
+            **chunks.loss_rows(begin, end, logits),
+        )
+        if self.needs.bias:
+            self.bias += logits.sum(0, dtype=torch.float64)
+        if self.needs.weight:
+            self.weight.addmm_(logits.t(), inputs)
+        if self.smooth:
+            self.scaled_inputs += scale.to(chunks.acc) @ inputs
+            self.scales += float(scale.sum())
+        if self.needs.input:
+            torch.mm(logits, chunks.weight, out=inputs)
+            factor = (scale * chunks.label_smoothing).to(chunks.acc) if self.smooth else None
+            self.input.write(
+                chunks.rows[begin:end], chunks.target.numel(), inputs, factor, self.direction
+            )
+
+    def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        if self.smooth:
+            per_class = self.chunks.label_smoothing / self.chunks.weight.shape[0]
+            self.weight -= per_class * self.scaled_inputs if self.needs.weight else 0.0
+            self.bias -= per_class * self.scales
+        return self.input.finish(), self.weight, self.bias.to(self.chunks.acc)
+
+
 def forward(
     input: torch.Tensor,
     weight: torch.Tensor,
@@ -126,6 +183,7 @@ def forward(
     prefix: int,
     masked_per_sample: int,
     metrics: bool,
+    needs: Needs,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered forward op; see its public function for the arguments."""
     num_classes = weight.shape[0]
@@ -135,25 +193,24 @@ def forward(
     weights = _rows.row_weights(rows[:n], None, token_weight)
     if weights is not None:
         arguments.check_token_weight_values(OP, weights)
-    stats = torch.zeros(2, flat.numel(), dtype=acc)
-    losses = torch.empty(n, dtype=acc)
-    best = torch.empty(n if metrics else 0, dtype=torch.int64)
-    chunks = _Chunks(input, weight, bias, flat, rows, n, prefix, label_smoothing, stats)
-    for begin, end, _, logits in chunks:
-        _backend.core().cross_entropy_forward(
-            loss=losses[begin:end].data_ptr(),
-            argmax=best[begin:end].data_ptr() if metrics else 0,
-            **chunks.loss_rows(begin, end, logits),
-        )
     count = torch.tensor(n)
     divisor = _rows.mean_divisor(count, weights, None, flat)
+    scale = None
+    if any(needs):
+        one = torch.ones((), dtype=torch.float64)
+        scale = _rows.row_scales(one, rows[:n], weights, divisor, reduction)
+    stats = torch.zeros(2, flat.numel(), dtype=acc)
+    losses, best, *grads = _work(
+        input, weight, bias, flat, rows, n, stats, label_smoothing, prefix, metrics, scale, needs,
+        want_losses=True,
+    )  # fmt: skip
     loss = _rows.reduce_rows(losses, rows[:n], weights, divisor, target.shape, reduction)
     correct = torch.zeros((), dtype=torch.int64)
     histogram = torch.zeros(num_classes, dtype=torch.int64)
     if metrics:
         correct = (best == flat.reshape(-1)[rows[:n]]).sum()
         histogram = torch.bincount(best[best >= 0], minlength=num_classes)
-    return loss, rows, count, stats, divisor, correct, histogram
+    return loss, rows, count, stats, divisor, correct, histogram, *grads
 
 
 def backward(
@@ -170,95 +227,87 @@ def backward(
     reduction: str,
     label_smoothing: float,
     prefix: int,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    needs: Needs,
+) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered backward op; see its public function for the arguments."""
-    num_classes, dim = weight.shape
     flat = target.long().contiguous()
     rows, n = rows.contiguous(), int(count)
-    chunks = _Chunks(
-        input, weight, bias, flat, rows, n, prefix, label_smoothing, stats.contiguous()
-    )
-    acc = chunks.acc
     weights = _rows.row_weights(rows[:n], None, token_weight)
     scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction)
+    return _work(
+        input, weight, bias, flat, rows, n, stats.contiguous(), label_smoothing, prefix, False,
+        scale, needs, want_losses=False,
+    )[2:]  # fmt: skip
 
-    # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it stays
-    # out of the logit gradients, where it would drown small probabilities as soon as those are
-    # rounded to a 16-bit GEMM operand, and is taken off the three results. With float32 inputs the
-    # detour only costs accuracy (db: 2.6e-7 instead of 1.6e-7 at K = 50).
-    smooth = label_smoothing > 0 and input.dtype.itemsize == 2
-    grad_input = _GradInput(chunks, input, prefix, need_input, smooth)
-    grad_weight = torch.zeros((num_classes, dim) if need_weight else 0, dtype=acc)
-    # A float32 sum over all rows would be the largest error of db; in float64 it is none.
-    grad_bias = torch.zeros(num_classes if need_bias else 0, dtype=torch.float64)
-    scaled_inputs = torch.zeros(dim, dtype=acc)  # sum_n scale_n x_n
+
+def _work(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    rows: torch.Tensor,
+    n: int,
+    stats: torch.Tensor,
+    label_smoothing: float,
+    prefix: int,
+    metrics: bool,
+    scale: torch.Tensor | None,
+    needs: Needs,
+    want_losses: bool,
+) -> tuple[torch.Tensor, ...]:
+    """(losses [n], argmax [n], dX, dW, db); what is not wanted has size 0.
+
+    ``stats`` is written with the losses, and read without them.
+    """
+    acc = arguments.accumulation_dtype(input, weight, bias)
+    if tiles.usable(input, weight, bias):
+        return _work_in_tiles(
+            input, weight, bias, target, rows, n, stats, label_smoothing, prefix, metrics, scale,
+            needs,
+        )  # fmt: skip
+    losses = torch.empty(n if want_losses else 0, dtype=acc)
+    best = torch.empty(n if metrics else 0, dtype=torch.int64)
+    chunks = _Chunks(input, weight, bias, target, rows, n, prefix, label_smoothing, stats)
+    gradients = _Gradients(chunks, input, prefix, needs)
     for begin, end, inputs, logits in chunks:
-        part = scale[begin:end]
-        _backend.core().cross_entropy_backward(
-            uniform_part=not smooth,
-            scale=part.data_ptr(),
-            grad=logits.data_ptr(),
-            zero_rest=False,
-            **chunks.loss_rows(begin, end, logits),
-        )
-        if need_bias:
-            grad_bias += logits.sum(0, dtype=torch.float64)
-        if need_weight:
-            grad_weight.addmm_(logits.t(), inputs)
-            if smooth:
-                scaled_inputs += part.to(acc) @ inputs
-        if need_input:
-            grad_input.write(begin, end, logits, part, inputs)
-    if smooth:
-        per_class = label_smoothing / num_classes
-        if need_weight:
-            grad_weight -= per_class * scaled_inputs
-        if need_bias:
-            grad_bias -= per_class * scale.sum()
-    return grad_input.finish(), grad_weight, grad_bias.to(acc)
+        if want_losses:
+            _backend.core().cross_entropy_forward(
+                loss=losses[begin:end].data_ptr(),
+                argmax=best[begin:end].data_ptr() if metrics else 0,
+                **chunks.loss_rows(begin, end, logits),
+            )
+        if scale is not None and any(needs):
+            gradients.add(begin, end, inputs, logits, scale[begin:end])
+    return losses, best, *gradients.finish()
 
 
-class _GradInput:
-    """dX: rounded once per counted row, zeros in the others and in the prefix."""
-
-    def __init__(
-        self, chunks: _Chunks, input: torch.Tensor, prefix: int, needed: bool, smooth: bool
-    ) -> None:
-        self.chunks, self.dtype, self.needed = chunks, input.dtype, needed
-        # Beside a float64 weight a narrower input's gradient is rounded at the end.
-        dtype = chunks.acc if chunks.acc == torch.float64 else input.dtype
-        self.out = torch.empty(input.shape if needed else (0,), dtype=dtype)
-        if not needed:
-            return
-        view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
-        view[:, :prefix].zero_()
-        self.tokens = view[:, prefix:]
-        self.direction = chunks.weight.mean(0) if smooth else None
-        self._scatter(chunks.n, chunks.target.numel(), None, None)
-
-    def _scatter(
-        self, begin: int, end: int, source: torch.Tensor | None, factor: torch.Tensor | None
-    ) -> None:
-        _backend.core().scatter_token_rows(
-            source=address(source),
-            factor=address(factor),
-            direction=address(self.direction) if source is not None else 0,
-            destination=self.tokens.data_ptr(),
-            **self.chunks.token_rows(begin, end, self.tokens),
-        )
-
-    def write(
-        self, begin: int, end: int, grad: torch.Tensor, scale: torch.Tensor, buffer: torch.Tensor
-    ) -> None:
-        """dX of one chunk from its logit gradients; ``buffer`` [r, d] is overwritten."""
-        torch.mm(grad, self.chunks.weight, out=buffer)
-        factor = None
-        if self.direction is not None:
-            factor = (scale * self.chunks.label_smoothing).to(self.direction.dtype)
-        self._scatter(begin, end, buffer, factor)
-
-    def finish(self) -> torch.Tensor:
-        return self.out.to(self.dtype)
+def _work_in_tiles(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    rows: torch.Tensor,
+    n: int,
+    stats: torch.Tensor,
+    label_smoothing: float,
+    prefix: int,
+    metrics: bool,
+    scale: torch.Tensor | None,
+    needs: Needs,
+) -> tuple[torch.Tensor, ...]:
+    grad_input = GradInput(input, prefix, needs.input, torch.float32, torch.get_num_threads())
+    grad_input.zero(rows[n:], target.numel())
+    x = as_samples(input)[:, prefix:]
+    found = tiles.run(
+        x, weight, bias, target, rows[:n], stats, label_smoothing, metrics,
+        scale if any(needs) else None, grad_input.tokens if needs.input else None, needs.weight,
+        needs.bias,
+    )  # fmt: skip
+    none = torch.zeros(0)
+    return (
+        found.losses,
+        found.argmax,
+        grad_input.finish(),
+        none if found.grad_weight is None else found.grad_weight,
+        none if found.grad_bias is None else found.grad_bias,
+    )

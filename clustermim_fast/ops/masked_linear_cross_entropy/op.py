@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -35,12 +36,13 @@ class Metrics(NamedTuple):
 
 
 class _MaskedLinearCrossEntropy(torch.autograd.Function):
-    """Gradient mode "recompute".
+    """Two gradient modes.
 
-    The forward keeps what it was given and each row's softmax statistics; the backward makes the
-    logits again, knowing grad_output and the divisor. That is right for any grad_output, for
-    float16 with a loss scale and for a second backward. A mode that computes gradients in the
-    forward, for a grad_output of 1, belongs here too, as outputs of the forward op.
+    "forward": the forward op makes the gradients too, for a grad_output of 1, while the logits are
+    there; the backward multiplies them by another one. "recompute": the forward keeps what it was
+    given and each row's softmax statistics, and the backward makes the logits again, knowing
+    grad_output and the divisor: a fourth product, and right for any grad_output. float16 needs
+    that (1 / N without the loss scale underflows), and so does a grad_output for each row.
     """
 
     @staticmethod
@@ -57,15 +59,17 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         metrics: bool,
         compute_dtype: torch.dtype | None,
         backend: str,
+        needs: tuple[bool, bool, bool],
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
         rounded = weight if compute_dtype is None else weight.to(compute_dtype)
-        loss, rows, count, stats, divisor, correct, histogram = forward_op(
+        loss, rows, count, stats, divisor, correct, histogram, *grads = forward_op(
             input, rounded, bias, target, mask, token_weight, *options, masked_per_sample, metrics,
-            backend,
+            *needs, backend,
         )  # fmt: skip
         ctx.save_for_backward(
-            input, weight, bias, target, mask, token_weight, rows, count, stats, divisor
+            input, weight, bias, target, mask, token_weight, rows, count, stats, divisor, *grads
         )
+        ctx.in_forward = any(needs)
         ctx.options, ctx.compute_dtype, ctx.backend = options, compute_dtype, backend
         ctx.masked_per_sample = masked_per_sample
         count_out = count.clone()
@@ -76,7 +80,7 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
     def backward(
         ctx: Any, grad_loss: torch.Tensor, *_: torch.Tensor | None
     ) -> tuple[torch.Tensor | None, ...]:
-        input, weight, bias, target, _, token_weight, rows, count, stats, divisor = (
+        input, weight, bias, target, _, token_weight, rows, count, stats, divisor, *grads_of_one = (
             ctx.saved_tensors
         )
         needs = (
@@ -87,23 +91,27 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = _differentiable_grads(ctx, grad_loss, needs)
         else:
-            rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
-            found = backward_op(
-                grad_loss, input, rounded, bias, target, token_weight, rows, count, stats, divisor,
-                *ctx.options, *needs, ctx.backend,
-            )  # fmt: skip
+            factor = float(grad_loss) if ctx.in_forward else math.nan
+            if math.isfinite(factor):
+                found = tuple(g if factor == 1.0 else g * factor for g in grads_of_one)
+            else:
+                rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
+                found = backward_op(
+                    grad_loss, input, rounded, bias, target, token_weight, rows, count, stats,
+                    divisor, *ctx.options, *needs, ctx.backend,
+                )  # fmt: skip
             grads = [
                 grad.to(like.dtype) if needed and like is not None else None
                 for grad, like, needed in zip(found, (input, weight, bias), needs, strict=True)
             ]
-        return (*grads, None, None, None, None, None, None, None, None)
+        return (*grads, *[None] * 9)
 
 
 def _differentiable_grads(
     ctx: Any, grad_loss: torch.Tensor, needs: tuple[bool, bool, bool]
 ) -> list[torch.Tensor | None]:
     """create_graph: the composite's own gradients, which can be differentiated again."""
-    input, weight, bias, target, mask, token_weight, rows, count, _, _ = ctx.saved_tensors
+    input, weight, bias, target, mask, token_weight, rows, count = ctx.saved_tensors[:8]
     # Views, so that a tensor given twice keeps two gradients.
     x, w = input.view_as(input), weight.view_as(weight)
     b = None if bias is None else bias.view_as(bias)
@@ -116,6 +124,23 @@ def _differentiable_grads(
         wanted = [t for t, needed in zip((x, w, b), needs, strict=True) if needed and t is not None]
         found = iter(torch.autograd.grad(loss, wanted, grad_loss, create_graph=True))
     return [next(found) if needed else None for needed in needs]
+
+
+def _needed_in_forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    reduction: str,
+    backend: str,
+) -> tuple[bool, bool, bool]:
+    """The gradients of input, weight and bias that the forward makes."""
+    forward = backend == "cpu" and reduction != "none" and input.dtype != torch.float16
+    # A traced graph cannot ask what its grad_output is.
+    if not forward or not torch.is_grad_enabled() or torch.compiler.is_compiling():
+        return (False, False, False)
+    return (
+        input.requires_grad, weight.requires_grad, bias is not None and bias.requires_grad
+    )  # fmt: skip
 
 
 @overload
@@ -239,6 +264,7 @@ def masked_linear_cross_entropy(
         input, linear_weight, linear_bias, target, _rows.as_mask(mask), token_weight,
         (reduction, ignore_index, float(label_smoothing), num_prefix_tokens),
         -1 if masked_per_sample is None else masked_per_sample, return_metrics, compute_dtype, name,
+        _needed_in_forward(input, linear_weight, linear_bias, reduction, name),
     )  # fmt: skip
     if not return_metrics:
         return loss

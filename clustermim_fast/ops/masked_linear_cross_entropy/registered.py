@@ -53,15 +53,27 @@ def _forward_impl(
     prefix: int,
     masked_per_sample: int,
     metrics: bool,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
     backend: str,
 ) -> tuple[torch.Tensor, ...]:
     check_operands(input, weight, bias, target, mask, token_weight, prefix)
-    forward = cpu.forward if backend == "cpu" else reference.forward
+    arguments_ = (
+        input, weight, bias, target, mask, token_weight, reduction, ignore_index, label_smoothing,
+        prefix, masked_per_sample, metrics,
+    )  # fmt: skip
     with torch.autocast(input.device.type, enabled=False):
-        return forward(
-            input, weight, bias, target, mask, token_weight, reduction, ignore_index,
-            label_smoothing, prefix, masked_per_sample, metrics,
+        if backend == "cpu":
+            return cpu.forward(*arguments_, cpu.Needs(need_input, need_weight, need_bias))
+        found = reference.forward(*arguments_)
+        rows, count, divisor = found[1], found[2], found[4]
+        grads = reference.backward(
+            torch.ones_like(found[0]), input, weight, bias, target, token_weight, rows, count,
+            divisor, reduction, ignore_index, label_smoothing, prefix, need_input, need_weight,
+            need_bias,
         )  # fmt: skip
+        return (*found, *grads)
 
 
 def _forward_fake(
@@ -72,7 +84,15 @@ def _forward_fake(
     mask: torch.Tensor | None,
     token_weight: torch.Tensor | None,
     reduction: str,
-    *_: Any,
+    ignore_index: int,
+    label_smoothing: float,
+    prefix: int,
+    masked_per_sample: int,
+    metrics: bool,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+    backend: str,
 ) -> tuple[torch.Tensor, ...]:
     acc = arguments.accumulation_dtype(input, weight, bias)
     return (
@@ -83,6 +103,22 @@ def _forward_fake(
         input.new_empty((), dtype=torch.float64),
         target.new_empty((), dtype=torch.int64),
         target.new_empty((weight.shape[0],), dtype=torch.int64),
+        *_fake_gradients(input, weight, acc, need_input, need_weight, need_bias),
+    )
+
+
+def _fake_gradients(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    acc: torch.dtype,
+    need_input: bool,
+    need_weight: bool,
+    need_bias: bool,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    return (
+        input.new_empty(input.shape if need_input else (0,)),
+        weight.new_empty(weight.shape if need_weight else (0,), dtype=acc),
+        weight.new_empty(weight.shape[:1] if need_bias else (0,), dtype=acc),
     )
 
 
@@ -112,7 +148,7 @@ def _backward_impl(
         if backend == "cpu":
             return cpu.backward(
                 grad_loss, input, weight, bias, target, token_weight, rows, count, stats, divisor,
-                reduction, label_smoothing, prefix, need_input, need_weight, need_bias,
+                reduction, label_smoothing, prefix, cpu.Needs(need_input, need_weight, need_bias),
             )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
@@ -141,18 +177,16 @@ def _backward_fake(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     acc = arguments.accumulation_dtype(input, weight, bias)
-    return (
-        input.new_empty(input.shape if need_input else (0,)),
-        weight.new_empty(weight.shape if need_weight else (0,), dtype=acc),
-        weight.new_empty(weight.shape[:1] if need_bias else (0,), dtype=acc),
-    )
+    return _fake_gradients(input, weight, acc, need_input, need_weight, need_bias)
 
 
+# The gradients that the forward gives where it is asked for them are those for a grad_output of 1.
 forward_op = define_op(
     "masked_linear_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
     " Tensor? mask, Tensor? token_weight, str reduction, int ignore_index, float label_smoothing,"
-    " int num_prefix_tokens, int masked_per_sample, bool metrics, str backend)"
-    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " int num_prefix_tokens, int masked_per_sample, bool metrics, bool need_input,"
+    " bool need_weight, bool need_bias, str backend)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     impl=_forward_impl,
     fake=_forward_fake,
 )

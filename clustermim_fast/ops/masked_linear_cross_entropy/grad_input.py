@@ -1,0 +1,73 @@
+"""dX of the linear loss on the CPU: an uninitialised tensor, every element of which is written."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from clustermim_fast.ops import _backend
+from clustermim_fast.ops.masked_cross_entropy.cpu import address
+
+
+def as_samples(input: torch.Tensor) -> torch.Tensor:
+    """[..., T, d] as [S, T, d] with dense rows; a view unless the strides allow none."""
+    x = input.reshape(input.shape[:-2].numel(), *input.shape[-2:])
+    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def token_rows(
+    tensor: torch.Tensor, rows: torch.Tensor, num_tokens: int, threads: int
+) -> dict[str, Any]:
+    """Arguments of the core's gather and scatter for ``rows`` of ``tensor`` [S, L, d]."""
+    return {
+        "dtype": _backend.DTYPE_CODES[tensor.dtype],
+        "sample_stride": tensor.stride(0),
+        "row_stride": tensor.stride(1),
+        "rows_per_sample": max(tensor.shape[1], 1),
+        "dim": tensor.shape[2],
+        "rows": rows.data_ptr(),
+        "num_rows": rows.numel(),
+        "num_tokens": num_tokens,
+        "threads": threads,
+    }
+
+
+class GradInput:
+    """dX [..., T, d]; zeros in the prefix. ``tokens`` [S, L, d] is the rest, not yet written."""
+
+    def __init__(
+        self, input: torch.Tensor, prefix: int, needed: bool, acc: torch.dtype, threads: int
+    ) -> None:
+        self.dtype, self.needed, self.threads = input.dtype, needed, threads
+        # Beside a float64 weight a narrower input's gradient is rounded at the end.
+        dtype = acc if acc == torch.float64 else input.dtype
+        self.out = torch.empty(input.shape if needed else (0,), dtype=dtype)
+        if needed:
+            view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
+            view[:, :prefix].zero_()
+            self.tokens = view[:, prefix:]
+
+    def zero(self, rows: torch.Tensor, num_tokens: int) -> None:
+        if self.needed:
+            self.write(rows, num_tokens, None, None, None)
+
+    def write(
+        self,
+        rows: torch.Tensor,
+        num_tokens: int,
+        source: torch.Tensor | None,
+        factor: torch.Tensor | None,
+        direction: torch.Tensor | None,
+    ) -> None:
+        """rows = round(source - factor * direction), zeros without a source."""
+        _backend.core().scatter_token_rows(
+            source=address(source),
+            factor=address(factor),
+            direction=address(direction),
+            destination=self.tokens.data_ptr(),
+            **token_rows(self.tokens, rows, num_tokens, self.threads),
+        )
+
+    def finish(self) -> torch.Tensor:
+        return self.out.to(self.dtype)
