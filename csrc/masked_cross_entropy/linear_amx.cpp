@@ -245,24 +245,24 @@ void store_rows(const float* gradient, int64_t dim, const float* factor, const f
 }
 
 void weight_gradient(const char* classes, int64_t classes_stride, const char* pairs,
-                     int64_t pairs_stride, int64_t strips, const LinearShape& shape, float* out,
-                     int64_t out_stride, float* bias) {
-  if (bias) {
-    const __m512i ones = _mm512_set1_epi16(0x3f80);
-    for (int64_t c = 0; c < kPanelClasses; ++c) {
-      __m512 sum = _mm512_setzero_ps();
-      for (int64_t s = 0; s < strips; ++s) {
-        sum = _mm512_dpbf16_ps(
-            sum, (__m512bh)_mm512_load_si512(classes + s * classes_stride + c * 64),
-            (__m512bh)ones);
-      }
-      bias[c] += _mm512_reduce_add_ps(sum);
-    }
-  }
-  if (!out) return;
-  for (int64_t s = 0; s < shape.steps(); ++s) {
+                     int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
+                     bool accumulate, float* out, int64_t out_stride) {
+  for (int64_t s = begin; s < end; ++s) {
     multiply(classes, 64, kTileBytes, classes_stride, pairs + s * 2 * kTileBytes, pairs_stride,
-             strips, true, out + s * kStepValues, out_stride);
+             strips, accumulate, out + s * kStepValues, out_stride);
+  }
+}
+
+void bias_gradient(const char* classes, int64_t classes_stride, int64_t strips, bool accumulate,
+                   float* out) {
+  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
+  for (int64_t c = 0; c < kPanelClasses; ++c) {
+    __m512 sum = _mm512_setzero_ps();
+    for (int64_t s = 0; s < strips; ++s) {
+      const __m512i of_strip = _mm512_load_si512(classes + s * classes_stride + c * 64);
+      sum = _mm512_dpbf16_ps(sum, (__m512bh)of_strip, ones);
+    }
+    out[c] = _mm512_reduce_add_ps(sum) + (accumulate ? out[c] : 0.0f);
   }
 }
 
@@ -308,6 +308,6 @@ void scaled_sum(const char* pairs, int64_t pairs_stride, int64_t strips, const f
 extern const LinearKernel kLinearAmx;
 const LinearKernel kLinearAmx = {enter_tiles,    leave_tiles, pack_tokens,     pack_weight,
                                  logits,         gradient,    input_gradient,  store_rows,
-                                 weight_gradient, scaled_sum, sum_rows};
+                                 weight_gradient, bias_gradient, scaled_sum, sum_rows};
 
 }  // namespace clustermim

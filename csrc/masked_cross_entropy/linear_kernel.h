@@ -69,10 +69,13 @@ struct LinearKernel {
   void (*store_rows)(const float* gradient, int64_t dim, const float* factor,
                      const float* direction, uint16_t* const* rows);
 
-  // out [32 classes][32 * steps] += dZ^T X over `strips` strips, in order; bias [32] += sums.
+  // Over `strips` strips, in order: out [32 classes][values of the steps [begin, end)] (+)= dZ^T X.
   void (*weight_gradient)(const char* classes, int64_t classes_stride, const char* pairs,
-                          int64_t pairs_stride, int64_t strips, const LinearShape& shape,
-                          float* out, int64_t out_stride, float* bias);
+                          int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
+                          bool accumulate, float* out, int64_t out_stride);
+  // out [32 classes] (+)= the sums of dZ.
+  void (*bias_gradient)(const char* classes, int64_t classes_stride, int64_t strips,
+                        bool accumulate, float* out);
   // out [32] += sum_n scale_n x_n for 32 values from 32 * step on.
   void (*scaled_sum)(const char* pairs, int64_t pairs_stride, int64_t strips, const float* scale,
                      int64_t step, float* out);

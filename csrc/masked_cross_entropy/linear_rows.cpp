@@ -6,10 +6,10 @@
 #include <limits>
 #include <vector>
 
-#include "core/aligned_vector.h"
 #include "core/cpu_features.h"
 #include "core/kernel_call.h"
 #include "core/parallel_for.h"
+#include "core/workspace.h"
 #include "masked_cross_entropy/linear_kernel.h"
 
 namespace clustermim {
@@ -19,6 +19,9 @@ constexpr const char* kOp = "masked_linear_cross_entropy";
 constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands stay in the cache
 constexpr int64_t kMostStrips = 8;  // of a task
+// dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself is
+// read and written once a chunk.
+constexpr int64_t kChunkStrips = 64, kStepBlock = 8;
 // Strips that follow each other would otherwise fall into the same sets of the caches.
 constexpr int64_t kSpread = 2048 + 64 * 2;
 
@@ -32,24 +35,27 @@ const LinearKernel* linear_kernel() {
 // Operands of dW for the strips of one chunk.
 struct Chunk {
   int64_t classes_stride, pairs_stride;
-  AlignedVector<char> classes, pairs;
+  Workspace<char> classes, pairs;
   std::vector<float> scale;
 };
 
 struct Scratch {
-  AlignedVector<char> columns, pairs;
-  AlignedVector<float> exponentials, references, gradient;
-  AlignedVector<StripState> states;
+  Workspace<char> columns, pairs;
+  Workspace<float> exponentials, references, gradient;
+  Workspace<StripState> states;
 };
 
 class Step {
  public:
   Step(const LinearRowsArgs& args, const LinearKernel& kernel)
-      : a_(args), kernel_(kernel), shape_{args.dim, args.num_classes} {
+      : a_(args),
+        kernel_(kernel),
+        shape_{args.dim, args.num_classes},
+        threads_(std::max(args.threads, 1)) {
     const int64_t panels = shape_.panels();
     const int64_t each = panels * (4096 + 2048 + 128) + shape_.strip_bytes();
     strips_ = gradients() ? std::clamp<int64_t>(
-                                std::min(6 * kMiB, 16 * kMiB / std::max(args.threads, 1)) / each,
+                                std::min(6 * kMiB, 16 * kMiB / threads_) / each,
                                 1, kMostStrips)
                           : kMostStrips;
   }
@@ -60,11 +66,11 @@ class Step {
     chunk_.classes_stride = shape_.panels() * kPanelClasses * 64 + kSpread;
     chunk_.pairs_stride = shape_.strip_bytes() + kSpread;
     const int64_t room = std::clamp<int64_t>(
-        20 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, 512);
+        20 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
     const int64_t chunk = for_weight() ? std::min(room, total) : total;
     if (for_weight()) {
-      chunk_.classes.resize(chunk * chunk_.classes_stride);
-      chunk_.pairs.resize(chunk * chunk_.pairs_stride);
+      chunk_.classes.reserve(chunk * chunk_.classes_stride);
+      chunk_.pairs.reserve(chunk * chunk_.pairs_stride);
       chunk_.scale.resize(chunk * kStripTokens);
     }
     for (int64_t begin = 0; begin < total; begin += chunk) {
@@ -74,7 +80,7 @@ class Step {
         run_block(begin, first, std::min(strips_, count - first), scratch_[worker]);
       };
       CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, (count + strips_ - 1) / strips_, task));
-      if (for_weight()) CMIM_RETURN_IF_ERROR(add_to_weight(count));
+      if (for_weight()) CMIM_RETURN_IF_ERROR(add_to_weight(count, begin > 0));
     }
     return finish();
   }
@@ -88,22 +94,24 @@ class Step {
   // The weight as the products read it.
   Status prepare() {
     const int64_t panels = shape_.panels(), width = shape_.steps() * kStepValues;
-    scratch_.resize(std::max(a_.threads, 1));
+    scratch_.resize(threads_);
     // Tiles read whole panels of whole steps: what is not there gets a copy with zeros.
     first_copied_ = a_.dim == width ? a_.num_classes / kPanelClasses : 0;
-    copied_.assign((panels - first_copied_) * kPanelClasses * width, 0);
+    const int64_t copied = (panels - first_copied_) * kPanelClasses * width;
+    copied_.reserve(copied);
+    std::fill_n(copied_.data(), copied, uint16_t{0});
     for (int64_t k = first_copied_ * kPanelClasses; k < a_.num_classes; ++k) {
       std::memcpy(copied_.data() + (k - first_copied_ * kPanelClasses) * width,
                   a_.weight + k * a_.weight_stride, a_.dim * 2);
     }
     if (for_input()) {
-      transposed_.resize(shape_.steps() * panels * 2048);
+      transposed_.reserve(shape_.steps() * panels * 2048);
       auto pack = [&](int64_t panel, int) {
         kernel_.pack_weight(a_.weight, a_.weight_stride, shape_, panel, transposed_.data());
       };
       CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, panels, pack));
       if (smooth()) {
-        direction_.resize(width);
+        direction_.reserve(width);
         auto sum = [&](int64_t step, int) {
           float* out = direction_.data() + step * kStepValues;
           kernel_.sum_rows(a_.weight, a_.weight_stride, a_.num_classes, a_.dim, step, out);
@@ -123,13 +131,13 @@ class Step {
 
   void reserve(Scratch& s) const {
     const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 1;
-    s.states.resize(strips_);
-    s.columns.resize(strips_ * shape_.strip_bytes());
-    s.exponentials.resize(kept * kPanelClasses * kStripTokens);
-    s.references.resize(kept * kStripTokens);
+    s.states.reserve(strips_);
+    s.columns.reserve(strips_ * shape_.strip_bytes());
+    s.exponentials.reserve(kept * kPanelClasses * kStripTokens);
+    s.references.reserve(kept * kStripTokens);
     if (!for_input()) return;
-    s.pairs.resize(strips_ * panels * 2048);
-    s.gradient.resize(strips_ * shape_.steps() * kStepValues * kStripTokens);
+    s.pairs.reserve(strips_ * panels * 2048);
+    s.gradient.reserve(strips_ * shape_.steps() * kStepValues * kStripTokens);
   }
 
   // `strips` strips from strip `first` of the chunk that begins with strip `chunk` of all.
@@ -139,7 +147,7 @@ class Step {
     for (int64_t i = 0; i < strips; ++i) {
       const int64_t row = (chunk + first + i) * kStripTokens;
       const uint16_t* rows[kStripTokens];
-      StripState& state = s.states[i];
+      StripState& state = s.states.data()[i];
       for (int64_t t = 0; t < kStripTokens; ++t) {
         const bool in = row + t < a_.num_rows;
         rows[t] = in ? a_.input + token(row + t, a_.sample_stride, a_.row_stride) : nullptr;
@@ -163,13 +171,13 @@ class Step {
         const int64_t at = gradients() ? i * panels + p : 0;
         kernel_.logits(weight, copy ? width : a_.weight_stride, shape_, p,
                        s.columns.data() + i * shape_.strip_bytes(), a_.bias, a_.argmax != nullptr,
-                       s.states[i], s.exponentials.data() + at * kPanelClasses * kStripTokens,
+                       s.states.data()[i], s.exponentials.data() + at * kPanelClasses * kStripTokens,
                        s.references.data() + at * kStripTokens);
       }
     }
     for (int64_t i = 0; i < strips; ++i) {
       const int64_t row = (chunk + first + i) * kStripTokens;
-      store_losses(row, s.states[i]);
+      store_losses(row, s.states.data()[i]);
       if (gradients()) make_gradient(row, i, first + i, s);
     }
     if (for_input()) multiply_input(chunk + first, strips, s);
@@ -195,7 +203,7 @@ class Step {
     StripFactors factors = {};
     for (int64_t t = 0; t < std::min(kStripTokens, a_.num_rows - row); ++t) {
       const double scale = a_.scale[row + t];
-      factors.softmax[t] = static_cast<float>(scale / s.states[i].sum[t]);
+      factors.softmax[t] = static_cast<float>(scale / s.states.data()[i].sum[t]);
       factors.hard[t] = static_cast<float>(scale * (1.0 - a_.label_smoothing));
     }
     if (for_weight()) {
@@ -207,7 +215,7 @@ class Step {
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = i * panels + p;
       kernel_.gradient(
-          shape_, p, s.states[i], factors,
+          shape_, p, s.states.data()[i], factors,
           s.exponentials.data() + at * kPanelClasses * kStripTokens,
           s.references.data() + at * kStripTokens,
           for_weight() ? chunk_.classes.data() + in_chunk * chunk_.classes_stride + p * 2048
@@ -243,18 +251,33 @@ class Step {
     }
   }
 
-  Status add_to_weight(int64_t strips) {
-    const int64_t width = shape_.steps() * kStepValues;
-    auto panel = [&](int64_t p, int) {
+  // A task keeps its inputs, 32 tokens times kStepBlock values a strip, in its core's cache while
+  // the classes pass by.
+  Status add_to_weight(int64_t strips, bool accumulate) {
+    const int64_t width = shape_.steps() * kStepValues, panels = shape_.panels();
+    const int64_t blocks = (shape_.steps() + kStepBlock - 1) / kStepBlock;
+    const int64_t group = (panels + 2 * threads_ - 1) / (2 * threads_);
+    const int64_t groups = (panels + group - 1) / group;
+    auto task = [&](int64_t t, int) {
+      const int64_t begin = t / groups * kStepBlock;
+      const int64_t end = std::min(begin + kStepBlock, shape_.steps());
+      const int64_t last = std::min((t % groups + 1) * group, panels);
       kernel_.enter();
-      kernel_.weight_gradient(
-          chunk_.classes.data() + p * 2048, chunk_.classes_stride, chunk_.pairs.data(),
-          chunk_.pairs_stride, strips, shape_,
-          a_.grad_weight ? a_.grad_weight + p * kPanelClasses * width : nullptr, width,
-          a_.grad_bias ? a_.grad_bias + p * kPanelClasses : nullptr);
+      for (int64_t p = t % groups * group; p < last; ++p) {
+        const char* classes = chunk_.classes.data() + p * 2048;
+        if (a_.grad_weight) {
+          kernel_.weight_gradient(classes, chunk_.classes_stride, chunk_.pairs.data(),
+                                  chunk_.pairs_stride, strips, begin, end, accumulate,
+                                  a_.grad_weight + p * kPanelClasses * width, width);
+        }
+        if (a_.grad_bias && begin == 0) {
+          kernel_.bias_gradient(classes, chunk_.classes_stride, strips, accumulate,
+                                a_.grad_bias + p * kPanelClasses);
+        }
+      }
       kernel_.leave();
     };
-    CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, shape_.panels(), panel));
+    CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, blocks * groups, task));
     if (!smooth()) return Status();
     for (int64_t i = 0; i < strips * kStripTokens; ++i) scales_ += chunk_.scale[i];
     auto sum = [&](int64_t step, int) {
@@ -281,11 +304,13 @@ class Step {
   const LinearRowsArgs& a_;
   const LinearKernel& kernel_;
   const LinearShape shape_;
+  const int64_t threads_;
   int64_t strips_ = 1;         // of a task
   int64_t first_copied_ = 0;   // panel
-  AlignedVector<uint16_t> copied_;
-  AlignedVector<char> transposed_;
-  AlignedVector<float> direction_, scaled_inputs_;
+  Workspace<uint16_t> copied_;
+  Workspace<char> transposed_;
+  Workspace<float> direction_;
+  std::vector<float> scaled_inputs_;
   double scales_ = 0.0;
   Chunk chunk_;
   std::vector<Scratch> scratch_;
@@ -331,7 +356,15 @@ Status linear_cross_entropy_rows(const LinearRowsArgs& args) {
       return Status::error(StatusCode::invalid_argument, "%s: no kernel for this machine", kOp);
     }
     CMIM_RETURN_IF_ERROR(check(args));
-    if (args.num_rows == 0) return Status();
+    if (args.num_rows == 0) {
+      const LinearShape shape{args.dim, args.num_classes};
+      const int64_t classes = shape.panels() * kPanelClasses;
+      if (args.grad_weight) {
+        std::fill_n(args.grad_weight, classes * shape.steps() * kStepValues, 0.0f);
+      }
+      if (args.grad_bias) std::fill_n(args.grad_bias, classes, 0.0f);
+      return Status();
+    }
     return Step(args, *kernel).run();
   });
 }

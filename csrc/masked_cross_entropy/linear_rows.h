@@ -43,8 +43,8 @@ struct LinearRowsArgs {
   const double* scale;   // [num_rows]
   uint16_t* grad_input;  // out: the listed tokens
   int64_t grad_sample_stride, grad_row_stride;
-  float* grad_weight;  // in: zeros; out: [num_classes and dim, both rounded up to whole 32]
-  float* grad_bias;    // in: zeros; out: [num_classes rounded up to whole 32]
+  float* grad_weight;  // out: [num_classes and dim, both rounded up to whole 32]
+  float* grad_bias;    // out: [num_classes rounded up to whole 32]
   int threads;
 };
 Status linear_cross_entropy_rows(const LinearRowsArgs& args);

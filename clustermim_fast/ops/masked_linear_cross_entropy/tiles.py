@@ -56,8 +56,8 @@ def run(
     losses = torch.empty(n)
     argmax = torch.empty(n if metrics else 0, dtype=torch.int64)
     whole_classes, whole_dim = (-(-size // PANEL) * PANEL for size in (num_classes, dim))
-    grad_weight = torch.zeros(whole_classes, whole_dim) if need_weight else None
-    grad_bias = torch.zeros(whole_classes) if need_bias else None
+    grad_weight = torch.empty(whole_classes, whole_dim) if need_weight else None
+    grad_bias = torch.empty(whole_classes) if need_bias else None
 
     def address(tensor: torch.Tensor | None) -> int:
         return 0 if tensor is None else tensor.data_ptr()
