@@ -55,7 +55,7 @@ class Step {
     const int64_t panels = shape_.panels();
     const int64_t each = panels * (4096 + 2048 + 128) + shape_.strip_bytes();
     strips_ = gradients() ? std::clamp<int64_t>(
-                                std::min(6 * kMiB, 16 * kMiB / threads_) / each,
+                                24 * kMiB / threads_ / each,
                                 1, kMostStrips)
                           : kMostStrips;
   }
@@ -66,7 +66,7 @@ class Step {
     chunk_.classes_stride = shape_.panels() * kPanelClasses * 64 + kSpread;
     chunk_.pairs_stride = shape_.strip_bytes() + kSpread;
     const int64_t room = std::clamp<int64_t>(
-        20 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
+        16 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
     const int64_t chunk = for_weight() ? std::min(room, total) : total;
     if (for_weight()) {
       chunk_.classes.reserve(chunk * chunk_.classes_stride);
