@@ -65,8 +65,8 @@ void pack_weight(const uint16_t* weight, int64_t stride, const LinearShape& shap
 
 // 32 rows of `a` times 32 columns: out [32][out_stride].
 CMIM_INLINE void multiply(const char* a, int64_t a_row_bytes, int64_t a_rows_16, int64_t a_step,
-                          const char* b, int64_t b_step, int64_t steps, bool accumulate,
-                          float* out, int64_t out_stride) {
+                          const char* b, int64_t b_step, int64_t steps, bool accumulate, float* out,
+                          int64_t out_stride) {
   const int64_t stride = out_stride * 4;
   if (accumulate) {
     CMIM_TILE_LOAD(0, out, stride);
@@ -149,7 +149,7 @@ CMIM_INLINE void softmax_panel(float* z, int64_t first, int64_t count, const flo
     _mm512_store_ps(totals, _mm512_add_ps(_mm512_load_ps(totals), total));
     _mm512_store_ps(state.max + 16 * h, largest[h]);
     _mm512_store_si512(state.argmax + 16 * h, where[h]);
-    _mm512_store_ps(reference + 16 * h, shift);
+    _mm512_store_ps(reference + 16 * h, largest[h]);
   }
 }
 
@@ -170,7 +170,7 @@ void logits(const uint16_t* weight, int64_t stride, const LinearShape& shape, in
 
 void gradient(const LinearShape& shape, int64_t panel, const StripState& state,
               const StripFactors& factors, const float* exponentials, const float* reference,
-              char* classes, char* pairs) {
+              char* classes, char* pairs, float* sums) {
   const int64_t first = panel * kPanelClasses;
   const int64_t count =
       shape.classes - first < kPanelClasses ? shape.classes - first : kPanelClasses;
@@ -186,6 +186,7 @@ void gradient(const LinearShape& shape, int64_t panel, const StripState& state,
     factor[h] = _mm512_mul_ps(fade, _mm512_load_ps(factors.softmax + 16 * h));
     hard[h] = _mm512_load_ps(factors.hard + 16 * h);
   }
+  __m512i whole[2][16];
   for (int64_t c = 0; c < kPanelClasses; c += 2) {
     __m512i rounded[2];
     for (int64_t i = 0; i < 2; ++i) {
@@ -197,6 +198,7 @@ void gradient(const LinearShape& shape, int64_t panel, const StripState& state,
         value[h] = _mm512_mask_sub_ps(p, _mm512_cmpeq_epi32_mask(target[h], id), p, hard[h]);
       }
       rounded[i] = (__m512i)_mm512_cvtne2ps_pbh(value[1], value[0]);
+      whole[c / 16][c % 16 + i] = _mm512_castps_si512(_mm512_add_ps(value[0], value[1]));
       if (classes) _mm512_store_si512(classes + (c + i) * 64, rounded[i]);
     }
     if (pairs) {
@@ -204,6 +206,13 @@ void gradient(const LinearShape& shape, int64_t panel, const StripState& state,
       _mm512_store_si512(pairs + kTileBytes + c / 2 * 64,
                          interleave_second(rounded[0], rounded[1]));
     }
+  }
+  if (!sums) return;
+  for (int half = 0; half < 2; ++half) {
+    transpose_16x16(whole[half]);
+    __m512 sum = _mm512_castsi512_ps(whole[half][0]);
+    for (int i = 1; i < 16; ++i) sum = _mm512_add_ps(sum, _mm512_castsi512_ps(whole[half][i]));
+    _mm512_store_ps(sums + 16 * half, sum);
   }
 }
 
@@ -221,8 +230,7 @@ void store_rows(const float* gradient, int64_t dim, const float* factor, const f
     for (int h = 0; h < 2; ++h) {
       __m512i v[2][16];
       for (int i = 0; i < 32; ++i) {
-        v[i / 16][i % 16] =
-            _mm512_load_si512(gradient + (d + i) * kStripTokens + 16 * h);
+        v[i / 16][i % 16] = _mm512_load_si512(gradient + (d + i) * kStripTokens + 16 * h);
       }
       transpose_16x16(v[0]);
       transpose_16x16(v[1]);
@@ -250,19 +258,6 @@ void weight_gradient(const char* classes, int64_t classes_stride, const char* pa
   for (int64_t s = begin; s < end; ++s) {
     multiply(classes, 64, kTileBytes, classes_stride, pairs + s * 2 * kTileBytes, pairs_stride,
              strips, accumulate, out + s * kStepValues, out_stride);
-  }
-}
-
-void bias_gradient(const char* classes, int64_t classes_stride, int64_t strips, bool accumulate,
-                   float* out) {
-  const __m512bh ones = (__m512bh)_mm512_set1_epi16(0x3f80);
-  for (int64_t c = 0; c < kPanelClasses; ++c) {
-    __m512 sum = _mm512_setzero_ps();
-    for (int64_t s = 0; s < strips; ++s) {
-      const __m512i of_strip = _mm512_load_si512(classes + s * classes_stride + c * 64);
-      sum = _mm512_dpbf16_ps(sum, (__m512bh)of_strip, ones);
-    }
-    out[c] = _mm512_reduce_add_ps(sum) + (accumulate ? out[c] : 0.0f);
   }
 }
 
@@ -306,8 +301,8 @@ void scaled_sum(const char* pairs, int64_t pairs_stride, int64_t strips, const f
 }  // namespace
 
 extern const LinearKernel kLinearAmx;
-const LinearKernel kLinearAmx = {enter_tiles,    leave_tiles, pack_tokens,     pack_weight,
-                                 logits,         gradient,    input_gradient,  store_rows,
-                                 weight_gradient, bias_gradient, scaled_sum, sum_rows};
+const LinearKernel kLinearAmx = {enter_tiles,     leave_tiles, pack_tokens,    pack_weight,
+                                 logits,          gradient,    input_gradient, store_rows,
+                                 weight_gradient, scaled_sum,  sum_rows};
 
 }  // namespace clustermim

@@ -21,9 +21,9 @@ struct LinearShape {
 
 // Softmax of the panels so far, one value for each token of a strip.
 struct alignas(64) StripState {
-  float max[kStripTokens];     // of the logits
-  float sum[kStripTokens];     // of exp(z - max)
-  float total[kStripTokens];   // of z
+  float max[kStripTokens];    // of the logits
+  float sum[kStripTokens];    // of exp(z - max)
+  float total[kStripTokens];  // of z
   float target_logit[kStripTokens];
   int32_t target[kStripTokens];  // -1: no such token
   int32_t argmax[kStripTokens];
@@ -55,10 +55,11 @@ struct LinearKernel {
                  float* exponentials, float* reference);
 
   // dZ of a panel, rounded, as first operand of dW ([32 classes][32 tokens]; may be null) and as
-  // second of dX (two tiles; may be null).
+  // second of dX (two tiles; may be null); sums [32 classes] over the tokens, not rounded (may be
+  // null).
   void (*gradient)(const LinearShape& shape, int64_t panel, const StripState& state,
                    const StripFactors& factors, const float* exponentials, const float* reference,
-                   char* classes, char* pairs);
+                   char* classes, char* pairs, float* sums);
 
   // out [32 * steps][32 tokens] (+)= W^T dZ^T over the panels [begin, end) for 32 values from
   // 32 * step on.
@@ -73,9 +74,6 @@ struct LinearKernel {
   void (*weight_gradient)(const char* classes, int64_t classes_stride, const char* pairs,
                           int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
                           bool accumulate, float* out, int64_t out_stride);
-  // out [32 classes] (+)= the sums of dZ.
-  void (*bias_gradient)(const char* classes, int64_t classes_stride, int64_t strips,
-                        bool accumulate, float* out);
   // out [32] += sum_n scale_n x_n for 32 values from 32 * step on.
   void (*scaled_sum)(const char* pairs, int64_t pairs_stride, int64_t strips, const float* scale,
                      int64_t step, float* out);

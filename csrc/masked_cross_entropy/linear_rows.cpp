@@ -19,8 +19,8 @@ constexpr const char* kOp = "masked_linear_cross_entropy";
 constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands stay in the cache
 constexpr int64_t kMostStrips = 8;  // of a task
-// dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself is
-// read and written once a chunk.
+// dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself
+// is read and written once a chunk.
 constexpr int64_t kChunkStrips = 64, kStepBlock = 8;
 // Strips that follow each other would otherwise fall into the same sets of the caches.
 constexpr int64_t kSpread = 2048 + 64 * 2;
@@ -36,6 +36,7 @@ const LinearKernel* linear_kernel() {
 struct Chunk {
   int64_t classes_stride, pairs_stride;
   Workspace<char> classes, pairs;
+  Workspace<float> sums;  // of dZ over a strip's tokens
   std::vector<float> scale;
 };
 
@@ -54,9 +55,7 @@ class Step {
         threads_(std::max(args.threads, 1)) {
     const int64_t panels = shape_.panels();
     const int64_t each = panels * (4096 + 2048 + 128) + shape_.strip_bytes();
-    strips_ = gradients() ? std::clamp<int64_t>(
-                                24 * kMiB / threads_ / each,
-                                1, kMostStrips)
+    strips_ = gradients() ? std::clamp<int64_t>(24 * kMiB / threads_ / each, 1, kMostStrips)
                           : kMostStrips;
   }
 
@@ -71,6 +70,7 @@ class Step {
     if (for_weight()) {
       chunk_.classes.reserve(chunk * chunk_.classes_stride);
       chunk_.pairs.reserve(chunk * chunk_.pairs_stride);
+      chunk_.sums.reserve(chunk * shape_.panels() * kPanelClasses);
       chunk_.scale.resize(chunk * kStripTokens);
     }
     for (int64_t begin = 0; begin < total; begin += chunk) {
@@ -164,14 +164,14 @@ class Step {
     kernel_.enter();
     for (int64_t p = 0; p < panels; ++p) {
       const bool copy = p >= first_copied_;
-      const uint16_t* weight =
-          copy ? copied_.data() + (p - first_copied_) * kPanelClasses * width
-               : a_.weight + p * kPanelClasses * a_.weight_stride;
+      const uint16_t* weight = copy ? copied_.data() + (p - first_copied_) * kPanelClasses * width
+                                    : a_.weight + p * kPanelClasses * a_.weight_stride;
       for (int64_t i = 0; i < strips; ++i) {
         const int64_t at = gradients() ? i * panels + p : 0;
         kernel_.logits(weight, copy ? width : a_.weight_stride, shape_, p,
                        s.columns.data() + i * shape_.strip_bytes(), a_.bias, a_.argmax != nullptr,
-                       s.states.data()[i], s.exponentials.data() + at * kPanelClasses * kStripTokens,
+                       s.states.data()[i],
+                       s.exponentials.data() + at * kPanelClasses * kStripTokens,
                        s.references.data() + at * kStripTokens);
       }
     }
@@ -220,7 +220,8 @@ class Step {
           s.references.data() + at * kStripTokens,
           for_weight() ? chunk_.classes.data() + in_chunk * chunk_.classes_stride + p * 2048
                        : nullptr,
-          for_input() ? s.pairs.data() + at * 2048 : nullptr);
+          for_input() ? s.pairs.data() + at * 2048 : nullptr,
+          for_weight() ? chunk_.sums.data() + (in_chunk * panels + p) * kPanelClasses : nullptr);
     }
   }
 
@@ -242,8 +243,8 @@ class Step {
       const int64_t row = (first + i) * kStripTokens;
       for (int64_t t = 0; t < kStripTokens; ++t) {
         const bool in = row + t < a_.num_rows;
-        rows[t] =
-            in ? a_.grad_input + token(row + t, a_.grad_sample_stride, a_.grad_row_stride) : nullptr;
+        rows[t] = in ? a_.grad_input + token(row + t, a_.grad_sample_stride, a_.grad_row_stride)
+                     : nullptr;
         if (in) factor[t] = static_cast<float>(a_.scale[row + t] * a_.label_smoothing);
       }
       kernel_.store_rows(s.gradient.data() + i * size, a_.dim, factor,
@@ -270,14 +271,18 @@ class Step {
                                   chunk_.pairs_stride, strips, begin, end, accumulate,
                                   a_.grad_weight + p * kPanelClasses * width, width);
         }
-        if (a_.grad_bias && begin == 0) {
-          kernel_.bias_gradient(classes, chunk_.classes_stride, strips, accumulate,
-                                a_.grad_bias + p * kPanelClasses);
-        }
       }
       kernel_.leave();
     };
     CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, blocks * groups, task));
+    if (a_.grad_bias) {
+      for (int64_t k = 0; k < panels * kPanelClasses; ++k) {
+        float sum = accumulate ? a_.grad_bias[k] : 0.0f;
+        for (int64_t i = 0; i < strips; ++i)
+          sum += chunk_.sums.data()[i * panels * kPanelClasses + k];
+        a_.grad_bias[k] = sum;
+      }
+    }
     if (!smooth()) return Status();
     for (int64_t i = 0; i < strips * kStripTokens; ++i) scales_ += chunk_.scale[i];
     auto sum = [&](int64_t step, int) {
@@ -305,8 +310,8 @@ class Step {
   const LinearKernel& kernel_;
   const LinearShape shape_;
   const int64_t threads_;
-  int64_t strips_ = 1;         // of a task
-  int64_t first_copied_ = 0;   // panel
+  int64_t strips_ = 1;        // of a task
+  int64_t first_copied_ = 0;  // panel
   Workspace<uint16_t> copied_;
   Workspace<char> transposed_;
   Workspace<float> direction_;
