@@ -76,7 +76,8 @@ def run(
         num_classes=num_classes,
         bias=address(wide),
         target=target.data_ptr(),
-        label_smoothing=label_smoothing,
+        # With one class the two parts of a gradient of zero would be rounded apart.
+        label_smoothing=label_smoothing if num_classes > 1 else 0.0,
         stats=stats.data_ptr(),
         loss=losses.data_ptr(),
         argmax=address(argmax) if metrics else 0,
