@@ -100,8 +100,8 @@ void linear(uintptr_t input, int64_t sample_stride, int64_t row_stride, int64_t 
             int64_t dim, uintptr_t rows, int64_t num_rows, int64_t num_tokens, uintptr_t weight,
             int64_t weight_stride, int64_t num_classes, uintptr_t bias, uintptr_t target,
             double label_smoothing, uintptr_t stats, uintptr_t loss, uintptr_t argmax,
-            uintptr_t scale, uintptr_t grad_input, int64_t grad_sample_stride, int64_t grad_row_stride,
-            uintptr_t grad_weight, uintptr_t grad_bias, int threads) {
+            uintptr_t scale, uintptr_t grad_input, int64_t grad_sample_stride,
+            int64_t grad_row_stride, uintptr_t grad_weight, uintptr_t grad_bias, int threads) {
   call<LinearRowsArgs, linear_cross_entropy_rows>({pointer<const uint16_t>(input),
                                                    sample_stride,
                                                    row_stride,
@@ -157,9 +157,9 @@ void register_masked_cross_entropy(py::module_& m) {
   m.def("linear_cross_entropy_rows", &linear, py::kw_only(), arg("input"), arg("sample_stride"),
         arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"),
         arg("num_tokens"), arg("weight"), arg("weight_stride"), arg("num_classes"), arg("bias"),
-        arg("target"), arg("label_smoothing"), arg("stats"), arg("loss"), arg("argmax"), arg("scale"),
-        arg("grad_input"), arg("grad_sample_stride"), arg("grad_row_stride"), arg("grad_weight"),
-        arg("grad_bias"), arg("threads"));
+        arg("target"), arg("label_smoothing"), arg("stats"), arg("loss"), arg("argmax"),
+        arg("scale"), arg("grad_input"), arg("grad_sample_stride"), arg("grad_row_stride"),
+        arg("grad_weight"), arg("grad_bias"), arg("threads"));
 }
 
 }  // namespace clustermim::bindings

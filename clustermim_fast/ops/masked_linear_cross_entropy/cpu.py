@@ -197,7 +197,7 @@ def forward(
     divisor = _rows.mean_divisor(count, weights, None, flat)
     scale = None
     if any(needs):
-        one = torch.ones((), dtype=torch.float64)
+        one = torch.ones(target.shape if reduction == "none" else (), dtype=torch.float64)
         scale = _rows.row_scales(one, rows[:n], weights, divisor, reduction)
     stats = torch.zeros(2, flat.numel(), dtype=acc)
     losses, best, *grads = _work(
@@ -262,8 +262,9 @@ def _work(
     acc = arguments.accumulation_dtype(input, weight, bias)
     if tiles.usable(input, weight, bias):
         return _work_in_tiles(
-            input, weight, bias, target, rows, n, stats, label_smoothing, prefix, metrics, scale,
-            needs,
+            input, weight, bias, target, rows, n,
+            stats if want_losses else torch.empty_like(stats),  # it writes them always
+            label_smoothing, prefix, metrics, scale, needs,
         )  # fmt: skip
     losses = torch.empty(n if want_losses else 0, dtype=acc)
     best = torch.empty(n if metrics else 0, dtype=torch.int64)
@@ -303,11 +304,10 @@ def _work_in_tiles(
         scale if any(needs) else None, grad_input.tokens if needs.input else None, needs.weight,
         needs.bias,
     )  # fmt: skip
-    none = torch.zeros(0)
     return (
         found.losses,
         found.argmax,
         grad_input.finish(),
-        none if found.grad_weight is None else found.grad_weight,
-        none if found.grad_bias is None else found.grad_bias,
+        torch.empty(0) if found.grad_weight is None else found.grad_weight,
+        torch.empty(0) if found.grad_bias is None else found.grad_bias,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -39,10 +40,11 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
     """Two gradient modes.
 
     "forward": the forward op makes the gradients too, for a grad_output of 1, while the logits are
-    there; the backward multiplies them by another one. "recompute": the forward keeps what it was
-    given and each row's softmax statistics, and the backward makes the logits again, knowing
-    grad_output and the divisor: a fourth product, and right for any grad_output. float16 needs
-    that (1 / N without the loss scale underflows), and so does a grad_output for each row.
+    there; the backward multiplies them by another one, which rounds them once more unless it is a
+    power of two. "recompute": the forward keeps what it was given and each row's softmax
+    statistics, and the backward makes the logits again, knowing grad_output and the divisor: a
+    fourth product, and right for any grad_output. float16 needs that (1 / N without the loss scale
+    underflows), and so do a grad_output for each row, and a graph that is being compiled.
     """
 
     @staticmethod
@@ -93,7 +95,7 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         else:
             factor = float(grad_loss) if ctx.in_forward else math.nan
             if math.isfinite(factor):
-                found = tuple(g if factor == 1.0 else g * factor for g in grads_of_one)
+                found = _scaled(grads_of_one, factor)
             else:
                 rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
                 found = backward_op(
@@ -105,6 +107,17 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
                 for grad, like, needed in zip(found, (input, weight, bias), needs, strict=True)
             ]
         return (*grads, *[None] * 9)
+
+
+# torch before 2.5 does not tell.
+_graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
+
+
+def _scaled(grads: Sequence[torch.Tensor], factor: float) -> Sequence[torch.Tensor]:
+    """``factor`` times the saved gradients: themselves where no second backward can come."""
+    if _graph_is_kept():
+        return [grad * factor for grad in grads]
+    return grads if factor == 1.0 else [grad.mul_(factor) for grad in grads]
 
 
 def _differentiable_grads(
@@ -198,8 +211,10 @@ def masked_linear_cross_entropy(
     Equals ``F.cross_entropy(F.linear(input[..., P:, :][mask], W, b), target[mask], ...)``. A token
     counts where ``mask`` is True and ``target != ignore_index``; nothing at the others is ever
     looked at, and they cost nothing. Logits, loss and the sums of dW and db are float32 (float64 if
-    input, weight or bias is float64); each gradient is rounded once, to its tensor's dtype.
-    Differentiable twice.
+    input, weight or bias is float64). Each gradient is rounded once, to its tensor's dtype; that of
+    "mean" or "sum", unless input is float16, once more where grad_output is no power of two. With
+    bfloat16 input and weight on a CPU that has tiles (AMX), the gradient of the logits is rounded
+    to bfloat16 before it is multiplied by them, as torch's own is. Differentiable twice.
 
     Args:
         input: [..., T, d] float32, float64, float16 or bfloat16, T = num_prefix_tokens + L; any

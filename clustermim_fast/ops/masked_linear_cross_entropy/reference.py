@@ -148,5 +148,5 @@ def backward(
         view = grad_input.view(input.shape[:-2].numel(), input.shape[-2], input.shape[-1])
         where = listed // max(tokens, 1), listed % max(tokens, 1) + prefix
         view[where] = (grad @ w).to(input.dtype)
-    empty = z.new_empty(0)
-    return grad_input, grad.T @ x if need_weight else empty, grad.sum(0) if need_bias else empty
+    grad_weight = grad.T @ x if need_weight else z.new_empty(0)
+    return grad_input, grad_weight, grad.sum(0) if need_bias else z.new_empty(0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from clustermim_fast.ops import _checks
@@ -141,7 +139,7 @@ def _backward_impl(
     need_weight: bool,
     need_bias: bool,
     backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+) -> tuple[torch.Tensor, ...]:
     check_operands(input, weight, bias, target, None, token_weight, prefix)
     check_row_list(OP, target, rows, count, stats, divisor)
     with torch.autocast(input.device.type, enabled=False):

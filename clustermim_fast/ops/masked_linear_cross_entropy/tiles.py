@@ -92,6 +92,6 @@ def run(
     return Rows(
         losses,
         argmax,
-        None if grad_weight is None else grad_weight[:num_classes, :dim],
+        None if grad_weight is None else grad_weight[:num_classes, :dim].contiguous(),
         None if grad_bias is None else grad_bias[:num_classes],
     )
