@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from clustermim_fast.ops import _backend
+
 UNIT = {
     torch.float64: 2.0**-53,
     torch.float32: 2.0**-24,
@@ -26,17 +28,34 @@ def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def assert_within(name: str, got: torch.Tensor, want: np.ndarray, bound: np.ndarray) -> None:
-    """``got`` is ``want`` but for ``bound`` and one rounding to its own dtype."""
+def operand_unit(*operands: torch.Tensor, backend: str = "cpu") -> float:
+    """What the back-end rounds the logits' gradient with before multiplying by ``operands``.
+
+    bfloat16 where the core multiplies bfloat16 in tiles, else nothing.
+    """
+    narrow = all(t.dtype == torch.bfloat16 for t in operands)
+    tiles = backend == "cpu" and narrow and _backend.core().linear_rows_usable()
+    return UNIT[torch.bfloat16] if tiles else 0.0
+
+
+def assert_within(
+    name: str, got: torch.Tensor, want: np.ndarray, bound: np.ndarray, factor: float = 1.0
+) -> None:
+    """``got`` is ``want`` but for ``bound`` and one rounding to its own dtype.
+
+    ``factor``: what ``got`` was multiplied by after it had been rounded: unless that is a power of
+    two the product is rounded, too.
+    """
     assert tuple(got.shape) == np.shape(want), (name, tuple(got.shape), np.shape(want))
     value = array(got)
     same = (value == want) | (np.isnan(value) & np.isnan(want))
     with np.errstate(invalid="ignore"):
         error = np.where(same, 0.0, abs(value - want))
+    kept = (1 + UNIT[got.dtype]) ** (1 if abs(np.frexp(factor)[0]) == 0.5 else 2)
     allowed = (
-        bound * (1 + UNIT[got.dtype])
-        + UNIT[got.dtype] * abs(np.nan_to_num(want))
-        + SMALLEST[got.dtype]
+        bound * kept
+        + (kept - 1) * abs(np.nan_to_num(want))
+        + SMALLEST[got.dtype] * max(1.0, abs(factor))
     )
     worst = np.max(error - allowed, initial=-np.inf)
     assert worst <= 0, (
@@ -45,15 +64,15 @@ def assert_within(name: str, got: torch.Tensor, want: np.ndarray, bound: np.ndar
 
 
 def assert_no_farther(
-    name: str, ours: torch.Tensor, torchs: torch.Tensor, want: np.ndarray, bound: np.ndarray
+    name: str, ours: np.ndarray, torchs: np.ndarray, want: np.ndarray, bound: np.ndarray
 ) -> None:
     """The error budget, element by element: |ours - truth| <= |torch's - truth| + 2 bound.
 
-    ``bound`` is that of float32 arithmetic. The value of ``ours``' dtype that is nearest to the
-    truth is at least as near as torch's, and rounding a value off by ``bound`` adds at most twice
-    that.
+    ``bound`` is that of the arithmetic before the last rounding. The value of ``ours``' dtype that
+    is nearest to the truth is at least as near as torch's, and rounding a value off by ``bound``
+    adds at most twice that.
     """
-    error, theirs = abs(array(ours) - want), abs(array(torchs) - want)
+    error, theirs = abs(ours - want), abs(torchs - want)
     assert (error <= theirs + 2 * bound).all(), (name, float((error - theirs - 2 * bound).max()))
     # And as a whole, where the bound is loose: root mean square, within what reordering can change.
     assert rms(error) <= 1.25 * rms(theirs) + UNIT[torch.float32] * rms(want), (

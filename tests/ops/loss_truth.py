@@ -17,7 +17,8 @@ class Truth:
     """Exact values, and for each a bound on the rounding error of float32 (float64) arithmetic.
 
     ``loss`` and ``d*`` are float64; ``*_bound`` have the same shapes. The bounds are the textbook
-    ones: a sum of n products misses by at most (n + c) u times the sum of their absolute values.
+    ones: a sum of n products misses by at most (n + c) u times the sum of their absolute values,
+    with c for what comes after the sum (the smoothing's part, a factor, the sums of chunks).
     """
 
     loss: np.ndarray
@@ -25,6 +26,7 @@ class Truth:
     counted: np.ndarray  # [N] bool
     loss_bound: np.ndarray
     dz_bound: np.ndarray
+    scale: np.ndarray  # [N] d objective / d loss of the row
     dx: np.ndarray | None = None
     dw: np.ndarray | None = None
     db: np.ndarray | None = None
@@ -49,7 +51,10 @@ def logits_truth(
     z_error: np.ndarray | float = 0.0,
     unit: float = 2.0**-24,
 ) -> Truth:
-    """``z`` [N, K], ``target``, ``mask``, ``token_weight`` [N]; ``z_error``: how wrong z may be."""
+    """``z`` [N, K], ``target``, ``mask``, ``token_weight`` [N]; ``z_error``: how wrong z may be.
+
+    exp(z - max) is taken for 0 where it would be subnormal.
+    """
     z = np.asarray(z, np.float64)
     rows, classes = z.shape
     w = np.ones(classes) if weight is None else np.asarray(weight, np.float64)
@@ -60,6 +65,7 @@ def logits_truth(
     total_weight = 0.0
     correct, histogram = 0, np.zeros(classes, np.int64)
     z_error = np.broadcast_to(z_error, z.shape)
+    subnormal = 2.0**-1022 if unit < 2.0**-50 else 2.0**-126
     for n in range(rows):
         if target[n] == ignore_index or (mask is not None and not mask[n]):
             continue
@@ -80,10 +86,15 @@ def logits_truth(
         correct += best == y
         histogram[best] += 1
         # The exponent misses by both logits' errors and the subtraction's; exp and sum add theirs.
-        spread = top - row[np.isfinite(row)].min()
+        finite = np.isfinite(row)
+        spread = top - row[finite].min()
         relative = 2 * z_error[n].max() + unit * (2 * spread + classes + 24)
         row_bound[n] = mass * relative + unit * 4 * (abs(row_loss[n]) + np.log(classes) + 1)
-        slope_bound[n] = mass * p * relative + 8 * unit * (mass * p + soft)
+        # The smoothing's sum over the classes, of logits or of their distances to the largest.
+        summed = np.maximum(abs(row), top - row)[finite]
+        row_bound[n] += unit * (classes + 8) * (soft[finite] * summed).sum()
+        slope_bound[n] = mass * (p * np.expm1(relative) + 4 * subnormal)
+        slope_bound[n] += 8 * unit * (mass * p + soft)
         slope_bound[n, y] += 8 * unit * hard
     grad = np.asarray(grad_output, np.float64)
     if reduction == "none":
@@ -103,6 +114,7 @@ def logits_truth(
         counted,
         np.asarray(loss_bound),
         abs(scale) * (slope_bound + 4 * unit * abs(slope)),
+        scale[:, 0],
         correct=correct,
         histogram=histogram,
     )
@@ -116,27 +128,40 @@ def linear_truth(
     mask: np.ndarray | None = None,
     *,
     unit: float = 2.0**-24,
+    operand_unit: float = 0.0,
     **options: Any,
 ) -> Truth:
-    """``x`` [N, d] without prefix, ``w`` [K, d], ``b`` [K]; the options of :func:`logits_truth`."""
+    """``x`` [N, d] without prefix, ``w`` [K, d], ``b`` [K]; the options of :func:`logits_truth`.
+
+    ``operand_unit``: the logits' gradient is rounded with this unit before it is multiplied for dX
+    and dW (db is its sum before that), and subnormal float32 numbers are taken for 0. Rounding to
+    nearest with p bits moves a value of [2^e, 2^(e+1)) by at most half a step, 2^(e-p), so the unit
+    of bfloat16 (p = 8) is 2^-8: the 2^-9 at the binade's upper end does not hold at its lower one.
+    What is rounded leaves out the smoothing's constant part, which has no part in that error.
+    """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
     counts = np.ones(len(x), bool) if mask is None else np.asarray(mask, bool)
     x = np.where(counts[:, None], x, 0.0)  # what stands at the others never matters
     z = x @ w.T + bias
-    dim, rows = x.shape[1], int(counts.sum())
+    dim, rows, classes = x.shape[1], int(counts.sum()), len(w)
+    flush = 2.0**-126 if operand_unit else 0.0
     finite_bias = np.where(np.isfinite(bias), abs(bias), 0.0)
     z_error = (dim + 4) * unit * (abs(x) @ abs(w).T + finite_bias)
+    z_error += flush * (abs(x).sum(1, keepdims=True) + abs(w).sum(1) + dim)
     t = logits_truth(z, target, counts, unit=unit, z_error=z_error, **options)
     x = np.where(t.counted[:, None], x, 0.0)
     t.dx, t.dw, t.db = t.dz @ w, t.dz.T @ x, t.dz.sum(0)
-    # The smoothing's constant part is summed apart from the rest: terms up to dz + 2 * that part.
-    smoothing = options.get("label_smoothing", 0.0) / len(w)
-    scale = abs(t.dz).sum(1, keepdims=True) if smoothing else 0.0
-    magnitude = abs(t.dz) + 4 * smoothing * scale
-    t.dx_bound = t.dz_bound @ abs(w) + (len(w) + 8) * unit * (magnitude @ abs(w))
-    t.dw_bound = t.dz_bound.T @ abs(x) + (rows + 8) * unit * (magnitude.T @ abs(x))
-    t.db_bound = t.dz_bound.sum(0) + (rows + 8) * unit * magnitude.sum(0)
+    # The smoothing's constant part is summed apart from the rest.
+    constant = (t.scale * options.get("label_smoothing", 0.0) / classes)[:, None]
+    operand = abs(t.dz + constant)
+    magnitude = operand + abs(constant)
+    operand_error = t.dz_bound + operand_unit * (operand + t.dz_bound) + flush
+    t.dx_bound = operand_error @ abs(w) + (classes + 8) * unit * (magnitude @ abs(w))
+    t.dx_bound += flush * (magnitude.sum(1, keepdims=True) + classes)
+    t.dw_bound = operand_error.T @ abs(x) + (rows + 8) * unit * (magnitude.T @ abs(x))
+    t.dw_bound += flush * (magnitude.sum(0)[:, None] + rows)
+    t.db_bound = t.dz_bound.sum(0) + (rows + 8) * unit * magnitude.sum(0) + flush * rows
     return t
 
 

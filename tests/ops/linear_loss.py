@@ -1,0 +1,105 @@
+"""Problems for masked_linear_cross_entropy, their truth, and the comparison of the two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from clustermim_fast.ops.masked_linear_cross_entropy import op
+from tests.ops.loss_checks import array, assert_within, operand_unit, tokens_mask
+from tests.ops.loss_truth import Truth, linear_truth
+
+MODES = ("forward", "recompute")
+
+
+@contextmanager
+def gradients_made_in(mode: str) -> Iterator[None]:
+    """ "forward" leaves the choice to the op, "recompute" forbids to make them in the forward."""
+    before = op._needed_in_forward
+    if mode == "recompute":
+        op._needed_in_forward = lambda *_: (False, False, False)
+    try:
+        yield
+    finally:
+        op._needed_in_forward = before
+
+
+def late_factor(
+    grad_output: Any,
+    reduction: str,
+    dtype: torch.dtype,
+    backend: str = "cpu",
+    mode: str = "forward",
+) -> float:
+    """What gradients of that input dtype are multiplied by after they were rounded."""
+    forward = mode == "forward" and backend == "cpu" and reduction != "none"
+    return float(grad_output) if forward and dtype != torch.float16 else 1.0
+
+
+def make(
+    dtype: torch.dtype = torch.float32,
+    batch: int = 3,
+    tokens: int = 10,
+    masked: int = 7,
+    dim: int = 16,
+    classes: int = 13,
+    prefix: int = 0,
+) -> dict[str, Any]:
+    """x, w, b that require grad, target and mask with ``masked`` tokens of each sample."""
+    x = torch.randn(batch, prefix + tokens, dim).to(dtype).requires_grad_()
+    w = (torch.randn(classes, dim) * 0.3).to(dtype).requires_grad_()
+    b = torch.randn(classes).to(dtype).requires_grad_()
+    target = torch.randint(0, classes, (batch, tokens))
+    return {"x": x, "w": w, "b": b, "target": target, "mask": tokens_mask(batch, tokens, masked)}
+
+
+def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = "cpu", **options: Any) -> Truth:
+    """The float64 answer, with bounds for what ``backend`` does with these dtypes."""
+    x = array(d["x"])[:, prefix:]
+    unit = 2.0**-53 if d["x"].dtype == torch.float64 else 2.0**-24
+    if options.get("token_weight") is not None:
+        options["token_weight"] = array(options["token_weight"]).reshape(-1)
+    return linear_truth(
+        x.reshape(-1, x.shape[-1]),
+        array(d["w"]),
+        None if d["b"] is None else array(d["b"]),
+        d["target"].reshape(-1).numpy(),
+        None if d["mask"] is None else (d["mask"] != 0).reshape(-1).numpy(),
+        unit=unit,
+        operand_unit=operand_unit(d["x"], d["w"], backend=backend),
+        **options,
+    )
+
+
+def check_all(
+    d: dict[str, Any], loss: torch.Tensor, truth: Truth, prefix: int = 0, factor: float = 1.0
+) -> None:
+    """Loss and the gradients in ``d`` are within the truth's bounds; zeros in the prefix.
+
+    ``factor``: see :func:`late_factor`. dW and db are multiplied in float32; that rounding is in
+    their bounds.
+    """
+    shape = loss.shape
+    assert_within("loss", loss, truth.loss.reshape(shape), truth.loss_bound.reshape(shape))
+    grad = d["x"].grad
+    if grad is not None:
+        assert grad.dtype == d["x"].dtype
+        assert grad.shape == d["x"].shape
+        assert not grad[:, :prefix].any()
+        rest = grad[:, prefix:]
+        want, bound = (np.reshape(v, rest.shape) for v in (truth.dx, truth.dx_bound))
+        assert_within("dX", rest, want, bound, factor)
+    if d["w"].grad is not None:
+        assert_within("dW", d["w"].grad, truth.dw, truth.dw_bound)
+    if d["b"] is not None and d["b"].grad is not None:
+        assert_within("db", d["b"].grad, truth.db, truth.db_bound)
+
+
+def copies(d: dict[str, Any]) -> dict[str, Any]:
+    """The same problem with fresh leaves."""
+    fresh = {k: d[k].detach().clone().requires_grad_() for k in "xwb" if d.get(k) is not None}
+    return {**d, **fresh}
