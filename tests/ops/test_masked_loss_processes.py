@@ -13,10 +13,15 @@ from clustermim_fast import ops
 from tests.ops.harness import run_python
 
 
-def test_several_python_threads(threads: Any) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_several_python_threads(threads: Any, dtype: torch.dtype) -> None:
     threads(2)
     problems = [
-        (torch.randn(8, 50, 16), torch.randn(30, 16), torch.randint(0, 30, (8, 50)))
+        (
+            torch.randn(8, 50, 16).to(dtype),
+            torch.randn(30, 16).to(dtype),
+            torch.randint(0, 30, (8, 50)),
+        )
         for _ in range(4)
     ]
 
@@ -47,12 +52,18 @@ def test_several_python_threads(threads: Any) -> None:
 
 FORK = """
 import os, signal, sys, torch
-from clustermim_fast import ops
+from clustermim_fast import _core as core, ops
 torch.set_num_threads(2)
 torch.manual_seed(0)
 z, t = torch.randn(4000, 200), torch.randint(0, 200, (4000,))
+x, w = z.bfloat16(), torch.randn(300, 200).bfloat16()
 def run():  # torch's autograd engine itself refuses to run after a fork
-    return ops.masked_cross_entropy(z, t, t % 2 == 0, reduction="none")
+    found = [ops.masked_cross_entropy(z, t, t % 2 == 0, reduction="none")]
+    # In float32 its products are torch's, whose OpenMP does not survive a fork (nor do other
+    # functions of torch's, once their tensors are large enough for it).
+    if core.linear_rows_usable():
+        found.append(ops.masked_linear_cross_entropy(x, w, t, t % 2 == 0, reduction="none"))
+    return torch.stack(found)
 expected = run()  # the parent's pool has run
 children = []
 for _ in range(3):
