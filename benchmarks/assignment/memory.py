@@ -1,33 +1,16 @@
-"""Peak memory of a call above what is held before it (Linux: VmHWM, which can be reset)."""
+"""Peak memory of the assignment of images."""
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from benchmarks.assignment.sections import tokens
 from benchmarks.harness import say
+from benchmarks.resident import peak_bytes
 from benchmarks.workloads import IMAGENET, WORKLOADS, Rows, Store
-
-
-def peak_bytes(call: Callable[[], Any]) -> int:
-    """Most resident memory during ``call`` beyond what was resident before."""
-    ctypes.CDLL("libc.so.6").malloc_trim(0)  # what earlier calls freed must not serve this one
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark falls to what is held now
-    before = _status("VmRSS")
-    call()
-    return _status("VmHWM") - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    kib = next(line for line in lines if line.startswith(f"{name}:")).split()[1]
-    return int(kib) * 1024
 
 
 def memory_rows(store: Store) -> list[dict[str, Any]]:

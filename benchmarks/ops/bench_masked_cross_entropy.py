@@ -1,10 +1,11 @@
-"""The masked losses beside masked ``F.cross_entropy``: errors against float64, and time.
+"""The masked linear loss beside every way of writing it in torch: time, memory, errors.
 
-    python -m benchmarks.ops.bench_masked_cross_entropy [--rounds 5] [--json FILE]
+    python -m benchmarks.ops.bench_masked_cross_entropy [--cases "K=100 d=512" ...] [--json FILE]
 
-Errors: relative, in the 2-norm, of the loss and of each gradient, ours and the torch composite in
-the same dtypes, both against that composite in float64. Times: forward + backward, all methods
-interleaved, minimum of the rounds; "3 GEMMs" is the bare matrix products of the counted rows.
+For each case all methods run in one process, in turn, round by round; the table shows forward +
+backward (minimum and median of the rounds), the ratio to the best peer and to the floor (the three
+bare matrix products of the masked rows), peak memory beyond what was held before, and relative
+errors in the 2-norm of the loss and each gradient against float64. A second table has the goals.
 
     pytest benchmarks/ops/bench_masked_cross_entropy.py --benchmark-enable
 
@@ -14,176 +15,127 @@ times ours alone, for quick before-and-after checks.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
-from dataclasses import dataclass
+import warnings
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 
-from benchmarks.harness import interleave, machine, markdown_table, write_json
-from clustermim_fast import ops
+from benchmarks.harness import interleave, limited_threads, machine, say, write_json
+from benchmarks.losses import tables
+from benchmarks.losses.cases import Case, chosen
+from benchmarks.losses.methods import METHODS, Loss, step, three_products
+from benchmarks.resident import peak_bytes
 
-GRAD_OUTPUT = 1.75  # not 1: the path that a shortcut would take; exact in every dtype
+FLOOR = "three products"
 
 
-@dataclass(frozen=True)
-class Case:
-    """``batch`` samples of 196 tokens behind one [cls], ``masked`` of them counted."""
+def ready(case: Case, tensors: dict[str, Any], keys: list[str]) -> dict[str, Loss]:
+    """The methods that run here, compiled for the case; one that fails is named and left out."""
+    found = {}
+    for method in METHODS:
+        if method.key != "ours" and "all" not in keys and method.key not in keys:
+            continue
+        if method.missing:
+            say(f"LEFT OUT: {method.name}: {method.missing}")
+            continue
+        torch._dynamo.reset()
+        function = method.make()
+        try:
+            step(function, tensors)
+        except (RuntimeError, ValueError, TypeError) as error:
+            if method.key == "ours":
+                raise
+            say(f"LEFT OUT: {method.name} in {case.name}: {str(error).splitlines()[0]}")
+            continue
+        found[method.name] = function
+    return found
 
-    classes: int
-    dim: int
-    batch: int
-    masked: int
-    dtype: torch.dtype
-    label_smoothing: float = 0.0
 
-    @property
-    def name(self) -> str:
-        dtype = str(self.dtype).removeprefix("torch.")
-        rows = self.batch * self.masked
-        return f"K={self.classes} d={self.dim} N={rows} {dtype} e={self.label_smoothing}"
-
-    def tensors(self) -> dict[str, torch.Tensor]:
-        generator = torch.Generator().manual_seed(0)
-
-        def normal(*shape: int) -> torch.Tensor:
-            return torch.randn(*shape, generator=generator)
-
-        order = torch.rand(self.batch, 196, generator=generator).argsort(1)
-        return {
-            "x": normal(self.batch, 197, self.dim).to(self.dtype),
-            "w": (normal(self.classes, self.dim) * self.dim**-0.5).to(self.dtype),
-            "b": (normal(self.classes) * 0.1).to(self.dtype),
-            "target": torch.randint(0, self.classes, (self.batch, 196), generator=generator),
-            "mask": order < self.masked,
+def measure(case: Case, options: Any) -> list[dict[str, Any]]:
+    """One row of the table for each method."""
+    tensors = case.tensors()
+    truth = case.truth(tensors)
+    for name in "xwb":
+        tensors[name].requires_grad_()
+    losses = ready(case, tensors, options.peers)
+    errors, peaks = {}, {}
+    for name, function in losses.items():
+        values = step(function, tensors)
+        errors[name] = {
+            label: float((v.double() - t).norm() / t.norm())
+            for label, v, t in zip(tables.ERRORS, values, truth, strict=True)
         }
-
-
-CASES = [
-    Case(classes, dim, batch, 147, dtype, smoothing)
-    for classes, dim, batch in [(50, 192, 64), (100, 512, 64), (1000, 512, 32), (8192, 768, 8)]
-    for dtype in (torch.float32, torch.bfloat16)
-    for smoothing in (0.0, 0.1)
-]
-
-
-def ours(t: dict[str, Any], case: Case) -> torch.Tensor:
-    return ops.masked_linear_cross_entropy(
-        t["x"],
-        t["w"],
-        t["target"],
-        t["mask"],
-        linear_bias=t["b"],
-        label_smoothing=case.label_smoothing,
-        num_prefix_tokens=1,
-    )
-
-
-def torch_composite(t: dict[str, Any], case: Case) -> torch.Tensor:
-    logits = F.linear(t["x"][:, 1:][t["mask"]], t["w"], t["b"])
-    return F.cross_entropy(logits, t["target"][t["mask"]], label_smoothing=case.label_smoothing)
-
-
-def our_logits_loss(t: dict[str, Any], case: Case) -> torch.Tensor:
-    return ops.masked_cross_entropy(
-        t["z"], t["target"], t["mask"], label_smoothing=case.label_smoothing
-    )
-
-
-def torch_logits_loss(t: dict[str, Any], case: Case) -> torch.Tensor:
-    return F.cross_entropy(
-        t["z"][t["mask"]], t["target"][t["mask"]], label_smoothing=case.label_smoothing
-    )
-
-
-def step(
-    loss_function: Callable[..., torch.Tensor], tensors: dict[str, Any], case: Case, leaves: str
-) -> list[torch.Tensor]:
-    """Loss and the gradients of ``leaves``."""
-    given = dict(tensors)
-    for name in leaves:
-        given[name] = tensors[name].detach().requires_grad_()
-    loss = loss_function(given, case)
-    grads = torch.autograd.grad(
-        loss, [given[n] for n in leaves], torch.tensor(GRAD_OUTPUT, dtype=loss.dtype)
-    )
-    return [loss.detach(), *grads]
-
-
-def errors(values: list[torch.Tensor], truth: list[torch.Tensor]) -> list[float]:
-    return [float((v.double() - t).norm() / t.norm()) for v, t in zip(values, truth, strict=True)]
-
-
-def error_rows(case: Case) -> list[dict[str, Any]]:
-    tensors = case.tensors()
-    tensors["z"] = F.linear(tensors["x"][:, 1:], tensors["w"], tensors["b"])
-    wide = {k: v.double() if v.is_floating_point() else v for k, v in tensors.items()}
-    table = []
-    for leaves, names, mine, theirs in (
-        ("xwb", ("loss", "dX", "dW", "db"), ours, torch_composite),
-        ("z", ("logits loss", "dZ"), our_logits_loss, torch_logits_loss),
-    ):
-        truth = step(theirs, wide, case, leaves)
-        ours_of, torchs = (errors(step(f, tensors, case, leaves), truth) for f in (mine, theirs))
-        table += [
-            {"case": case.name, "value": value, "ours": m, "torch": t}
-            for value, m, t in zip(names, ours_of, torchs, strict=True)
-        ]
-    return table
-
-
-def three_gemms(tensors: dict[str, Any]) -> Callable[[], Any]:
-    """The matrix products of forward and backward on rows that are already compact."""
-    x, w = tensors["x"][:, 1:][tensors["mask"]], tensors["w"]
-
-    def run() -> Any:
-        z = x @ w.T
-        return z @ w, z.T @ x
-
-    return run
-
-
-def time_row(case: Case, rounds: int) -> dict[str, Any]:
-    tensors = case.tensors()
-    tensors["z"] = F.linear(tensors["x"][:, 1:], tensors["w"], tensors["b"])
+        del values
+        peaks[name] = peak_bytes(partial(step, function, tensors)) / 2**20
+    calls = {name: partial(step, function, tensors) for name, function in losses.items()}
     timings = interleave(
-        {
-            "ours": lambda: step(ours, tensors, case, "xwb"),
-            "torch masked": lambda: step(torch_composite, tensors, case, "xwb"),
-            "3 GEMMs": three_gemms(tensors),
-            "ours, logits": lambda: step(our_logits_loss, tensors, case, "z"),
-            "torch, logits": lambda: step(torch_logits_loss, tensors, case, "z"),
-        },
-        rounds=rounds,
+        {**calls, FLOOR: three_products(tensors)},
+        rounds=options.rounds,
+        max_seconds=options.max_seconds,
     )
-    return {"case": case.name, **{f"{k} ms": 1e3 * v.minimum for k, v in timings.items()}}
+    peers = [name for name in losses if name != "ours"]
+    best = min(peers, key=lambda name: timings[name].minimum, default="")
+    return [
+        {
+            "case": case.name,
+            "classes": case.classes,
+            "dim": case.dim,
+            "rows": case.rows,
+            "threads": torch.get_num_threads(),
+            "method": name,
+            "ms": 1e3 * timings[name].minimum,
+            "ms_median": 1e3 * timings[name].median,
+            "rounds": len(timings[name].seconds),
+            "best_peer": best,
+            "best_peer_ms": 1e3 * timings[best or name].minimum,
+            "floor_ms": 1e3 * timings[FLOOR].minimum,
+            "peak_mib": peaks[name],
+            "gradient_mib": case.gradient_bytes / 2**20,
+            "errors": errors[name],
+        }
+        for name in losses
+    ]
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--cases", nargs="*", default=[],
+                        help='words of their names, as "K=100 d=512" or "bf16 75%%"')  # fmt: skip
+    keys = [method.key for method in METHODS if method.key != "ours"]
+    parser.add_argument("--peers", nargs="*", choices=["all", *keys], default=["all"])
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--max-seconds", type=float, default=4.0,
+                        help="of all rounds of one method in one case")  # fmt: skip
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="also write the results here")
+    return parser.parse_args()
 
 
 def main() -> None:
-    """Print both tables."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--json", help="write the numbers there too")
-    arguments = parser.parse_args()
-    print(machine(), f"threads {torch.get_num_threads()}\n")
-    error_table = [row for case in CASES for row in error_rows(case)]
-    cells = [(r["case"], r["value"], f"{r['ours']:.2e}", f"{r['torch']:.2e}") for r in error_table]
-    print(markdown_table(("case", "relative error of", "ours", "torch"), cells), "\n")
-    timed = [case for case in CASES if case.label_smoothing]
-    time_table = [time_row(case, arguments.rounds) for case in timed]
-    columns = [k for k in time_table[0] if k != "case"]
-    times = [(r["case"], *(f"{r[k]:.1f}" for k in columns)) for r in time_table]
-    print(markdown_table(("case", *columns), times))
-    if arguments.json:
-        write_json(arguments.json, [*error_table, *time_table])
+    """Measure the chosen cases and print both tables."""
+    options = parse()
+    cases, rows = chosen(options.cases), []
+    warnings.filterwarnings("ignore", category=UserWarning, module="torch")
+    with limited_threads(options.threads):
+        print(machine(), f"threads {torch.get_num_threads()}\n")
+        for i, case in enumerate(cases):
+            say(f"{i + 1} of {len(cases)}: {case.name}, {case.rows} rows")
+            rows += measure(case, options)
+    print(tables.method_table(rows), "\n")
+    print(tables.goal_table(rows))
+    if options.json:
+        write_json(options.json, rows)
 
 
-@pytest.mark.parametrize("case", [CASES[4], CASES[6]], ids=lambda case: case.name)
-def test_bench_masked_linear_cross_entropy(benchmark: Any, case: Case) -> None:
-    tensors = case.tensors()
-    benchmark(lambda: step(ours, tensors, case, "xwb"))
+@pytest.mark.parametrize("name", ["K=100 d=512 fp32 75%", "K=1000 d=512 bf16 75%"])
+def test_bench_masked_linear_cross_entropy(benchmark: Any, name: str) -> None:
+    tensors = chosen([name])[0].tensors()
+    for leaf in "xwb":
+        tensors[leaf].requires_grad_()
+    benchmark(partial(step, METHODS[0].make(), tensors))
 
 
 if __name__ == "__main__":
