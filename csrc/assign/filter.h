@@ -16,6 +16,11 @@ enum class Format : int { float32, bfloat16 };
 // Float32 dot products are summed in runs of this many terms, the runs' sums one after the other.
 constexpr int64_t kChain = 64;
 
+// Float32 sums of squares that measure lengths: a chain takes this many at most (two more at the
+// end of a row), then a run is over; what its chains add up to joins a float64 sum. So the error of
+// a length does not grow with the row.
+constexpr int64_t kSquares = 32;
+
 // A call of row_max and select has at most this many columns.
 constexpr int64_t kMaxScanColumns = 1024;
 constexpr int64_t kPeaks = kMaxScanColumns / 8;
@@ -54,7 +59,7 @@ struct FilterKernel {
 
   // Rows [count, dim] to `packed` (row_bytes apart): xr = round((x - centre) * scale).
   // norm2 = |xr|^2, error2 = |x'32 - xr|^2 where x'32 is the float32 value of the expression, both
-  // as float32 sums in at least 16 chains.
+  // summed in runs (kSquares).
   void (*pack_rows)(const float* x, int64_t stride, int64_t count, const float* centre, float scale,
                     int64_t dim, void* packed, int64_t row_bytes, float* norm2, float* error2);
   // |xr|^2 of one packed row, in float64.

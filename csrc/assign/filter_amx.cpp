@@ -6,6 +6,7 @@ namespace clustermim {
 namespace {
 
 constexpr int64_t kStep = 32;
+constexpr int64_t kRun = kSquares * kStep;
 constexpr int64_t kTileBytes = 1024;
 constexpr int64_t kAhead =
     4096;  // bytes of rows asked for in advance: page ends stop the hardware's prefetcher
@@ -16,6 +17,7 @@ void pack_rows(const float* x, int64_t stride, int64_t count, const float* centr
   const int64_t padded = (dim + kStep - 1) / kStep * kStep;
   for (int64_t r = 0; r < count; ++r, x += stride) {
     uint16_t* out = reinterpret_cast<uint16_t*>(static_cast<char*>(packed) + r * row_bytes);
+    double norms = 0.0, errors = 0.0;
     __m512 norm[2] = {}, error[2] = {};
     auto convert = [&](int64_t d, int chain, __mmask16 in) __attribute__((always_inline)) {
       const __m512 value = _mm512_mul_ps(
@@ -29,8 +31,14 @@ void pack_rows(const float* x, int64_t stride, int64_t count, const float* centr
       error[chain] = _mm512_fmadd_ps(residual, residual, error[chain]);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + d), rounded);
     };
+    auto end_run = [&]() __attribute__((always_inline)) {
+      norms += _mm512_reduce_add_ps(_mm512_add_ps(norm[0], norm[1]));
+      errors += _mm512_reduce_add_ps(_mm512_add_ps(error[0], error[1]));
+      norm[0] = norm[1] = error[0] = error[1] = _mm512_setzero_ps();
+    };
     int64_t d = 0;
-    for (; d + 32 <= dim; d += 32) {
+    for (; d + kStep <= dim; d += kStep) {
+      if (d > 0 && d % kRun == 0) end_run();
       _mm_prefetch(reinterpret_cast<const char*>(x + d) + kAhead, _MM_HINT_T0);
       _mm_prefetch(reinterpret_cast<const char*>(x + d) + kAhead + 64, _MM_HINT_T0);
       convert(d, 0, 0xffff);
@@ -40,8 +48,9 @@ void pack_rows(const float* x, int64_t stride, int64_t count, const float* centr
       const int64_t left = dim - d;
       convert(d, 0, left >= 16 ? 0xffff : left > 0 ? (1u << left) - 1 : 0);
     }
-    norm2[r] = _mm512_reduce_add_ps(_mm512_add_ps(norm[0], norm[1]));
-    error2[r] = _mm512_reduce_add_ps(_mm512_add_ps(error[0], error[1]));
+    end_run();
+    norm2[r] = static_cast<float>(norms);
+    error2[r] = static_cast<float>(errors);
   }
 }
 

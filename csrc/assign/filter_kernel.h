@@ -41,30 +41,35 @@ struct Filter {
   static void pack_rows(const float* x, int64_t stride, int64_t count, const float* centre,
                         float scale, int64_t dim, void* packed, int64_t row_bytes, float* norm2,
                         float* error2) {
-    constexpr int kVectors = 4;  // at least 16 chains of squares
+    constexpr int kVectors = 4;
+    constexpr int64_t kStep = kVectors * kLanes, kRun = kSquares * kStep;
     for (int64_t r = 0; r < count; ++r, x += stride) {
       float* out = reinterpret_cast<float*>(static_cast<char*>(packed) + r * row_bytes);
-      Vec squares[kVectors] = {};
-      int64_t d = 0;
-      for (; d + kVectors * kLanes <= dim; d += kVectors * kLanes) {
-        for (int v = 0; v < kVectors; ++v) {
-          const int64_t at = d + v * kLanes;
-          const Vec value = (load(x + at) - load(centre + at)) * scale;
-          store(out + at, value);
-          squares[v] += value * value;
+      double total = 0.0;
+      for (int64_t d = 0; d < dim;) {
+        const int64_t end = d + kRun < dim ? d + kRun : dim;
+        Vec squares[kVectors] = {};
+        for (; d + kStep <= end; d += kStep) {
+          for (int v = 0; v < kVectors; ++v) {
+            const int64_t at = d + v * kLanes;
+            const Vec value = (load(x + at) - load(centre + at)) * scale;
+            store(out + at, value);
+            squares[v] += value * value;
+          }
         }
+        for (; d + kLanes <= end; d += kLanes) {
+          const Vec value = (load(x + d) - load(centre + d)) * scale;
+          store(out + d, value);
+          squares[0] += value * value;
+        }
+        float tail = 0.0f;
+        for (; d < end; ++d) {
+          out[d] = (x[d] - centre[d]) * scale;
+          tail += out[d] * out[d];
+        }
+        total += sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail;
       }
-      for (; d + kLanes <= dim; d += kLanes) {
-        const Vec value = (load(x + d) - load(centre + d)) * scale;
-        store(out + d, value);
-        squares[0] += value * value;
-      }
-      float tail = 0.0f;
-      for (; d < dim; ++d) {
-        out[d] = (x[d] - centre[d]) * scale;
-        tail += out[d] * out[d];
-      }
-      norm2[r] = sum((squares[0] + squares[1]) + (squares[2] + squares[3])) + tail;
+      norm2[r] = static_cast<float>(total);
       error2[r] = 0.0f;
     }
   }

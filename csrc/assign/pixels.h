@@ -37,8 +37,8 @@ struct PixelKernel {
   // the padding is left alone. `ahead` is the first of as many patches to be read soon, or null.
   void (*pack_rows)(const PatchRuns& runs, const uint8_t* patch, const uint8_t* ahead,
                     int64_t count, uint8_t* rows, int64_t row_bytes);
-  // norm2[r] = sum_d weights[d] (p_d - 128)^2 over padded_dim values, a multiple of 64; a float32
-  // sum in at least 16 chains. group_weights [padded_dim / 64] where the weights are one in each
+  // norm2[r] = sum_d weights[d] (p_d - 128)^2 over padded_dim values, a multiple of 64, summed in
+  // runs (filter.h: kSquares). group_weights [padded_dim / 64] where the weights are one in each
   // group of 64, else null.
   void (*norms)(const uint8_t* rows, int64_t row_bytes, int64_t count, int64_t padded_dim,
                 const float* weights, const float* group_weights, float* norm2);

@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "assign/filter.h"
 #include "assign/pixels.h"
 
 namespace clustermim {
@@ -64,28 +65,39 @@ inline __m512i square_pairs(const uint8_t* bytes) {
 }
 
 inline float grouped_norm2(const uint8_t* row, int64_t padded_dim, const float* group_weights) {
-  __m512 sum = _mm512_setzero_ps();
-  for (int64_t g = 0; g * 64 < padded_dim; ++g) {
-    const __m512i squares =
-        _mm512_add_epi32(square_pairs(row + g * 64), square_pairs(row + g * 64 + 32));
-    sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(squares), _mm512_set1_ps(group_weights[g]), sum);
+  const int64_t groups = padded_dim / 64;
+  double total = 0.0;
+  for (int64_t g = 0; g < groups;) {
+    const int64_t end = g + kSquares < groups ? g + kSquares : groups;
+    __m512 sum = _mm512_setzero_ps();
+    for (; g < end; ++g) {
+      const __m512i squares =
+          _mm512_add_epi32(square_pairs(row + g * 64), square_pairs(row + g * 64 + 32));
+      sum = _mm512_fmadd_ps(_mm512_cvtepi32_ps(squares), _mm512_set1_ps(group_weights[g]), sum);
+    }
+    total += _mm512_reduce_add_ps(sum);
   }
-  return _mm512_reduce_add_ps(sum);
+  return static_cast<float>(total);
 }
 
 inline float weighted_norm2(const uint8_t* row, int64_t padded_dim, const float* weights) {
-  __m512 sums[4] = {};
-  for (int64_t d = 0; d < padded_dim; d += 64) {
-    for (int v = 0; v < 4; ++v) {
-      const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + d + 16 * v));
-      const __m512 q =
-          _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(raw), _mm512_set1_epi32(128)));
-      sums[v] =
-          _mm512_fmadd_ps(_mm512_mul_ps(q, q), _mm512_loadu_ps(weights + d + 16 * v), sums[v]);
+  double total = 0.0;
+  for (int64_t d = 0; d < padded_dim;) {
+    const int64_t end = d + 64 * kSquares < padded_dim ? d + 64 * kSquares : padded_dim;
+    __m512 sums[4] = {};
+    for (; d < end; d += 64) {
+      for (int v = 0; v < 4; ++v) {
+        const __m128i raw = _mm_loadu_si128(reinterpret_cast<const __m128i*>(row + d + 16 * v));
+        const __m512 q =
+            _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_cvtepu8_epi32(raw), _mm512_set1_epi32(128)));
+        sums[v] =
+            _mm512_fmadd_ps(_mm512_mul_ps(q, q), _mm512_loadu_ps(weights + d + 16 * v), sums[v]);
+      }
     }
+    total += _mm512_reduce_add_ps(
+        _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
   }
-  return _mm512_reduce_add_ps(
-      _mm512_add_ps(_mm512_add_ps(sums[0], sums[1]), _mm512_add_ps(sums[2], sums[3])));
+  return static_cast<float>(total);
 }
 
 inline void norms(const uint8_t* rows, int64_t row_bytes, int64_t count, int64_t padded_dim,

@@ -79,6 +79,12 @@ def chained_dot(x: np.ndarray, c: np.ndarray, run: int) -> np.ndarray:
     return total
 
 
+def sum_in_runs(values: np.ndarray, run: int) -> np.ndarray:
+    """Sums of squares of ``run`` columns at a time, those added up in float64."""
+    parts = [sum_of_squares(values[:, d : d + run]) for d in range(0, values.shape[1], run)]
+    return float32(np.sum(parts, axis=0))
+
+
 def sum_of_squares(values: np.ndarray) -> np.ndarray:
     """Float32 sum of the squares of each row [., D] in 16 chains of fused multiply-adds, column by
     column; then the chains pairwise."""
