@@ -4,6 +4,7 @@
 #include <immintrin.h>
 
 #include "assign/narrow_integers_kernel.h"
+#include "core/transpose_avx512.h"
 
 namespace clustermim {
 namespace {
@@ -41,34 +42,12 @@ struct Vectors512 {
   }
 
   static CMIM_INLINE void transpose(Int v[16]) {
-    __m512i t[16];
-#pragma GCC unroll 8
-    for (int i = 0; i < 16; i += 2) {
-      t[i] = _mm512_unpacklo_epi32(in(v[i]), in(v[i + 1]));
-      t[i + 1] = _mm512_unpackhi_epi32(in(v[i]), in(v[i + 1]));
-    }
-    __m512i u[16];
-#pragma GCC unroll 4
-    for (int i = 0; i < 16; i += 4) {
-      u[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
-      u[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
-      u[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
-      u[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      t[i] = _mm512_shuffle_i32x4(u[i], u[i + 4], 0x88);
-      t[i + 4] = _mm512_shuffle_i32x4(u[i], u[i + 4], 0xdd);
-      t[i + 8] = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0x88);
-      t[i + 12] = _mm512_shuffle_i32x4(u[i + 8], u[i + 12], 0xdd);
-    }
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
-      v[i] = (Int)_mm512_shuffle_i32x4(t[i], t[i + 8], 0x88);
-      v[i + 8] = (Int)_mm512_shuffle_i32x4(t[i], t[i + 8], 0xdd);
-      v[i + 4] = (Int)_mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0x88);
-      v[i + 12] = (Int)_mm512_shuffle_i32x4(t[i + 4], t[i + 12], 0xdd);
-    }
+    __m512i bits[16];
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) bits[i] = in(v[i]);
+    transpose_16x16(bits);
+#pragma GCC unroll 16
+    for (int i = 0; i < 16; ++i) v[i] = (Int)bits[i];
   }
 };
 

@@ -3,38 +3,16 @@
 // lanes in registers) first. Compiled without contraction (CMakeLists.txt).
 #pragma once
 
+#include "core/double_vector.h"
 #include "lloyd_step/accumulate.h"
 
 namespace clustermim {
 namespace {
 
-constexpr int kLanes = CMIM_VECTOR_BYTES / 8;
 constexpr int kTileRows = CMIM_TILE_ROWS;
 constexpr int kStep = 16;  // lanes of a distance
 constexpr int kVectors = kStep / kLanes;
 
-typedef double Vec __attribute__((vector_size(CMIM_VECTOR_BYTES)));
-typedef double UnalignedVec __attribute__((vector_size(CMIM_VECTOR_BYTES), aligned(8)));
-typedef uint64_t IntVec __attribute__((vector_size(CMIM_VECTOR_BYTES)));
-typedef float FloatVec __attribute__((vector_size(CMIM_VECTOR_BYTES / 2)));
-typedef float UnalignedFloatVec __attribute__((vector_size(CMIM_VECTOR_BYTES / 2), aligned(4)));
-
-#define CMIM_INLINE static inline __attribute__((always_inline))
-
-CMIM_INLINE Vec load(const double* p) {
-  return *reinterpret_cast<const UnalignedVec*>(p);
-}
-// Spelt out: GCC 12 makes one conversion of this and several instructions of a convertvector.
-CMIM_INLINE Vec load(const float* p) {
-  const FloatVec f = *reinterpret_cast<const UnalignedFloatVec*>(p);
-#if CMIM_VECTOR_BYTES == 64
-  return Vec{f[0], f[1], f[2], f[3], f[4], f[5], f[6], f[7]};
-#elif CMIM_VECTOR_BYTES == 32
-  return Vec{f[0], f[1], f[2], f[3]};
-#else
-  return Vec{f[0], f[1]};
-#endif
-}
 CMIM_INLINE void store(double* p, Vec v) {
   *reinterpret_cast<UnalignedVec*>(p) = v;
 }
@@ -90,21 +68,15 @@ static __attribute__((noinline)) void add_last(const X* const (&x)[kRows],
 }
 
 CMIM_INLINE double fold(const double* lanes) {
-  Vec sum[kVectors];
+  Vec sums[kVectors];
 #pragma GCC unroll 8
-  for (int v = 0; v < kVectors; ++v) sum[v] = load(lanes + v * kLanes);
+  for (int v = 0; v < kVectors; ++v) sums[v] = load(lanes + v * kLanes);
 #pragma GCC unroll 8
   for (int half = kVectors / 2; half > 0; half /= 2) {
 #pragma GCC unroll 8
-    for (int v = 0; v < half; ++v) sum[v] += sum[v + half];
+    for (int v = 0; v < half; ++v) sums[v] += sums[v + half];
   }
-  IntVec lane;
-  for (int l = 0; l < kLanes; ++l) lane[l] = l;
-#pragma GCC unroll 4
-  for (int half = kLanes / 2; half > 0; half /= 2) {
-    sum[0] += __builtin_shuffle(sum[0], lane ^ half);
-  }
-  return sum[0][0];
+  return sum(sums[0]);
 }
 
 // Rows at positions row[0 .. kRows) of the block; `next` are rows whose values will be needed.
