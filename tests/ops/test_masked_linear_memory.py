@@ -13,29 +13,11 @@ from tests.ops.harness import run_python
 # new tensors of torch's; they are checked by the ops' addresses being guarded ones in the second
 # part, which calls the core itself.
 GUARDED = """
-import ctypes, itertools, mmap, torch
+import itertools, torch
 from clustermim_fast import ops
 from clustermim_fast.ops._backend import core
-from tests.ops.harness import running, usable_paths
+from tests.ops.harness import guarded, running, usable_paths
 torch.set_num_threads(1)
-libc = ctypes.CDLL(None, use_errno=True)
-PAGE, keep = mmap.PAGESIZE, []
-
-def guarded(tensor, at_end):
-    size = tensor.numel() * tensor.element_size()
-    pages = -(-max(size, 1) // PAGE)
-    memory = mmap.mmap(-1, (pages + 2) * PAGE)
-    base = ctypes.addressof(ctypes.c_char.from_buffer(memory))
-    for page in (0, pages + 1):
-        assert libc.mprotect(ctypes.c_void_p(base + page * PAGE), PAGE, 0) == 0
-    keep.append(memory)
-    if not size:
-        return tensor
-    begin = PAGE * (pages + 1) - size if at_end else PAGE
-    flat = torch.frombuffer(memory, dtype=torch.uint8, count=size, offset=begin)
-    out = flat.view(tensor.dtype).view(tensor.shape)
-    out.copy_(tensor)
-    return out
 
 def run(x, w, b, t, m):
     leaves = [v.detach().requires_grad_() for v in (x, w, b)]
