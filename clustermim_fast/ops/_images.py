@@ -13,6 +13,7 @@ from clustermim_fast.ops import _backend, _checks
 
 IMAGE_DTYPES = (torch.uint8, *_checks.FLOATING)
 PATCH_ORDERS = ("hwc", "chw")
+TO_CHANNELS_FIRST = "pass images.permute(0, 3, 1, 2)"
 
 
 def require_images(op: str, images: torch.Tensor, patch_size: int) -> torch.Tensor:
@@ -30,9 +31,16 @@ def require_images(op: str, images: torch.Tensor, patch_size: int) -> torch.Tens
             "images",
             f"[B, C, H, W] with H and W multiples of patch_size = {patch_size}",
             f"H = {height}, W = {width}",
-            "crop or resize the images",
+            size_remedy(images),
         )
     return images
+
+
+def size_remedy(images: torch.Tensor) -> str:
+    """What to do about ``images`` [B, C, H, W] whose sides no patch divides."""
+    if images.shape[3] <= 4 < images.shape[1]:
+        return f"the channels seem to stand last, {TO_CHANNELS_FIRST}"
+    return "crop or resize the images"
 
 
 def require_patch_width(
@@ -41,7 +49,9 @@ def require_patch_width(
     width = patch_size**2 * images.shape[1]
     if centroids.shape[1] != width:
         expected = f"[K, D] with D = patch_size^2 * C = {width}"
-        raise _checks.bad_value(op, "centroids", expected, tuple(centroids.shape))
+        turned = centroids.shape[1] == patch_size**2 * images.shape[3]
+        remedy = f"or, if the channels of images stand last, {TO_CHANNELS_FIRST}" if turned else ""
+        raise _checks.bad_value(op, "centroids", expected, tuple(centroids.shape), remedy)
 
 
 def channel_values(

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, bits
+from clustermim_fast.ops._images import size_remedy
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import Progress
 from clustermim_fast.tokenizers.pixel_settings import check_channels
@@ -36,7 +37,7 @@ def check_images(images: torch.Tensor, settings: PatchSettings, where: str) -> t
     if height % p or width % p:
         raise ValueError(
             f"PixelTokenizer.fit: {where} are {height} x {width} pixels, not multiples of "
-            f"patch_size = {p}; crop or resize them"
+            f"patch_size = {p}; {size_remedy(images)}"
         )
     check_channels(settings, images.shape[1])
     if images.dtype == torch.uint8 or not images.numel():

@@ -303,6 +303,16 @@ def test_refusals():
         ),
         (lambda: call(photo(2, 3, 9, 12), c, 4), ValueError, ("images", "H = 9", "crop or resize")),
         (
+            lambda: call(images.permute(0, 2, 3, 1), c, 4),
+            ValueError,
+            ("images", "H = 12, W = 3", "channels seem to stand last", ".permute(0, 3, 1, 2)"),
+        ),
+        (
+            lambda: call(torch.zeros(2, 8, 8, 4), torch.randn(5, 64), 4),
+            ValueError,
+            ("centroids", "= 128, got (5, 64)", "stand last, pass images.permute(0, 3, 1, 2)"),
+        ),
+        (
             lambda: call(images[0], c, 4),
             ValueError,
             ("images must be 4-dimensional [B, C, H, W]", "(3, 8, 12)"),

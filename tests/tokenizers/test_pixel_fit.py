@@ -259,6 +259,7 @@ def test_refusals(digits):
             "NaN or infinity, first in image 7",
         ),
         (digits[:, :, :15], "15 x 16 pixels, not multiples of patch_size = 4"),
+        (digits.permute(0, 2, 3, 1), r"16 x 3 pixels.*pass images.permute\(0, 3, 1, 2\)"),
         (digits[:1], "have 16 patches, fewer than num_clusters = 20"),
         ([digits[:1]], "have 16 patches, fewer than num_clusters = 20"),
         ([], "gave no batch"),
