@@ -82,6 +82,19 @@ def channel_values(
     return floats
 
 
+def mean_and_std(
+    op: str, mean: Any, std: Any, channels: int
+) -> tuple[list[float] | None, list[float] | None]:
+    """Both as lists of one float a channel, or both None: half of the two is a slip."""
+    means = channel_values(op, "mean", mean, channels)
+    stds = channel_values(op, "std", std, channels, positive=True)
+    if (means is None) != (stds is None):
+        absent, given, neutral = ("std", "mean", 1.0) if stds is None else ("mean", "std", 0.0)
+        remedy = f"pass {absent}={neutral} if none is meant"
+        raise _checks.bad_value(op, absent, f"given where {given} is", None, remedy)
+    return means, stds
+
+
 def num_patches(images: torch.Tensor, patch_size: int) -> int:
     return int((images.shape[2] // patch_size) * (images.shape[3] // patch_size))
 

@@ -51,6 +51,12 @@ def check_settings(settings: PatchSettings) -> None:
             raise ValueError(f"PixelTokenizer: {name} must be finite, got {values}")
     if settings.std is not None and min(settings.std) <= 0:
         raise ValueError(f"PixelTokenizer: std must be > 0, got {settings.std}")
+    if (settings.mean is None) != (settings.std is None):
+        absent, given, neutral = ("std", "mean", 1.0) if settings.mean else ("mean", "std", 0.0)
+        raise ValueError(
+            f"PixelTokenizer: {absent} must be given where {given} is, got None; "
+            f"pass {absent}={neutral} if none is meant"
+        )
 
 
 def check_channels(settings: PatchSettings, channels: int) -> None:

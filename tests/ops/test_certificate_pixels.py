@@ -174,7 +174,7 @@ def test_the_core_is_right_on_the_same_input(name):
     images, c, mean, expected = for_the_core(name)
     for path in usable_paths()[1:]:
         with running(path) as backend:
-            ids = ops.patch_tokens(images, c, 1, mean=mean, backend=backend)
+            ids = ops.patch_tokens(images, c, 1, mean=mean, std=mean and 1.0, backend=backend)
         assert (ids == expected).all(), path
 
 
@@ -188,7 +188,7 @@ def test_the_core_without_its_margins_errs_as_the_emulation_says(name, path):
     with running(path) as backend:
         core.set_certified(certified=False)
         try:
-            ids = ops.patch_tokens(images, c, 1, mean=mean, backend=backend)
+            ids = ops.patch_tokens(images, c, 1, mean=mean, std=mean and 1.0, backend=backend)
         finally:
             core.set_certified(certified=True)
     assert expected == 0

@@ -107,7 +107,10 @@ def test_metrics(path, metric):
     check(photo(2, 3, 32, 32), 4, mean=MEAN, std=STD, metric=metric, path=path)
 
 
-@pytest.mark.parametrize("mean, std", [(None, None), (MEAN, None), (None, STD), (MEAN, STD)])
+ONES, ZEROS = (1.0,) * 3, (0.0,) * 3
+
+
+@pytest.mark.parametrize("mean, std", [(None, None), (MEAN, ONES), (ZEROS, STD), (MEAN, STD)])
 def test_mean_and_std_are_optional(mean, std):
     check(photo(2, 3, 16, 16), 4, mean=mean, std=std)
 
@@ -343,6 +346,8 @@ def test_refusals():
             ValueError,
             ("std must be finite and > 0", "0.0"),
         ),
+        (lambda: call(images, c, 4, mean=0.5), ValueError, ("std must be given", "pass std=1.0")),
+        (lambda: call(images, c, 4, std=0.5), ValueError, ("mean must be given", "pass mean=0.0")),
         (
             lambda: call(images, c, 4, patch_order="whc"),
             ValueError,

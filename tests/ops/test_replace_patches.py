@@ -18,6 +18,7 @@ from tests.ops.harness import (
 )
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+ONES, ZEROS = (1.0,) * 3, (0.0,) * 3
 IMAGE_DTYPES = (torch.uint8, torch.float64, torch.float32, torch.float16, torch.bfloat16)
 every_order = pytest.mark.parametrize("order", ["hwc", "chw"])
 
@@ -59,7 +60,7 @@ def case(dtype=torch.uint8, shape=(3, 3, 12, 8), p=4, k=7):
 @every_path
 @every_order
 @pytest.mark.parametrize("dtype", IMAGE_DTYPES)
-@pytest.mark.parametrize("mean, std", [(None, None), (MEAN, STD), (MEAN, None), (None, STD)])
+@pytest.mark.parametrize("mean, std", [(None, None), (MEAN, STD), (MEAN, ONES), (ZEROS, STD)])
 def test_pixels(dtype, mean, std, order, path):
     images, ids, c, where = case(dtype)
     with running(path) as backend:
@@ -159,8 +160,9 @@ def test_int32_ids_and_strided_inputs(path):
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_centroid_dtypes(dtype, path):
     images, ids, c, where = case(torch.float32)
+    pixels = {"mean": MEAN, "std": 1.0}
     with running(path) as backend:
-        out = ops.replace_patches(images, ids, c.to(dtype), where, 4, mean=MEAN, backend=backend)
+        out = ops.replace_patches(images, ids, c.to(dtype), where, 4, **pixels, backend=backend)
     assert_same(out, by_loops(images, ids, c.to(dtype), where, 4, MEAN, None, "hwc"))
 
 
@@ -201,7 +203,9 @@ def test_size_0(shape, path):
 
 def test_thread_counts(threads):
     images, ids, c, where = case(shape=(20, 3, 32, 32))
-    check_threads(threads, lambda: ops.replace_patches(images, ids, c, where, 4, mean=MEAN))
+    check_threads(
+        threads, lambda: ops.replace_patches(images, ids, c, where, 4, mean=MEAN, std=STD)
+    )
 
 
 def test_inputs_that_require_grad():

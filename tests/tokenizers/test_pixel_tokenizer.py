@@ -211,8 +211,12 @@ def test_refusals():
         (lambda: PixelTokenizer.from_centroids(rows * np.nan, 4), "NaN or infinity"),
         (lambda: PixelTokenizer.from_centroids(rows, 0), "patch_size must be an int >= 1, got 0"),
         (lambda: PixelTokenizer.from_centroids(rows, 4, patch_order="whc"), "patch_order must be"),
-        (lambda: PixelTokenizer.from_centroids(rows, 4, mean=(0.5, 0.5)), "one value a channel"),
+        (
+            lambda: PixelTokenizer.from_centroids(rows, 4, mean=(0.5, 0.5), std=1.0),
+            "one value a channel",
+        ),
         (lambda: PixelTokenizer.from_centroids(rows, 4, std=(1.0, 0.0, 1.0)), "std must be > 0"),
+        (lambda: PixelTokenizer.from_centroids(rows, 4, mean=0.5), "std must be given.*std=1.0"),
         (lambda: PixelTokenizer.from_centroids(rows, 4, metric="dot"), "metric must be"),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -237,8 +237,7 @@ def lloyd_step_images(
     _images.require_images(OP_IMAGES, images, patch_size)
     require_centroids(OP_IMAGES, centroids)
     _images.require_patch_width(OP_IMAGES, centroids, images, patch_size)
-    means = _images.channel_values(OP_IMAGES, "mean", mean, images.shape[1])
-    stds = _images.channel_values(OP_IMAGES, "std", std, images.shape[1], positive=True)
+    means, stds = _images.mean_and_std(OP_IMAGES, mean, std, images.shape[1])
     if per_patch_norm and centroids.shape[1] < 2:
         raise _checks.bad_value(OP_IMAGES, "per_patch_norm", "False for one-value patches", True)
     _checks.require_choice(OP_IMAGES, "patch_order", patch_order, _images.PATCH_ORDERS)

@@ -95,7 +95,7 @@ def patch_tokens(
             H and W multiples of ``patch_size``.
         centroids: [K, D] floating, D = patch_size^2 * C, in the order ``patch_order``.
         patch_size: side of a square patch, pixels.
-        mean, std: one float a channel in [0, 1] pixel units, or None for 0 and 1.
+        mean, std: one float a channel in [0, 1] pixel units, both or neither (0 and 1).
         per_patch_norm: then normalise each patch by its own mean and unbiased variance (+ 1e-6),
             taken in float64, result rounded to float32.
         patch_order: "hwc" = (row, column, channel), as MAE; "chw" = (channel, row, column).
@@ -112,8 +112,7 @@ def patch_tokens(
     _images.require_images(OP, images, patch_size)
     require_centroids(OP, centroids)
     _images.require_patch_width(OP, centroids, images, patch_size)
-    means = _images.channel_values(OP, "mean", mean, images.shape[1])
-    stds = _images.channel_values(OP, "std", std, images.shape[1], positive=True)
+    means, stds = _images.mean_and_std(OP, mean, std, images.shape[1])
     if per_patch_norm and centroids.shape[1] < 2:
         raise _checks.bad_value(OP, "per_patch_norm", "False for one-value patches", True)
     _checks.require_choice(OP, "patch_order", patch_order, _images.PATCH_ORDERS)

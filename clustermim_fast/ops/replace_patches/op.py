@@ -101,7 +101,8 @@ def replace_patches(
         centroids: [K, D] floating, D = patch_size^2 * C, in the order ``patch_order``.
         where: [B, L] bool (another dtype means ``where != 0``), True = replaced.
         patch_size: side of a square patch, pixels.
-        mean, std: one float a channel; a centroid's pixel is ``c * std + mean`` in float32.
+        mean, std: one float a channel, both or neither; a centroid's pixel is ``c * std + mean`` in
+            float32.
         patch_order: "hwc" or "chw", as in :func:`patch_tokens`.
         backend: "reference", "cpu" or None (chosen by device).
 
@@ -124,8 +125,7 @@ def replace_patches(
     for arg, value in (("ids", ids), ("where", where)):
         if tuple(value.shape) != shape:
             raise _checks.bad_value(OP, arg, f"[B, L] = {shape}", _checks.describe(value))
-    means = _images.channel_values(OP, "mean", mean, images.shape[1])
-    stds = _images.channel_values(OP, "std", std, images.shape[1], positive=True)
+    means, stds = _images.mean_and_std(OP, mean, std, images.shape[1])
     _checks.require_choice(OP, "patch_order", patch_order, _images.PATCH_ORDERS)
     device = _checks.require_same_device(
         OP, images=images, ids=ids, centroids=centroids, where=where
