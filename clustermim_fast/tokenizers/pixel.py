@@ -23,6 +23,7 @@ from clustermim_fast.tokenizers.pixel_settings import (
     read_settings,
     require_count,
 )
+from clustermim_fast.tokenizers.ranks import everyone
 
 
 class PixelTokenizer:
@@ -164,19 +165,17 @@ class PixelTokenizer:
             ValueError: normalised or NaN images, fewer patches than clusters, bad settings.
             TypeError: not images.
         """
-        settings = read_settings(patch_size, mean, std, per_patch_norm, patch_order)
-        options = FitOptions(
-            num_clusters=require_count("num_clusters", num_clusters),
-            metric=metric,
-            algorithm=algorithm,
-            max_iter=max_iter,
-            tol=tol,
-            init=init,
-            batch_size=batch_size,
-            seed=seed,
-            verbose=verbose,
-        )
-        place = None if device is None else torch.device(device)
+
+        def read() -> tuple[PatchSettings, FitOptions, torch.device | None]:
+            settings = read_settings(patch_size, mean, std, per_patch_norm, patch_order)
+            check_settings(settings)
+            count = require_count("num_clusters", num_clusters)
+            options = FitOptions(
+                count, metric, algorithm, max_iter, tol, init, batch_size, seed, verbose
+            )
+            return settings, options, None if device is None else torch.device(device)
+
+        settings, options, place = everyone().agree(read)
         centers, report = pixel_fit.fit(images_or_loader, settings, options, place)
         return cls(centers.float(), settings, metric=metric, report=report)
 

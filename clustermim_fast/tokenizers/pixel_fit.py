@@ -16,7 +16,6 @@ from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EpochTotals, MiniBatch
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Progress, Timer, progress
 from clustermim_fast.tokenizers.pixel_data import FitOptions, Images, Loader, sample_size
-from clustermim_fast.tokenizers.pixel_settings import check_settings
 from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 
@@ -30,9 +29,8 @@ def fit(
     options: FitOptions,
     device: torch.device | None,
 ) -> tuple[torch.Tensor, KMeansReport]:
-    """Centroids [K, D] float64 (values of float32) and the report."""
+    """Centroids [K, D] float64 (values of float32) and the report; settings are checked ones."""
     total, group = Timer(), everyone()
-    group.agree(lambda: check_settings(settings))
     group.require_equal("PixelTokenizer.fit: settings", (settings, replace(options, verbose=False)))
     options = replace(options, verbose=options.verbose and group.rank == 0)
     random = np.random.RandomState(options.seed)

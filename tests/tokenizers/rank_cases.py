@@ -212,6 +212,11 @@ def refusals(rank: int, world: int) -> Results:
         floats = torch.full((9, 3, 8, 8), 200.0 if last else 0.5)
         calls["values"] = lambda: PixelTokenizer.fit(floats, 2, 4)
         calls["loader"] = lambda: PixelTokenizer.fit([images, floats if last else images], 2, 4)
+        count = 0 if last else 2
+        calls["clusters"] = lambda: PixelTokenizer.fit(images, count, 4)
+        init = "kmeans" if last else "random"
+        calls["start"] = lambda: PixelTokenizer.fit(images, 2, 4, init=init)
+        calls["half"] = lambda: PixelTokenizer.fit(images, 2, 4, mean=0.5, std=None if last else 1)
         calls["seed"] = lambda: PixelTokenizer.fit(images, 2, 4, seed=rank)
         calls["size"] = lambda: PixelTokenizer.fit(images[..., : 4 + 4 * min(rank, 1)], 2, 4)
     found = {}

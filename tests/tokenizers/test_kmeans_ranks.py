@@ -92,6 +92,9 @@ ALONE = {
     "init": "init must have shape",
     "later_batch": "X has 3 features, but KMeans is expecting 5",
     "values": "must lie in [0, 1] before normalisation",
+    "clusters": "num_clusters must be an int >= 1, got 0",
+    "start": "init must be one of",
+    "half": "std must be given where mean is",
     "loader": "must lie in [0, 1] before normalisation",
 }
 
