@@ -23,7 +23,7 @@ from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.train.announce import announce
 from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
 from clustermim_fast.train.config import TrainConfig
-from clustermim_fast.train.log import MetricsFile, Window, progress_line
+from clustermim_fast.train.log import MetricsFile, Window, format_seconds, progress_line
 from clustermim_fast.train.overrides import save_config
 from clustermim_fast.train.prepare import (
     choose_device,
@@ -48,6 +48,7 @@ from clustermim_fast.train.stop import (
 )
 
 Say = Callable[[str], None]
+SILENCE_S = 10.0  # after which a slow machine says that it lives
 
 
 @dataclass(frozen=True)
@@ -168,6 +169,7 @@ class _Trainer:
         self.metrics = MetricsFile(self.out / "metrics.jsonl", self.state.step)
         self.board = _tensorboard(self.config)
         self.started, self.first_step = time.perf_counter(), self.state.step
+        self._last_line = self.started
         try:
             with stop_on_signals() as stop:
                 self._loop(stop, skipped)
@@ -190,13 +192,13 @@ class _Trainer:
         state.window.restart_clock()
         while state.step < plan.total_steps:
             lr = self._update(passes, skipped)
-            if state.step == self.first_step + 1:
-                self._say_pace()
             epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
             if done or state.step % log.every_steps == 0:
                 self._log(lr)
+            elif self._silent_for() >= SILENCE_S or state.step == self.first_step + 1:
+                self._say_pace()
             if (
                 done
                 or (every and state.step % every == 0)
@@ -257,13 +259,16 @@ class _Trainer:
         return lr
 
     def _say_pace(self) -> None:
-        """A sign of life long before the first line of progress; reads nothing from the device."""
-        seconds = time.perf_counter() - self.started
-        left = self.plan.total_steps - self.state.step
-        self.say(
-            f"step {self.state.step} took {seconds:.1f} s; {left} to go, "
-            f"a line of progress every {self.config.log.every_steps}"
-        )
+        """A sign of life between the lines of progress; reads nothing from the device."""
+        step, total = self.state.step, self.plan.total_steps
+        seconds = (time.perf_counter() - self.started) / (step - self.first_step)
+        eta = format_seconds(seconds * (total - step))
+        every = self.config.log.every_steps
+        self._last_line = time.perf_counter()
+        self.say(f"step {step}/{total}  {seconds:.2f} s a step  eta {eta}  metrics every {every}")
+
+    def _silent_for(self) -> float:
+        return time.perf_counter() - self._last_line
 
     def _move(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.device, non_blocking=True)
@@ -281,6 +286,7 @@ class _Trainer:
         taken = time.perf_counter() - self.started
         eta = taken / max(1, state.step - self.first_step) * (plan.total_steps - state.step)
         self.say(progress_line(row, plan.epochs, eta))
+        self._last_line = time.perf_counter()
         state.last_row = row
         state.window.clear()
 

@@ -69,6 +69,18 @@ def test_what_a_run_leaves(tiny, method):
         assert loaded.tokenizer.num_clusters == 6
 
 
+@pytest.mark.parametrize(("silence", "steps"), [(0.0, [1, 3, 5, 7, 9]), (1e9, [1])])
+def test_a_slow_run_says_that_it_lives(tiny, monkeypatch, silence, steps):
+    """Between its lines of progress, at every second step here; metrics.jsonl stays the same."""
+    monkeypatch.setattr("clustermim_fast.train.loop.SILENCE_S", silence)
+    said = []
+    result = train.run(tiny(method="mae"), say=said.append)
+    assert [line.split("  ")[0] for line in said if "s a step" in line] == [
+        f"step {step}/10" for step in steps
+    ]
+    assert [row["step"] for row in rows(result.run_dir)] == [2, 4, 6, 8, 10]
+
+
 def test_the_tokenizer_is_no_part_of_the_model(tiny):
     result = train.run(tiny(), **QUIET)
     loaded = train.load_run(result.run_dir)
