@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import __version__
+from clustermim_fast.image_files import require_images
 
 __all__ = ["main"]
 
@@ -220,17 +221,27 @@ def convert(
     return values
 
 
+def look_at_data(settings: dict[str, str], recipe: str | None = None) -> None:
+    """Refuse a folder without images before the seconds that importing torch and timm takes."""
+    path = settings.get("data", settings.get("data.path"))
+    if path is None and recipe and os.sep in recipe and Path(recipe).expanduser().is_dir():
+        path = recipe  # without a separator it may be a recipe's name
+    if path:
+        require_images(path)
+
+
 def run_pretrain(parsed: argparse.Namespace) -> int:
     """clustermim pretrain."""
+    texts = list(parsed.settings)
+    recipe = texts.pop(0) if texts and "=" not in texts[0] else None
+    settings = read_settings(texts)
+    look_at_data(settings, recipe)
     from clustermim_fast import api, recipes, train
 
     if parsed.list:
         print("recipes:  " + ", ".join(recipes.list_recipes()))
         print("settings: " + ", ".join(train.list_keys()))
         return 0
-    texts = list(parsed.settings)
-    recipe = texts.pop(0) if texts and "=" not in texts[0] else None
-    settings = read_settings(texts)
     options: dict[str, Any] = dict(settings)
     for key in {"report", "export"} & settings.keys():
         options[key] = to_bool(settings[key])
@@ -240,9 +251,10 @@ def run_pretrain(parsed: argparse.Namespace) -> int:
 
 def run_tokenizer_fit(parsed: argparse.Namespace) -> int:
     """clustermim tokenizer fit."""
+    settings: dict[str, Any] = dict(read_settings(parsed.settings))
+    look_at_data(settings)
     from clustermim_fast import api
 
-    settings: dict[str, Any] = dict(read_settings(parsed.settings))
     out = Path(settings.pop("out", "tokenizer.safetensors"))
     if out.suffix != ".safetensors":
         raise ValueError(f"out: expected a file name ending in .safetensors, got {str(out)!r}")

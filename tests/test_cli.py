@@ -79,6 +79,9 @@ def test_the_same_command_finds_the_run_complete(tmp_path, capsys, monkeypatch):
     ("command", "message"),
     [
         ("pretrain data=nowhere", "not an existing folder"),
+        ("pretrain data={empty}", "no images below empty"),
+        ("pretrain {empty}", "give a folder that holds some"),
+        ("tokenizer fit data={empty}", "no images below empty"),
         ("pretrain", "give data=DIR"),
         ("pretrain digits_dmo", "digits_demo"),
         ("pretrain data=digits maskratio=0.5", "did you mean mask_ratio"),

@@ -41,6 +41,7 @@ def loaded_by(statement: str) -> set[str]:
         "import clustermim_fast._core",
         "import clustermim_fast.info",
         "import clustermim_fast.counter_rng",
+        "from clustermim_fast import cli; assert cli.main(['pretrain', 'data=.no_such_folder'])",
         "import clustermim_fast; dir(clustermim_fast); clustermim_fast.__version__",
     ],
 )

@@ -21,7 +21,7 @@ PYTHON_ROWS = (
     ("_version",),
     ("_core",),
     ("ops",),
-    ("nn", "weights", "counter_rng"),
+    ("nn", "weights", "counter_rng", "image_files"),
     ("models", "tokenizers", "masking", "losses", "optim", "checkpoint", "data", "testing"),
     ("train", "evaluate", "report", "export", "bench"),
     ("recipes",),
@@ -42,6 +42,7 @@ THIRD_PARTY = {
     "ops": {"numpy", "torch", "triton"},
     "nn": {"torch"},
     "counter_rng": {"numpy"},
+    "image_files": set(),
     "info": {"numpy", "torch", "triton"},
     "testing": {"numpy", "torch"},
 }

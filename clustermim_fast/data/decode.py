@@ -10,10 +10,6 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-EXTENSIONS = frozenset(
-    {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-)
-
 # What Pillow raises on files that are not what they claim to be. A fault of ours is not listed.
 DECODE_ERRORS = (
     OSError,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustermim_fast import counter_rng
-from clustermim_fast.data.decode import EXTENSIONS
+from clustermim_fast.image_files import image_files, require_folder
 
 _TEST_NAMES = ("test", "val", "valid", "validation")
 
@@ -32,12 +31,7 @@ def list_folder(path: str | Path, split: str, holdout: float) -> Listing:
     split="test" is test/, val/, valid/ or validation/; without one, "train" is everything that
     "test" (a share `holdout` per class, by a hash of the position) leaves. "all" ignores splits.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise ValueError(
-            f'data: expected a folder of images or the name "digits", got {str(path)!r}, '
-            "which is not an existing folder"
-        )
+    root = require_folder(path)
     has_train = (root / "train").is_dir()
     if split == "all" or not has_train:
         listing = _scan(root)
@@ -56,23 +50,7 @@ def list_folder(path: str | Path, split: str, holdout: float) -> Listing:
 
 
 def _scan(root: Path) -> Listing:
-    paths: list[Path] = []
-    seen: set[str] = set()
-    for folder, sub_folders, files in os.walk(root, followlinks=True):
-        real = os.path.realpath(folder)
-        if real in seen:  # a link back to a parent
-            sub_folders.clear()
-            continue
-        seen.add(real)
-        paths.extend(
-            Path(folder) / name for name in files if os.path.splitext(name)[1].lower() in EXTENSIONS
-        )
-    paths.sort(key=lambda item: item.relative_to(root).as_posix())
-    if not paths:
-        raise ValueError(
-            f"data: no images below {root} (looked for {', '.join(sorted(EXTENSIONS))}, "
-            f"recursively)"
-        )
+    paths = sorted(image_files(root), key=lambda item: item.relative_to(root).as_posix())
     parts = [item.relative_to(root).parts for item in paths]
     if any(len(part) == 1 for part in parts):
         return Listing(paths, None, None)
