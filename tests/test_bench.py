@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from functools import partial
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 from clustermim_fast import bench, cli, ops
-from clustermim_fast.bench import assigners, nearest_centroid, paths
+from clustermim_fast.bench import assigners, kmeans, nearest_centroid, paths, timing
 from clustermim_fast.bench.inputs import make_centroids, make_rows, read_or_make
 from clustermim_fast.bench.timing import interleave, limited_threads
 from clustermim_fast.ops import _backend
@@ -70,7 +71,7 @@ def test_wrong_ids_are_counted():
     }
     wrong, words = nearest_centroid.count_wrong(x, c, ids)
     assert wrong == {nearest_centroid.OURS: 0, "two wrong": 2, "one wrong": 1}
-    assert words == "all 3 rows where methods differ, and 1 of the 1 where all agree"
+    assert words == ("3 of the 3 rows on which the methods disagree, 1 of the 1 on which all agree")
 
 
 def test_our_wrong_ids_are_counted_too():
@@ -125,10 +126,42 @@ def test_kmeans_page(tmp_path, capsys):
     printed = capsys.readouterr().out
     for text in ("ours: KMeans", "ours: ops.lloyd_step alone", "sklearn KMeans, lloyd"):
         assert text in printed
-    assert (
-        "sklearn MiniBatchKMeans.partial_fit, batches of 4,096"
-        in json.loads(out.read_text())["methods"]
+    for size in ("4,096", "10,000"):
+        assert f"left out: mini-batches of {size}, more than the 300 rows" in printed
+    lloyd = [m for m in json.loads(out.read_text())["methods"].values() if m["kind"] == "lloyd"]
+    assert len(lloyd) == 2
+    for method in lloyd:
+        assert method["ns_per_point"] is None or method["ns_per_point"] > 0
+        assert ("reason" in method) == (method["ns_per_point"] is None)
+    assert sum("n/a: " in line for line in printed.splitlines()) == sum(
+        "reason" in method for method in lloyd
     )
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "more", "expected"),
+    [
+        ([2.0, 2.0], [6.0, 6.0], 4, 1.0),
+        ([2.0, 2.0], [6.0, 6.0], 2, 2.0),  # converged after three
+        ([2.0, 2.0], [2.5, 2.5], 0, "stood still after one iteration"),
+        ([2.0, 2.5], [1.9, 2.6], 4, "lost in the noise"),
+        ([2.0, 2.0], [1.9, 1.9], 4, "lost in the noise"),
+        ([2.0, 2.0], [2.1, 2.9], 4, "lost in the noise"),
+    ],
+)
+def test_an_iteration_is_positive_or_not_said(short, long, more, expected):
+    found = kmeans._iteration(timing.Timing(short), timing.Timing(long), more, rows=10**9)
+    if isinstance(expected, float):
+        assert found["ns_per_point"] == expected
+    else:
+        assert expected in found["reason"]
+        assert found["ns_per_point"] is None
+
+
+def test_minibatches_that_fit():
+    x, c = np.random.default_rng(0).normal(size=(60, 3)).astype(np.float32), np.eye(3, dtype="f4")
+    found = kmeans.measure(x, c, [], rounds=1, minibatch=True, batch_sizes=[30])
+    assert found["sklearn MiniBatchKMeans.partial_fit, batches of 30"]["ns_per_point"] > 0
 
 
 @pytest.mark.parametrize(
@@ -200,6 +233,44 @@ def test_interleave_takes_turns_and_lets_the_slow_sit_out():
         methods, rounds=9, min_seconds=0, max_seconds=2.0, clock=lambda: float(next(ticks))
     )
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
+
+
+def test_short_methods_get_more_rounds_and_what_runs_is_told():
+    now, told = [0.0], []
+
+    def takes(seconds):
+        def call():
+            now[0] += seconds
+
+        return call
+
+    timings = interleave(
+        {"short": takes(1.0), "long": takes(9.0)},
+        rounds=2,
+        fill_seconds=5.0,
+        clock=lambda: now[0],
+        tell=told.append,
+    )
+    assert {name: len(t.seconds) for name, t in timings.items()} == {"short": 5, "long": 2}
+    assert told == ["warming up, 1 of 2: short", "warming up, 2 of 2: long"]
+
+
+def test_progress_goes_to_stderr_and_the_page_to_stdout(capsys):
+    assert cli.main(["bench", "nearest_centroid", *SMALL, "peers=torch"]) == 0
+    printed = capsys.readouterr()
+    assert "first call, 2 of 2: torch eager formula" in printed.err
+    assert printed.out.startswith("nearest_centroid: N = 300")
+
+
+def test_only_the_warning_about_cuda_home_is_kept_quiet(caplog):
+    assigners.torch_compiled(torch.eye(2))
+    logger = logging.getLogger("torch.utils.cpp_extension")
+    with caplog.at_level("WARNING", logger=logger.name):
+        logger.addHandler(caplog.handler)
+        logger.warning("No CUDA runtime is found, using CUDA_HOME='%s'", "/usr/local")
+        logger.warning("something else")
+        logger.removeHandler(caplog.handler)
+    assert {record.getMessage() for record in caplog.records} == {"something else"}
 
 
 def test_switches_are_given_back():

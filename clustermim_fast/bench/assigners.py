@@ -7,6 +7,7 @@ the way to install it.
 from __future__ import annotations
 
 import importlib
+import logging
 import os
 import sys
 import warnings
@@ -23,7 +24,6 @@ from clustermim_fast.bench.paths import isa_paths
 Assign = Callable[[torch.Tensor], Any]
 Make = Callable[[torch.Tensor], Assign]
 
-INSTALL = 'pip install "clustermim_fast[bench]"'
 CHUNK_SCORES = 2**24  # scores that a peer without a fused argmin holds at a time
 
 
@@ -46,8 +46,14 @@ def torch_formula(c: torch.Tensor) -> Assign:
     return assign
 
 
+def _not_about_cuda_home(record: logging.LogRecord) -> bool:
+    return not record.getMessage().startswith("No CUDA runtime is found")
+
+
 def torch_compiled(c: torch.Tensor) -> Assign:
     """The same through ``torch.compile``; all its chunks have one size, so it compiles once."""
+    # Where nvcc is but no GPU, the compiler's import warns about CUDA_HOME, of no use on a CPU.
+    logging.getLogger("torch.utils.cpp_extension").addFilter(_not_about_cuda_home)
     torch._dynamo.reset()
     compiled = torch.compile(_formula, dynamic=False)
 

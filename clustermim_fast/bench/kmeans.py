@@ -2,36 +2,28 @@
 
 from __future__ import annotations
 
-import json as json_module
 from collections.abc import Callable, Iterable
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.bench.assigners import INSTALL
-from clustermim_fast.bench.inputs import (
-    read_or_make,
-    require_choice,
-    require_count,
-    require_writable,
-)
 from clustermim_fast.bench.lloyd_peers import (
     LLOYD_PEERS,
     Array,
+    Fit,
     LloydPeer,
     batches,
     fit_ours,
     minibatch_ours,
     minibatch_sklearn,
 )
+from clustermim_fast.bench.settings import Settings, Tell, to_stderr
 from clustermim_fast.bench.timing import (
     Timing,
     aligned_table,
     interleave,
-    limited_threads,
     machine,
     machine_line,
 )
@@ -39,8 +31,10 @@ from clustermim_fast.bench.timing import (
 OURS = "ours: KMeans"
 OUR_STEP = "ours: ops.lloyd_step alone"
 LONG_FIT = 5  # an iteration is (this many - 1 iteration) / (this many - 1)
+UNSURE = 2.0  # times that minimum and median of the rounds may differ in that
 BATCH_SIZES = (4096, 10_000)
 MAX_SECONDS = 20.0
+ROUNDS, FILL_SECONDS = 3, 1.0  # a short method gets more rounds, until they take so long together
 
 
 def measure(
@@ -52,8 +46,12 @@ def measure(
     minibatch: bool,
     batch_sizes: Iterable[int] = BATCH_SIZES,
     max_seconds: float = MAX_SECONDS,
+    fill_seconds: float = 0.0,
+    tell: Tell = lambda line: None,
 ) -> dict[str, dict[str, Any]]:
     """By method: ``ns_per_point`` of an iteration, and ``kind`` "lloyd", "step" or "minibatch".
+
+    Where it is too short to be seen, ``ns_per_point`` is None and ``reason`` says why.
 
     Args:
         x: float32 [N, D]; c: float32 [K, D], where every fit starts.
@@ -61,9 +59,15 @@ def measure(
     """
     fits = {OURS: fit_ours} | {peer.name: peer.fit for peer in peers}
     calls: dict[str, Callable[[], Any]] = {}
+    done: dict[str, int] = {}  # a fit may converge before it has made all its iterations
+
+    def call(key: str, fit: Fit, iterations: int) -> None:
+        done[key] = getattr(fit(x, c, iterations), "n_iter_", iterations)
+
     for name, fit in fits.items():
-        calls[f"{name} x 1"] = partial(fit, x, c, 1)
-        calls[f"{name} x {LONG_FIT}"] = partial(fit, x, c, LONG_FIT)
+        for iterations in (1, LONG_FIT):
+            key = f"{name} x {iterations}"
+            calls[key] = partial(call, key, fit, iterations)
     tensor, centroids = torch.from_numpy(x), torch.from_numpy(c)
     calls[OUR_STEP] = lambda: ops.lloyd_step(tensor, centroids)
     seen: dict[str, int] = {}
@@ -76,8 +80,14 @@ def measure(
                 key = _minibatch_name(name, size)
                 calls[key] = make(x, c, size)
                 seen[key] = sum(map(len, batches(x, size)))
-    timings = interleave(calls, rounds=rounds, max_seconds=max_seconds)
-    result = {name: _iteration(timings, name, len(x)) for name in fits}
+    timings = interleave(
+        calls, rounds=rounds, max_seconds=max_seconds, fill_seconds=fill_seconds, tell=tell
+    )
+    result = {}
+    for name in fits:
+        short, long = f"{name} x 1", f"{name} x {LONG_FIT}"
+        more = done[long] - done[short]
+        result[name] = _iteration(timings[short], timings[long], more, len(x))
     result[OUR_STEP] = _row("step", timings[OUR_STEP], len(x))
     return result | {key: _row("minibatch", timings[key], rows) for key, rows in seen.items()}
 
@@ -87,15 +97,19 @@ def _minibatch_name(name: str, size: int) -> str:
     return f"{full}.partial_fit, batches of {size:,}"
 
 
-def _iteration(timings: dict[str, Timing], name: str, rows: int) -> dict[str, Any]:
-    short, long = timings[f"{name} x 1"], timings[f"{name} x {LONG_FIT}"]
-    scale = 1e9 / rows / (LONG_FIT - 1)
-    return {
-        "kind": "lloyd",
-        "ns_per_point": (long.minimum - short.minimum) * scale,
-        "ns_per_point_median": (long.median - short.median) * scale,
-        "rounds": min(len(short.seconds), len(long.seconds)),
-    }
+def _iteration(short: Timing, long: Timing, more: int, rows: int) -> dict[str, Any]:
+    """What each of the ``more`` iterations of the long fit took, or why that is not known."""
+    found = {"kind": "lloyd", "rounds": min(len(short.seconds), len(long.seconds))}
+    unknown = {"ns_per_point": None, "ns_per_point_median": None}
+    if more < 1:
+        reason = "the centroids stood still after one iteration; give more rows (n=)"
+        return found | unknown | {"reason": reason}
+    minimum, median = long.minimum - short.minimum, long.median - short.median
+    if min(minimum, median) * UNSURE <= max(minimum, median):
+        reason = f"{more} more iterations are lost in the noise of a fit; give more rows (n=)"
+        return found | unknown | {"reason": reason}
+    scale = 1e9 / rows / more
+    return found | {"ns_per_point": minimum * scale, "ns_per_point_median": median * scale}
 
 
 def _row(kind: str, timing: Timing, rows: int) -> dict[str, Any]:
@@ -107,54 +121,40 @@ def _row(kind: str, timing: Timing, rows: int) -> dict[str, Any]:
     }
 
 
-def choose_peers(text: str) -> tuple[list[LloydPeer], bool, list[str]]:
-    """The peers of "all", "none" or "key,key"; whether mini-batches too; lines on missing ones."""
-    keys = [peer.key for peer in LLOYD_PEERS]
-    whole = {"all": [*keys, "minibatch"], "none": []}
-    names = whole.get(text, text.split(","))
-    for name in names:
-        require_choice("peers", name, (*keys, "minibatch", *(whole if "," not in text else ())))
-    chosen = [peer for peer in LLOYD_PEERS if peer.key in names]
-    lines = [
-        f"not installed: {p.name} needs {p.missing()}: {INSTALL}" for p in chosen if p.missing()
-    ]
-    return [peer for peer in chosen if not peer.missing()], "minibatch" in names, lines
-
-
-def run_kmeans(
-    *,
-    n: int | None = None,
-    d: int | None = None,
-    k: int | None = None,
-    file: str = "",
-    centroids: str = "",
-    peers: str = "all",
-    rounds: int = 3,
-    threads: int | None = None,
-    seed: int = 0,
-    json: str = "",
-    say: Callable[[str], None] = print,
-) -> dict[str, Any]:
+def run_kmeans(*, say: Tell = print, tell: Tell = to_stderr, **given: Any) -> dict[str, Any]:
     """Time one Lloyd iteration, float32, beside the peers; print one page.
 
-    The cost of an iteration is a quarter of what five cost more than one, from the same centroids.
+    The cost of an iteration is what more of them cost, from the same centroids.
 
     Args:
-        n, d, k, file, centroids, rounds, threads, seed, json, say: as in
-            :func:`run_nearest_centroid`.
-        peers: "all", "none", or keys with commas: those of :data:`LLOYD_PEERS` and "minibatch"
-            (scikit-learn's MiniBatchKMeans.partial_fit).
+        say: prints the page; tell: prints what runs now.
+        given: fields of :class:`Settings` but ``dtype``; peers are those of :data:`LLOYD_PEERS` and
+            "minibatch" (scikit-learn's MiniBatchKMeans.partial_fit).
 
     Returns what was measured; ValueError for settings that make no sense, naming the remedy.
     """
-    require_count("rounds", rounds)
-    require_count("threads", threads)
-    require_writable("json", json)
-    chosen, minibatch, notes = choose_peers(peers)
-    x, c, source = read_or_make(n, d, k, "float32", file, centroids, seed)
-    with limited_threads(threads or torch.get_num_threads()):
-        methods = measure(x.numpy(), c.numpy(), chosen, rounds=rounds, minibatch=minibatch)
+    settings = Settings(**given)
+    chosen, names, notes = settings.choose(LLOYD_PEERS, ("minibatch",))
+    x, c, source = settings.read("float32")
+    sizes = BATCH_SIZES if "minibatch" in names else ()
+    notes += [
+        f"left out: mini-batches of {size:,}, more than the {len(x):,} rows; give n={size} or more"
+        for size in sizes
+        if size > len(x)
+    ]
+    with settings.limited():
+        methods = measure(
+            x.numpy(),
+            c.numpy(),
+            chosen,
+            rounds=settings.rounds or ROUNDS,
+            minibatch=bool(sizes),
+            batch_sizes=[size for size in sizes if size <= len(x)],
+            fill_seconds=0.0 if settings.rounds else FILL_SECONDS,
+            tell=tell,
+        )
         used = torch.get_num_threads()
+    notes += [f"n/a: {name}: {m['reason']}" for name, m in methods.items() if "reason" in m]
     result = {
         "rows": len(x),
         "dim": x.shape[1],
@@ -165,19 +165,18 @@ def run_kmeans(
         "notes": notes,
         "machine": machine(),
     }
-    say(_page(result))
-    if json:
-        Path(json).write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    return settings.publish(result, _page(result), say)
 
 
 def _page(result: dict[str, Any]) -> str:
     methods = result["methods"]
     ours = methods[OURS]["ns_per_point"]
-    table = [
-        (name, f"{m['ns_per_point']:,.1f}", f"{m['ns_per_point'] / ours:.2f}", m["rounds"])
-        for name, m in methods.items()
-    ]
+    table = []
+    for name, m in methods.items():
+        ns = m["ns_per_point"]
+        shown = "n/a" if ns is None else f"{ns:,.1f}"
+        ratio = "n/a" if ns is None or ours is None else f"{ns / ours:.2f}"
+        table.append((name, shown, ratio, m["rounds"]))
     title = (
         f"kmeans: N = {result['rows']:,}, D = {result['dim']}, "
         f"K = {result['num_centroids']:,}, float32, {result['threads']} threads"
@@ -186,7 +185,7 @@ def _page(result: dict[str, Any]) -> str:
         [
             title,
             f"{result['source']}; minimum of interleaved rounds",
-            f"ns a point of a Lloyd iteration: ({LONG_FIT} iterations - 1) / {LONG_FIT - 1}",
+            f"ns a point of a Lloyd iteration: what up to {LONG_FIT} iterations cost more than 1",
             "",
             aligned_table(("method", "ns/point", "x ours", "rounds"), table),
             "",

@@ -2,28 +2,20 @@
 
 from __future__ import annotations
 
-import json as json_module
 import platform
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.bench.assigners import INSTALL, PEERS, Assign, Peer
-from clustermim_fast.bench.inputs import (
-    read_or_make,
-    require_choice,
-    require_count,
-    require_writable,
-)
+from clustermim_fast.bench.assigners import PEERS, Assign, Peer
+from clustermim_fast.bench.settings import Settings, Tell, to_stderr
 from clustermim_fast.bench.timing import (
     Timing,
     aligned_table,
     interleave,
-    limited_threads,
     machine,
     machine_line,
 )
@@ -32,24 +24,10 @@ OURS = "ours: ops.nearest_centroid"
 SLOW_WORK = 4e10  # multiply-adds that a slow peer gets; beyond it gets fewer rows
 CHECKED_VALUES = 5e8  # float64 differences that the reference looks at to count wrong ids
 MAX_SECONDS = 10.0
+ROUNDS, FILL_SECONDS = 5, 2.0  # a short method gets more rounds, until they take so long together
+WRONG_IDS = "wrong ids: answers that are not the nearest centroid in exact arithmetic; looked at:"
 TIERS = ("float32", "float64", "exact")  # that re-score what the filter leaves open
 WHOLE_SUITE = "on real images, with limits and every ISA path: benchmarks/ of the source repository"
-
-
-def choose_peers(text: str) -> tuple[list[Peer], list[str]]:
-    """The peers named by "all", "none" or "key,key", and lines about those that are missing."""
-    keys = {peer.key: peer for peer in PEERS}
-    if text in ("all", "none"):
-        chosen = list(PEERS) if text == "all" else []
-    else:
-        names = text.split(",")
-        for name in names:
-            require_choice("peers", name, keys if "," in text else (*keys, "all", "none"))
-        chosen = [keys[name] for name in dict.fromkeys(names)]
-    lines = [
-        f"not installed: {p.name} needs {p.missing()}: {INSTALL}" for p in chosen if p.missing()
-    ]
-    return [peer for peer in chosen if not peer.missing()], lines
 
 
 def prepare(peers: list[Peer], c: torch.Tensor) -> tuple[dict[str, Assign], list[str]]:
@@ -77,11 +55,12 @@ def rows_for(peer: Peer | None, x: torch.Tensor, c: torch.Tensor) -> int:
 
 
 def first_ids(
-    methods: Mapping[str, Callable[[], Any]],
+    methods: Mapping[str, Callable[[], Any]], tell: Tell
 ) -> tuple[dict[str, torch.Tensor], list[str]]:
     """The ids of one call of each, and lines about those that failed."""
     ids, lines = {}, []
-    for name, call in methods.items():
+    for number, (name, call) in enumerate(methods.items(), 1):
+        tell(f"first call, {number} of {len(methods)}: {name}")
         try:
             ids[name] = torch.as_tensor(call()).long()
         except (ImportError, OSError, RuntimeError, TypeError, ValueError) as error:
@@ -114,60 +93,39 @@ def count_wrong(
     for name, found in ids.items():
         seen = rows < len(found)
         wrong[name] = int((found[rows[seen]] != truth[seen]).sum())
-    words = f"{len(settled)} of the {len(open_rows)} rows where methods differ"
-    if len(settled) == len(open_rows):
-        words = f"all {len(open_rows)} rows where methods differ"
-    return wrong, f"{words}, and {len(sample)} of the {len(agreed)} where all agree"
+    return wrong, (
+        f"{len(settled):,} of the {len(open_rows):,} rows on which the methods disagree, "
+        f"{len(sample):,} of the {len(agreed):,} on which all agree"
+    )
 
 
 def run_nearest_centroid(
-    *,
-    n: int | None = None,
-    d: int | None = None,
-    k: int | None = None,
-    dtype: str = "",
-    file: str = "",
-    centroids: str = "",
-    peers: str = "all",
-    rounds: int = 5,
-    threads: int | None = None,
-    seed: int = 0,
-    json: str = "",
-    say: Callable[[str], None] = print,
+    *, say: Tell = print, tell: Tell = to_stderr, **given: Any
 ) -> dict[str, Any]:
     """Time exact assignment beside the peers, count everyone's wrong ids, print one page.
 
     Args:
-        n, d, k: rows, width, centroids; of made-up rows, or the first ``n`` rows of ``file`` and
-            ``k`` centroids found on it. Defaults 20,000, 768, 1000.
-        dtype: "float32", "float64", "float16" or "bfloat16"; "": the file's own, else float32. The
-            peers are given 16-bit values as float32.
-        file: a .npy array [N, D].
-        centroids: a .npy array [K, D].
-        peers: "all", "none", or keys with commas (:data:`PEERS`).
-        rounds: the minimum of so many is shown; a slow method gets fewer.
-        threads: for everyone; None: torch's number.
-        json: also write what was measured there.
-        say: prints a line.
+        say: prints the page; tell: prints what runs now.
+        given: fields of :class:`Settings`; peers are those of :data:`PEERS`.
 
     Returns what was measured; ValueError for settings that make no sense, naming the remedy.
     """
-    require_count("rounds", rounds)
-    require_count("threads", threads)
-    require_writable("json", json)
-    chosen, notes = choose_peers(peers)
-    x, c, source = read_or_make(n, d, k, dtype, file, centroids, seed)
-    with limited_threads(threads or torch.get_num_threads()):
-        result = _measure(x, c, chosen, rounds, notes)
+    settings = Settings(**given)
+    chosen, _, notes = settings.choose(PEERS)
+    x, c, source = settings.read(settings.dtype)
+    with settings.limited():
+        result = _measure(x, c, chosen, settings.rounds, notes, tell)
     result |= {"source": source, "dtype": str(x.dtype).removeprefix("torch."), "notes": notes}
-    say(_page(result))
-    if json:
-        Path(json).write_text(json_module.dumps(result, indent=1) + "\n", encoding="utf-8")
-    return result
+    return settings.publish(result, _page(result), say)
 
 
 def _measure(
-    x: torch.Tensor, c: torch.Tensor, chosen: list[Peer], rounds: int, notes: list[str]
+    x: torch.Tensor,
+    c: torch.Tensor,
+    chosen: list[Peer],
+    rounds: int | None,
+    notes: list[str],
+    tell: Tell,
 ) -> dict[str, Any]:
     """Times, wrong ids, tiers; adds to ``notes``."""
     theirs = torch.float64 if x.dtype == torch.float64 else torch.float32
@@ -177,11 +135,18 @@ def _measure(
     methods: dict[str, Callable[[], Any]] = {OURS: lambda: ops.nearest_centroid(x, c)}
     for name, assign in ready.items():
         methods[name] = partial(assign, given[name])
-    ids, failed = first_ids(methods)
+    ids, failed = first_ids(methods, tell)
     notes += [*lines, *failed]
     methods = {name: call for name, call in methods.items() if name in ids}
+    tell("counting wrong ids")
     wrong, counted_on = count_wrong(x, c, ids)
-    timings = interleave(methods, rounds=rounds, max_seconds=MAX_SECONDS)
+    timings = interleave(
+        methods,
+        rounds=rounds or ROUNDS,
+        max_seconds=MAX_SECONDS,
+        fill_seconds=0.0 if rounds else FILL_SECONDS,
+        tell=tell,
+    )
     with ops.record_stats():
         methods[OURS]()
     stats = ops.assignment_stats()
@@ -243,7 +208,7 @@ def _page(result: dict[str, Any]) -> str:
             "",
             aligned_table(header, table),
             "",
-            f"wrong ids: counted on {result['wrong_counted_on']}",
+            f"{WRONG_IDS} {result['wrong_counted_on']}",
             f"ours re-scored rows in: {shares}",
             *result["notes"],
             f"machine: {machine_line()}",

@@ -23,6 +23,9 @@ import torch
 PACKAGES = ("torch", "numpy", "scikit-learn", "scikit-learn-intelex", "faiss-cpu", "scipy")
 
 
+TELL_SECONDS = 5.0
+
+
 @dataclass
 class Timing:
     """Seconds of every round; the minimum is what the tables show."""
@@ -46,16 +49,21 @@ def interleave(
     rounds: int,
     min_seconds: float = 0.05,
     max_seconds: float | None = None,
+    fill_seconds: float = 0.0,
     clock: Callable[[], float] = time.perf_counter,
+    tell: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Timing]:
     """Time every method once a round, after one warm-up call of each.
 
     Methods shorter than ``min_seconds`` repeat inside a round until they take that long. One whose
-    rounds have taken ``max_seconds`` together sits out the rest (it always has one round). On a
-    busy machine ``clock=time.process_time`` (with one thread for all) leaves out what others ran.
+    rounds have taken ``max_seconds`` together sits out the rest (it always has one round); those
+    that have not taken ``fill_seconds`` get up to three times as many. ``tell`` is given what runs now.
+    On a busy machine ``clock=time.process_time`` (with one thread for all) leaves out what others
+    ran.
     """
     repeats = {}
-    for name, call in methods.items():
+    for number, (name, call) in enumerate(methods.items(), 1):
+        tell(f"warming up, {number} of {len(methods)}: {name}")
         seconds = _seconds(call, 1, clock)
         if seconds < min_seconds:  # the first call of a short method says little
             seconds = _seconds(call, 1, clock)
@@ -63,13 +71,19 @@ def interleave(
     timings = {name: Timing() for name in methods}
     spent = dict.fromkeys(methods, 0.0)
     names = list(methods)
-    for i in range(rounds):
+    told, i = time.monotonic(), 0
+    while i < rounds or (i < 3 * rounds and min(spent.values()) < fill_seconds):
         for name in names[i % len(names) :] + names[: i % len(names)]:
-            if max_seconds is not None and spent[name] >= max_seconds:
+            limit = max_seconds if i < rounds else fill_seconds
+            if limit is not None and spent[name] >= limit:
                 continue
+            if time.monotonic() - told > TELL_SECONDS:
+                told = time.monotonic()
+                tell(f"timing, round {i + 1}: {name}")
             seconds = _seconds(methods[name], repeats[name], clock)
             timings[name].seconds.append(seconds)
             spent[name] += seconds * repeats[name]
+        i += 1
     return timings
 
 
