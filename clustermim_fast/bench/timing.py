@@ -57,7 +57,7 @@ def interleave(
 
     Methods shorter than ``min_seconds`` repeat inside a round until they take that long. One whose
     rounds have taken ``max_seconds`` together sits out the rest (it always has one round); those
-    that have not taken ``fill_seconds`` get up to three times as many. ``tell`` is given what runs now.
+    that have not taken ``fill_seconds`` get up to three times more. ``tell`` hears what runs now.
     On a busy machine ``clock=time.process_time`` (with one thread for all) leaves out what others
     ran.
     """
