@@ -35,6 +35,14 @@ struct alignas(64) StripFactors {
   float hard[kStripTokens];
 };
 
+// A panel of a strip's classes.
+struct LinearPanel {
+  int64_t first, count;  // classes
+  float* values;         // [32 classes][32 tokens]: logits without bias, then exp(z - reference)
+  float* reference;      // [32 tokens]: the largest logit so far
+  StripState* state;
+};
+
 struct LinearKernel {
   // Around everything that multiplies: logits, input_gradient, weight_gradient.
   void (*enter)();
@@ -44,31 +52,28 @@ struct LinearKernel {
   // ("columns") and, if not null, of dW ("pairs"): strip_bytes() each.
   void (*pack_tokens)(const uint16_t* const* rows, int64_t dim, char* columns, char* pairs);
 
-  // Classes [32 panel, ...) of W^T, the first operand of dX.
+  // Classes [32 panel, ...) of W, as second operand of dX: [steps][panels][2048 bytes].
   void (*pack_weight)(const uint16_t* weight, int64_t stride, const LinearShape& shape,
-                      int64_t panel, char* transposed);
+                      int64_t panel, char* pairs);
 
-  // exponentials [32 classes][32 tokens] = exp(z - reference), z = weight . input + bias;
-  // reference [32 tokens]: the largest logit so far. `weight`: 32 rows, dense to whole steps.
-  void (*logits)(const uint16_t* weight, int64_t stride, const LinearShape& shape, int64_t panel,
-                 const char* columns, const float* bias, bool want_argmax, StripState& state,
-                 float* exponentials, float* reference);
+  // out [32 classes][32 tokens] = weight . input, `weight` being 32 rows, dense to whole steps;
+  // meanwhile the softmax of the panel made `last` (null: none), whose bias is added there.
+  void (*logits)(const uint16_t* weight, int64_t stride, int64_t steps, const char* columns,
+                 const LinearPanel* last, const float* bias, bool want_argmax, float* out);
+  void (*finish_logits)(const LinearPanel& last, const float* bias, bool want_argmax);
 
-  // dZ of a panel, rounded, as first operand of dW ([32 classes][32 tokens]; may be null) and as
-  // second of dX (two tiles; may be null); sums [32 classes] over the tokens, not rounded (may be
+  // dZ of a panel, rounded, as first operand of dW ([32 classes][32 tokens]; may be null) and of dX
+  // ([32 tokens][32 classes]; may be null); sums [32 classes] over the tokens, not rounded (may be
   // null).
-  void (*gradient)(const LinearShape& shape, int64_t panel, const StripState& state,
-                   const StripFactors& factors, const float* exponentials, const float* reference,
-                   char* classes, char* pairs, float* sums);
+  void (*gradient)(const LinearPanel& panel, const StripFactors& factors, char* classes,
+                   char* tokens, float* sums);
 
-  // out [32 * steps][32 tokens] (+)= W^T dZ^T over the panels [begin, end) for 32 values from
-  // 32 * step on.
-  void (*input_gradient)(const char* transposed, const LinearShape& shape, int64_t step,
-                         int64_t begin, int64_t end, const char* pairs, bool accumulate,
-                         float* out);
-  // rows [32] (null: none): round(gradient - factor[token] * direction); direction may be null.
-  void (*store_rows)(const float* gradient, int64_t dim, const float* factor,
-                     const float* direction, uint16_t* const* rows);
+  // out [32 tokens][32 values] (+)= dZ W over panels that follow each other in both operands.
+  void (*input_gradient)(const char* tokens, const char* weight, int64_t panels, bool accumulate,
+                         float* out, int64_t stride);
+  // row [dim] = round(gradient - factor * direction); both have whole steps, direction may be null.
+  void (*store_row)(const float* gradient, int64_t dim, float factor, const float* direction,
+                    uint16_t* row);
 
   // Over `strips` strips, in order: out [32 classes][values of the steps [begin, end)] (+)= dZ^T X.
   void (*weight_gradient)(const char* classes, int64_t classes_stride, const char* pairs,

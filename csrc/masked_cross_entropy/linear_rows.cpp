@@ -21,7 +21,7 @@ constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands sta
 constexpr int64_t kMostStrips = 8;  // of a task
 // dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself
 // is read and written once a chunk.
-constexpr int64_t kChunkStrips = 64, kStepBlock = 8;
+constexpr int64_t kChunkStrips = 64, kChunkBytes = 12 * kMiB, kStepBlock = 8;
 // Strips that follow each other would otherwise fall into the same sets of the caches.
 constexpr int64_t kSpread = 2048 + 64 * 2;
 
@@ -41,7 +41,7 @@ struct Chunk {
 };
 
 struct Scratch {
-  Workspace<char> columns, pairs;
+  Workspace<char> columns, tokens;
   Workspace<float> exponentials, references, gradient;
   Workspace<StripState> states;
 };
@@ -65,7 +65,7 @@ class Step {
     chunk_.classes_stride = shape_.panels() * kPanelClasses * 64 + kSpread;
     chunk_.pairs_stride = shape_.strip_bytes() + kSpread;
     const int64_t room = std::clamp<int64_t>(
-        16 * kMiB / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
+        kChunkBytes / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
     const int64_t chunk = for_weight() ? std::min(room, total) : total;
     if (for_weight()) {
       chunk_.classes.reserve(chunk * chunk_.classes_stride);
@@ -105,9 +105,9 @@ class Step {
                   a_.weight + k * a_.weight_stride, a_.dim * 2);
     }
     if (for_input()) {
-      transposed_.reserve(shape_.steps() * panels * 2048);
+      weight_pairs_.reserve(shape_.steps() * panels * 2048);
       auto pack = [&](int64_t panel, int) {
-        kernel_.pack_weight(a_.weight, a_.weight_stride, shape_, panel, transposed_.data());
+        kernel_.pack_weight(a_.weight, a_.weight_stride, shape_, panel, weight_pairs_.data());
       };
       CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, panels, pack));
       if (smooth()) {
@@ -130,14 +130,21 @@ class Step {
   }
 
   void reserve(Scratch& s) const {
-    const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 1;
+    const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 2;
     s.states.reserve(strips_);
     s.columns.reserve(strips_ * shape_.strip_bytes());
     s.exponentials.reserve(kept * kPanelClasses * kStripTokens);
     s.references.reserve(kept * kStripTokens);
     if (!for_input()) return;
-    s.pairs.reserve(strips_ * panels * 2048);
-    s.gradient.reserve(strips_ * shape_.steps() * kStepValues * kStripTokens);
+    s.tokens.reserve(strips_ * panels * 2048);
+    s.gradient.reserve(strips_ * kStripTokens * gradient_stride());
+  }
+
+  LinearPanel panel(int64_t p, int64_t strip, int64_t at, Scratch& s) const {
+    const int64_t first = p * kPanelClasses;
+    return {first, std::min(kPanelClasses, a_.num_classes - first),
+            s.exponentials.data() + at * kPanelClasses * kStripTokens,
+            s.references.data() + at * kStripTokens, s.states.data() + strip};
   }
 
   // `strips` strips from strip `first` of the chunk that begins with strip `chunk` of all.
@@ -162,19 +169,22 @@ class Step {
     }
 
     kernel_.enter();
+    LinearPanel last = {};
     for (int64_t p = 0; p < panels; ++p) {
       const bool copy = p >= first_copied_;
       const uint16_t* weight = copy ? copied_.data() + (p - first_copied_) * kPanelClasses * width
                                     : a_.weight + p * kPanelClasses * a_.weight_stride;
       for (int64_t i = 0; i < strips; ++i) {
-        const int64_t at = gradients() ? i * panels + p : 0;
-        kernel_.logits(weight, copy ? width : a_.weight_stride, shape_, p,
-                       s.columns.data() + i * shape_.strip_bytes(), a_.bias, a_.argmax != nullptr,
-                       s.states.data()[i],
-                       s.exponentials.data() + at * kPanelClasses * kStripTokens,
-                       s.references.data() + at * kStripTokens);
+        // Without gradients two places suffice: the next panel's product and this one's softmax.
+        const LinearPanel next =
+            panel(p, i, gradients() ? i * panels + p : (p * strips + i) % 2, s);
+        kernel_.logits(weight, copy ? width : a_.weight_stride, shape_.steps(),
+                       s.columns.data() + i * shape_.strip_bytes(), last.state ? &last : nullptr,
+                       a_.bias, a_.argmax != nullptr, next.values);
+        last = next;
       }
     }
+    kernel_.finish_logits(last, a_.bias, a_.argmax != nullptr);
     for (int64_t i = 0; i < strips; ++i) {
       const int64_t row = (chunk + first + i) * kStripTokens;
       store_losses(row, s.states.data()[i]);
@@ -215,40 +225,37 @@ class Step {
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = i * panels + p;
       kernel_.gradient(
-          shape_, p, s.states.data()[i], factors,
-          s.exponentials.data() + at * kPanelClasses * kStripTokens,
-          s.references.data() + at * kStripTokens,
+          panel(p, i, at, s), factors,
           for_weight() ? chunk_.classes.data() + in_chunk * chunk_.classes_stride + p * 2048
                        : nullptr,
-          for_input() ? s.pairs.data() + at * 2048 : nullptr,
+          for_input() ? s.tokens.data() + at * 2048 : nullptr,
           for_weight() ? chunk_.sums.data() + (in_chunk * panels + p) * kPanelClasses : nullptr);
     }
   }
 
+  // Off the powers of two, where a tile's rows would share two sets of the cache.
+  int64_t gradient_stride() const { return shape_.steps() * kStepValues + 16; }
+
   void multiply_input(int64_t first, int64_t strips, Scratch& s) const {
-    const int64_t panels = shape_.panels(), size = shape_.steps() * kStepValues * kStripTokens;
+    const int64_t panels = shape_.panels(), stride = gradient_stride();
     for (int64_t begin = 0; begin < panels; begin += kPanelStep) {
-      const int64_t end = std::min(panels, begin + kPanelStep);
+      const int64_t count = std::min(panels - begin, kPanelStep);
       for (int64_t step = 0; step < shape_.steps(); ++step) {
         for (int64_t i = 0; i < strips; ++i) {
-          kernel_.input_gradient(transposed_.data(), shape_, step, begin, end,
-                                 s.pairs.data() + i * panels * 2048, begin > 0,
-                                 s.gradient.data() + i * size);
+          kernel_.input_gradient(
+              s.tokens.data() + (i * panels + begin) * 2048,
+              weight_pairs_.data() + (step * panels + begin) * 2048, count, begin > 0,
+              s.gradient.data() + i * kStripTokens * stride + step * kStepValues, stride);
         }
       }
     }
-    for (int64_t i = 0; i < strips; ++i) {
-      uint16_t* rows[kStripTokens];
-      float factor[kStripTokens] = {};
-      const int64_t row = (first + i) * kStripTokens;
-      for (int64_t t = 0; t < kStripTokens; ++t) {
-        const bool in = row + t < a_.num_rows;
-        rows[t] = in ? a_.grad_input + token(row + t, a_.grad_sample_stride, a_.grad_row_stride)
-                     : nullptr;
-        if (in) factor[t] = static_cast<float>(a_.scale[row + t] * a_.label_smoothing);
-      }
-      kernel_.store_rows(s.gradient.data() + i * size, a_.dim, factor,
-                         smooth() ? direction_.data() : nullptr, rows);
+    const int64_t rows = std::min(strips * kStripTokens, a_.num_rows - first * kStripTokens);
+    for (int64_t i = 0; i < rows; ++i) {
+      const int64_t row = first * kStripTokens + i;
+      const float factor = static_cast<float>(a_.scale[row] * a_.label_smoothing);
+      kernel_.store_row(s.gradient.data() + i * stride, a_.dim, factor,
+                        smooth() ? direction_.data() : nullptr,
+                        a_.grad_input + token(row, a_.grad_sample_stride, a_.grad_row_stride));
     }
   }
 
@@ -313,7 +320,7 @@ class Step {
   int64_t strips_ = 1;        // of a task
   int64_t first_copied_ = 0;  // panel
   Workspace<uint16_t> copied_;
-  Workspace<char> transposed_;
+  Workspace<char> weight_pairs_;
   Workspace<float> direction_;
   std::vector<float> scaled_inputs_;
   double scales_ = 0.0;

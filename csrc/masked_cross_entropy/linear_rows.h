@@ -20,7 +20,7 @@ bool linear_rows_usable();
 //   dZ_k = scale (p_k - (1-e) [k = y]), rounded to bfloat16 as operand of dX and dW; the constant
 //   -scale e/K of every class is added to dX, dW and db as the rank-one term it is.
 //
-// Workspace: W once more (for dX), 20 MiB, and for each thread at most 6 MiB or that of 32 tokens
+// Workspace: W once more (for dX), 16 MiB, and for each thread at most 6 MiB or that of 32 tokens
 // (200 bytes a class).
 struct LinearRowsArgs {
   const uint16_t* input;

@@ -149,7 +149,7 @@ class _Gradients:
             **chunks.loss_rows(begin, end, logits),
         )
         if self.needs.bias:
-            self.bias += logits.sum(0, dtype=torch.float64)
+            self.bias += logits.sum(0)
         if self.needs.weight:
             self.weight.addmm_(logits.t(), inputs)
         if self.smooth:
