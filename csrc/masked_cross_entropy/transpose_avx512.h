@@ -24,20 +24,6 @@ CMIM_INLINE __m512i interleave_second(__m512i a, __m512i b) {
   return _mm512_permutex2var_epi16(a, index, b);
 }
 
-// Of two vectors of 16 pairs of words: the even words of a, then those of b; the odd ones.
-CMIM_INLINE __m512i even_words(__m512i a, __m512i b) {
-  const __m512i index =
-      _mm512_set_epi16(62, 60, 58, 56, 54, 52, 50, 48, 46, 44, 42, 40, 38, 36, 34, 32, 30, 28, 26,
-                       24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
-  return _mm512_permutex2var_epi16(a, index, b);
-}
-CMIM_INLINE __m512i odd_words(__m512i a, __m512i b) {
-  const __m512i index =
-      _mm512_set_epi16(63, 61, 59, 57, 55, 53, 51, 49, 47, 45, 43, 41, 39, 37, 35, 33, 31, 29, 27,
-                       25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
-  return _mm512_permutex2var_epi16(a, index, b);
-}
-
 // Words [at, at + 32) of a row of `size`, zeros past its end.
 CMIM_INLINE __m512i load_words(const uint16_t* row, int64_t at, int64_t size) {
   const int64_t left = size - at;
