@@ -48,20 +48,20 @@ class Targets:
     patch_size: int
 
 
-Objective = Callable[[Tensor, nn.Linear, Targets, LossConfig], tuple[Tensor, Tensor | None]]
+Objective = Callable[[Tensor, nn.Linear, Targets, LossConfig], tuple[Tensor, ops.Metrics | None]]
 
 
 def token_loss(
     hidden: Tensor, head: nn.Linear, targets: Targets, config: LossConfig
-) -> tuple[Tensor, Tensor | None]:
-    """Mean cross-entropy of the masked patches' tokens, and the masked accuracy.
+) -> tuple[Tensor, ops.Metrics]:
+    """Mean cross-entropy of the masked patches' tokens; accuracy and usage of the predicted ones.
 
     hidden: float [B, P + L, d]; the first P rows are prefix tokens. A token of -1 (a patch with
-    NaN) is not counted. Both results are scalars on the device.
+    NaN) is not counted. All results stay on the device.
     """
     if targets.tokens is None:
         raise ValueError("tokens: the token loss needs a tokenizer, got none")
-    loss, metrics = ops.masked_linear_cross_entropy(
+    return ops.masked_linear_cross_entropy(
         hidden,
         head.weight,
         targets.tokens,
@@ -73,13 +73,12 @@ def token_loss(
         masked_per_sample=targets.masked_per_sample,
         return_metrics=True,
     )
-    return loss, metrics.accuracy
 
 
 def pixel_loss(
     hidden: Tensor, head: nn.Linear, targets: Targets, config: LossConfig
-) -> tuple[Tensor, Tensor | None]:
-    """Mean squared error of the masked patches' pixels (normalised units); no accuracy.
+) -> tuple[Tensor, None]:
+    """Mean squared error of the masked patches' pixels (normalised units); no metrics.
 
     With norm_pix_loss each target patch has its own mean and unbiased variance (+ 1e-6) removed.
     """

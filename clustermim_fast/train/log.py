@@ -25,7 +25,11 @@ class Window:
     def clear(self) -> None:
         """Start a new interval."""
         self._loss = torch.zeros((), dtype=torch.float64, device=self._device)
-        self._accuracy = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._correct = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._counted = torch.zeros((), dtype=torch.int64, device=self._device)
+        self._predicted = torch.zeros(
+            self._num_clusters or 0, dtype=torch.int64, device=self._device
+        )
         # One place more than clusters: ids of -1 (patches with NaN) are counted there and left out.
         self._histogram = torch.zeros(
             (self._num_clusters or 0) + 1, dtype=torch.int64, device=self._device
@@ -46,8 +50,11 @@ class Window:
     def add(self, result: StepResult) -> None:
         """Take in one forward pass."""
         self._loss += result.loss.detach()
-        if result.accuracy is not None:
-            self._accuracy += result.accuracy
+        if result.metrics is not None:
+            accuracy, histogram, counted = result.metrics
+            self._correct += (accuracy.double() * counted).nan_to_num()  # nothing counted: nan
+            self._counted += counted
+            self._predicted += histogram
         if result.tokens is not None:
             ids = (result.tokens + 1).flatten()
             self._histogram.scatter_add_(0, ids, torch.ones_like(ids))
@@ -58,7 +65,9 @@ class Window:
         """For a checkpoint, so that a resumed run prints the same lines."""
         return {
             "loss": self._loss.cpu(),
-            "accuracy": self._accuracy.cpu(),
+            "correct": self._correct.cpu(),
+            "counted": self._counted.cpu(),
+            "predicted": self._predicted.cpu(),
             "histogram": self._histogram.cpu(),
             "passes": self._passes,
         }
@@ -66,7 +75,9 @@ class Window:
     def load_state(self, state: dict[str, Any]) -> None:
         """The inverse of `state`."""
         self._loss = state["loss"].to(self._device)
-        self._accuracy = state["accuracy"].to(self._device)
+        self._correct = state["correct"].to(self._device)
+        self._counted = state["counted"].to(self._device)
+        self._predicted = state["predicted"].to(self._device)
         self._histogram = state["histogram"].to(self._device)
         self._passes = int(state["passes"])
 
@@ -78,22 +89,34 @@ class Window:
         """Numbers of the interval; waits for the device."""
         values: dict[str, Any] = {"loss": self.mean_loss()}
         if self._num_clusters is not None:
-            counts = self._histogram[1:].double().cpu()
-            share = counts / counts.sum().clamp_min(1)
-            entropy = float(-(share * share.clamp_min(1e-300).log()).sum())
+            tokens, predicted = _Usage(self._histogram[1:]), _Usage(self._predicted)
             values |= {
                 "loss_floor_lnK": math.log(self._num_clusters),
-                "masked_accuracy": float(self._accuracy) / max(1, self._passes),
+                "masked_accuracy": float(self._correct) / max(1, int(self._counted)),
                 "chance": 1 / self._num_clusters,
-                "majority": float(share.max()),
-                "token_entropy": entropy,
-                "token_perplexity": math.exp(entropy),
-                "tokens_used": int((counts > 0).sum()),
+                "majority": tokens.majority,
+                "token_entropy": tokens.entropy,
+                "token_perplexity": math.exp(tokens.entropy),
+                "tokens_used": tokens.used,
+                # Far below the tokens' own: the model names only the commonest ones.
+                "predicted_perplexity": math.exp(predicted.entropy),
+                "predicted_used": predicted.used,
             }
         seconds = max(1e-9, time.perf_counter() - self._started)
         values["images_per_s"] = self._timed_passes * batch_size / seconds
         values["data_wait_pct"] = 100 * self.waited / seconds
         return values
+
+
+class _Usage:
+    """How evenly tokens are used, from their counts [K]."""
+
+    def __init__(self, histogram: torch.Tensor) -> None:
+        counts = histogram.double().cpu()
+        share = counts / counts.sum().clamp_min(1)
+        self.entropy = float(-(share * share.clamp_min(1e-300).log()).sum())  # nats
+        self.majority = float(share.max())
+        self.used = int((counts > 0).sum())
 
 
 class MetricsFile:
@@ -136,7 +159,7 @@ def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
             f"loss {row['loss']:.4f} (ln K {row['loss_floor_lnK']:.3f})",
             f"accuracy {100 * row['masked_accuracy']:.1f} %",
             f"(chance {100 * row['chance']:.1f}, commonest token {100 * row['majority']:.1f})",
-            f"perplexity {row['token_perplexity']:.1f}",
+            f"perplexity {row['predicted_perplexity']:.1f} predicted, {row['token_perplexity']:.1f} true",
         ]
     else:
         parts.append(f"loss {row['loss']:.4f}")

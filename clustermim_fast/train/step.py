@@ -11,13 +11,14 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from clustermim_fast.losses import OBJECTIVES, LossConfig, Targets
+from clustermim_fast.ops import Metrics
 
 
 class StepResult(NamedTuple):
-    """Scalars on the device, and the batch's token ids int64 [B, L] (None for pixel targets)."""
+    """On the device; for pixel targets there are neither metrics nor token ids int64 [B, L]."""
 
     loss: Tensor
-    accuracy: Tensor | None
+    metrics: Metrics | None
     tokens: Tensor | None
 
 
@@ -40,5 +41,5 @@ def forward_step(
     hidden = model(pixels, mask, visible)
     masked_per_sample = mask.shape[1] - visible.shape[1]
     targets = Targets(pixels, tokens, mask, masked_per_sample, model.patch_size)
-    loss, accuracy = OBJECTIVES[model.objective](hidden, model.head, targets, config)
-    return StepResult(loss, accuracy, tokens)
+    loss, metrics = OBJECTIVES[model.objective](hidden, model.head, targets, config)
+    return StepResult(loss, metrics, tokens)

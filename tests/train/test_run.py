@@ -64,6 +64,7 @@ def test_what_a_run_leaves(tiny, method):
         assert stored[-1]["loss_floor_lnK"] == math.log(6)
         assert 0 <= stored[-1]["masked_accuracy"] <= 1
         assert 1 <= stored[-1]["token_perplexity"] <= 6
+        assert 1 <= stored[-1]["predicted_perplexity"] <= stored[-1]["predicted_used"] <= 6
         assert "(ln K 1.792)" in text
         assert "chance 16.7" in text
         assert loaded.tokenizer.num_clusters == 6

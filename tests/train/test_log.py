@@ -1,0 +1,35 @@
+"""What a line of progress says of the passes it covers."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from clustermim_fast.ops import Metrics
+from clustermim_fast.train.log import Window
+from clustermim_fast.train.step import StepResult
+
+
+def test_accuracy_is_over_counted_tokens_and_usage_over_predictions() -> None:
+    window = Window(4, torch.device("cpu"))
+    nothing = Metrics(torch.tensor(math.nan), torch.zeros(4, dtype=torch.int64), torch.tensor(0))
+    passes = [
+        Metrics(torch.tensor(0.5), torch.tensor([2, 0, 0, 0]), torch.tensor(2)),
+        Metrics(torch.tensor(1.0), torch.tensor([0, 6, 0, 0]), torch.tensor(6)),
+        nothing,
+    ]
+    tokens = torch.tensor([[0, 1, 2, 3, -1]])
+    for metrics in passes:
+        window.add(StepResult(torch.tensor(1.0), metrics, tokens))
+
+    restored = Window(4, torch.device("cpu"))
+    restored.load_state(window.state())
+    for found in (window.metrics(1), restored.metrics(1)):
+        assert found["masked_accuracy"] == pytest.approx(7 / 8)
+        assert found["predicted_used"] == 2
+        entropy = -(0.25 * math.log(0.25) + 0.75 * math.log(0.75))
+        assert found["predicted_perplexity"] == pytest.approx(math.exp(entropy))
+        assert found["tokens_used"] == 4
+        assert found["token_perplexity"] == pytest.approx(4)
