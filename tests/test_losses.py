@@ -75,7 +75,8 @@ def test_step_equals_the_papers_formula(step, smoothing, with_nan_patch):
         best = model.head(model(images, mask))[:, 1:].argmax(-1)
     counted = mask & (tokens >= 0)
     assert int(metrics.num_counted) == int(counted.sum())
-    assert float(metrics.accuracy) == pytest.approx(float((best == tokens)[counted].double().mean()))
+    correct = (best == tokens)[counted]
+    assert float(metrics.accuracy) == pytest.approx(float(correct.double().mean()))
     assert torch.equal(metrics.histogram, best[counted].bincount(minlength=5))
     (3.0 * loss).backward()
     gradients = {n: p.grad.double() for n, p in model.named_parameters() if p.grad is not None}

@@ -159,7 +159,8 @@ def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
             f"loss {row['loss']:.4f} (ln K {row['loss_floor_lnK']:.3f})",
             f"accuracy {100 * row['masked_accuracy']:.1f} %",
             f"(chance {100 * row['chance']:.1f}, commonest token {100 * row['majority']:.1f})",
-            f"perplexity {row['predicted_perplexity']:.1f} predicted, {row['token_perplexity']:.1f} true",
+            f"perplexity {row['token_perplexity']:.1f}",
+            f"(of predictions {row['predicted_perplexity']:.1f})",
         ]
     else:
         parts.append(f"loss {row['loss']:.4f}")

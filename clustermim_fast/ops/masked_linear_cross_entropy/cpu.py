@@ -10,7 +10,7 @@ bfloat16 on a machine with tiles goes another way, tiles.py.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -19,21 +19,10 @@ from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 from clustermim_fast.ops.masked_cross_entropy.cpu import address, row_list
 from clustermim_fast.ops.masked_linear_cross_entropy import tiles
-from clustermim_fast.ops.masked_linear_cross_entropy.grad_input import (
-    GradInput,
-    as_samples,
-    token_rows,
-)
+from clustermim_fast.ops.masked_linear_cross_entropy.grad_input import GradInput, token_rows
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs, Problem
 
 OP = "masked_linear_cross_entropy"
-
-
-class Needs(NamedTuple):
-    """Which gradients are wanted."""
-
-    input: bool
-    weight: bool
-    bias: bool
 
 
 # Bytes of one chunk's logits, and of its inputs. Large enough that dW's GEMM, which reads and
@@ -51,47 +40,36 @@ def chunk_rows(num_classes: int, dim: int, itemsize: int) -> int:
 class _Chunks:
     """The counted rows of one call in chunks: inputs and logits in buffers used again and again."""
 
-    def __init__(
-        self,
-        input: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
-        target: torch.Tensor,
-        rows: torch.Tensor,
-        n: int,
-        prefix: int,
-        label_smoothing: float,
-        stats: torch.Tensor,
-    ) -> None:
-        acc = arguments.accumulation_dtype(input, weight, bias)
+    def __init__(self, problem: Problem) -> None:
+        self.problem, self.acc = problem, problem.acc
+        acc = self.acc
         # The row kernel widens 16 bits to float32; float64 beside a narrower input is a copy.
-        self.x = as_samples(input.to(acc) if acc == torch.float64 else input)[:, prefix:]
-        self.weight = weight.to(acc)
-        self.bias = None if bias is None else bias.to(acc).contiguous()
-        self.target, self.rows, self.n, self.stats = target, rows, n, stats
-        self.label_smoothing = label_smoothing
+        self.x = problem.tokens(acc if acc == torch.float64 else None)
+        self.weight = problem.weight.to(acc)
+        self.bias = None if problem.bias is None else problem.bias.to(acc).contiguous()
         self.threads = torch.get_num_threads()
-        self.acc = acc
-        num_classes, dim = weight.shape
-        self.size = min(max(n, 1), chunk_rows(num_classes, dim, acc.itemsize))
+        num_classes, dim = problem.weight.shape
+        self.size = min(max(problem.n, 1), chunk_rows(num_classes, dim, acc.itemsize))
         self._inputs = torch.empty(self.size, dim, dtype=acc)
         self._logits = torch.empty(self.size, num_classes, dtype=acc)
 
     def __iter__(self) -> Iterator[tuple[int, int, torch.Tensor, torch.Tensor]]:
         """(begin, end, inputs [r, d], logits [r, K] without bias) for the counted rows in order."""
-        for begin in range(0, self.n, self.size):
-            end = min(begin + self.size, self.n)
+        n, num_tokens = self.problem.n, self.problem.target.numel()
+        for begin in range(0, n, self.size):
+            end = min(begin + self.size, n)
             inputs, logits = self._inputs[: end - begin], self._logits[: end - begin]
             _backend.core().gather_token_rows(
                 source=self.x.data_ptr(),
                 out=inputs.data_ptr(),
-                **token_rows(self.x, self.rows[begin:end], self.target.numel(), self.threads),
+                **token_rows(self.x, self.problem.rows[begin:end], num_tokens, self.threads),
             )
             torch.mm(inputs, self.weight.t(), out=logits)
             yield begin, end, inputs, logits
 
     def loss_rows(self, begin: int, end: int, logits: torch.Tensor) -> dict[str, Any]:
         """Arguments of the row kernel for one chunk's logits."""
+        problem = self.problem
         return {
             "logits": logits.data_ptr(),
             "logits_dtype": _backend.DTYPE_CODES[self.acc],
@@ -100,15 +78,15 @@ class _Chunks:
             "rows_per_sample": 1,
             "compact": True,
             "num_classes": logits.shape[1],
-            "rows": self.rows[begin:end].data_ptr(),
+            "rows": problem.rows[begin:end].data_ptr(),
             "num_rows": end - begin,
-            "num_tokens": self.target.numel(),
-            "target": self.target.data_ptr(),
+            "num_tokens": problem.target.numel(),
+            "target": problem.target.data_ptr(),
             "bias": address(self.bias),
             "class_weight": 0,
             "class_weight_sum": 0.0,
-            "label_smoothing": self.label_smoothing,
-            "stats": self.stats.data_ptr(),
+            "label_smoothing": problem.label_smoothing,
+            "stats": problem.stats.data_ptr(),
             "threads": self.threads,
         }
 
@@ -120,20 +98,20 @@ class _Gradients:
     dtype; db is summed in float64, since a float32 sum over all rows would be its largest error.
     """
 
-    def __init__(self, chunks: _Chunks, input: torch.Tensor, prefix: int, needs: Needs) -> None:
+    def __init__(self, chunks: _Chunks, needs: Needs) -> None:
+        problem = chunks.problem
         num_classes, dim = chunks.weight.shape
         self.chunks, self.needs = chunks, needs
         # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it
         # stays out of the logit gradients, where it would drown small probabilities as soon as
         # those are rounded to a 16-bit GEMM operand, and is taken off the three results. With
         # float32 inputs the detour only costs accuracy (db: 2.6e-7 instead of 1.6e-7 at K = 50).
-        self.smooth = chunks.label_smoothing > 0 and input.dtype.itemsize == 2
+        self.smooth = problem.label_smoothing > 0 and problem.input.dtype.itemsize == 2
         self.weight = torch.zeros((num_classes, dim) if needs.weight else 0, dtype=chunks.acc)
         self.bias = torch.zeros(num_classes if needs.bias else 0, dtype=torch.float64)
         self.scaled_inputs = torch.zeros(dim, dtype=chunks.acc)  # sum_n scale_n x_n
         self.scales = 0.0
-        self.input = GradInput(input, prefix, needs.input, chunks.acc, chunks.threads)
-        self.input.zero(chunks.rows[chunks.n :], chunks.target.numel())
+        self.input = GradInput(problem, needs.input, chunks.threads)
         self.direction = chunks.weight.mean(0) if self.smooth and needs.input else None
 
     def add(
@@ -157,14 +135,14 @@ class _Gradients:
             self.scales += float(scale.sum())
         if self.needs.input:
             torch.mm(logits, chunks.weight, out=inputs)
-            factor = (scale * chunks.label_smoothing).to(chunks.acc) if self.smooth else None
-            self.input.write(
-                chunks.rows[begin:end], chunks.target.numel(), inputs, factor, self.direction
-            )
+            factor = None
+            if self.smooth:
+                factor = (scale * chunks.problem.label_smoothing).to(chunks.acc)
+            self.input.write(chunks.problem.rows[begin:end], inputs, factor, self.direction)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         if self.smooth:
-            per_class = self.chunks.label_smoothing / self.chunks.weight.shape[0]
+            per_class = self.chunks.problem.label_smoothing / self.chunks.weight.shape[0]
             self.weight -= per_class * self.scaled_inputs if self.needs.weight else 0.0
             self.bias -= per_class * self.scales
         return self.input.finish(), self.weight, self.bias.to(self.chunks.acc)
@@ -200,10 +178,8 @@ def forward(
         one = torch.ones(target.shape if reduction == "none" else (), dtype=torch.float64)
         scale = _rows.row_scales(one, rows[:n], weights, divisor, reduction)
     stats = torch.zeros(2, flat.numel(), dtype=acc)
-    losses, best, *grads = _work(
-        input, weight, bias, flat, rows, n, stats, label_smoothing, prefix, metrics, scale, needs,
-        want_losses=True,
-    )  # fmt: skip
+    problem = Problem(input, weight, bias, flat, rows, n, stats, label_smoothing, prefix)
+    losses, best, *grads = _work(problem, metrics, scale, needs, want_losses=True)
     loss = _rows.reduce_rows(losses, rows[:n], weights, divisor, target.shape, reduction)
     correct = torch.zeros((), dtype=torch.int64)
     histogram = torch.zeros(num_classes, dtype=torch.int64)
@@ -234,42 +210,27 @@ def backward(
     rows, n = rows.contiguous(), int(count)
     weights = _rows.row_weights(rows[:n], None, token_weight)
     scale = _rows.row_scales(grad_loss, rows[:n], weights, divisor, reduction)
-    return _work(
-        input, weight, bias, flat, rows, n, stats.contiguous(), label_smoothing, prefix, False,
-        scale, needs, want_losses=False,
-    )[2:]  # fmt: skip
+    stats = stats.contiguous()
+    problem = Problem(input, weight, bias, flat, rows, n, stats, label_smoothing, prefix)
+    return _work(problem, False, scale, needs, want_losses=False)[2:]
 
 
 def _work(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    rows: torch.Tensor,
-    n: int,
-    stats: torch.Tensor,
-    label_smoothing: float,
-    prefix: int,
-    metrics: bool,
-    scale: torch.Tensor | None,
-    needs: Needs,
-    want_losses: bool,
+    problem: Problem, metrics: bool, scale: torch.Tensor | None, needs: Needs, *, want_losses: bool
 ) -> tuple[torch.Tensor, ...]:
     """(losses [n], argmax [n], dX, dW, db); what is not wanted has size 0.
 
-    ``stats`` is written with the losses, and read without them.
+    ``problem.stats`` is written with the losses, and read without them.
     """
-    acc = arguments.accumulation_dtype(input, weight, bias)
-    if tiles.usable(input, weight, bias):
-        return _work_in_tiles(
-            input, weight, bias, target, rows, n,
-            stats if want_losses else torch.empty_like(stats),  # it writes them always
-            label_smoothing, prefix, metrics, scale, needs,
-        )  # fmt: skip
-    losses = torch.empty(n if want_losses else 0, dtype=acc)
-    best = torch.empty(n if metrics else 0, dtype=torch.int64)
-    chunks = _Chunks(input, weight, bias, target, rows, n, prefix, label_smoothing, stats)
-    gradients = _Gradients(chunks, input, prefix, needs)
+    scale = scale if any(needs) else None
+    if tiles.usable(problem):
+        if not want_losses:  # it writes them always
+            problem = problem._replace(stats=torch.empty_like(problem.stats))
+        return tiles.run(problem, metrics, scale, needs)
+    losses = torch.empty(problem.n if want_losses else 0, dtype=problem.acc)
+    best = torch.empty(problem.n if metrics else 0, dtype=torch.int64)
+    chunks = _Chunks(problem)
+    gradients = _Gradients(chunks, needs)
     for begin, end, inputs, logits in chunks:
         if want_losses:
             _backend.core().cross_entropy_forward(
@@ -277,37 +238,6 @@ def _work(
                 argmax=best[begin:end].data_ptr() if metrics else 0,
                 **chunks.loss_rows(begin, end, logits),
             )
-        if scale is not None and any(needs):
+        if scale is not None:
             gradients.add(begin, end, inputs, logits, scale[begin:end])
     return losses, best, *gradients.finish()
-
-
-def _work_in_tiles(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    rows: torch.Tensor,
-    n: int,
-    stats: torch.Tensor,
-    label_smoothing: float,
-    prefix: int,
-    metrics: bool,
-    scale: torch.Tensor | None,
-    needs: Needs,
-) -> tuple[torch.Tensor, ...]:
-    grad_input = GradInput(input, prefix, needs.input, torch.float32, torch.get_num_threads())
-    grad_input.zero(rows[n:], target.numel())
-    x = as_samples(input)[:, prefix:]
-    found = tiles.run(
-        x, weight, bias, target, rows[:n], stats, label_smoothing, metrics,
-        scale if any(needs) else None, grad_input.tokens if needs.input else None, needs.weight,
-        needs.bias,
-    )  # fmt: skip
-    return (
-        found.losses,
-        found.argmax,
-        grad_input.finish(),
-        torch.empty(0) if found.grad_weight is None else found.grad_weight,
-        torch.empty(0) if found.grad_bias is None else found.grad_bias,
-    )

@@ -8,12 +8,7 @@ import torch
 
 from clustermim_fast.ops import _backend
 from clustermim_fast.ops.masked_cross_entropy.cpu import address
-
-
-def as_samples(input: torch.Tensor) -> torch.Tensor:
-    """[..., T, d] as [S, T, d] with dense rows; a view unless the strides allow none."""
-    x = input.reshape(input.shape[:-2].numel(), *input.shape[-2:])
-    return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import Problem
 
 
 def token_rows(
@@ -34,12 +29,14 @@ def token_rows(
 
 
 class GradInput:
-    """dX [..., T, d]; zeros in the prefix. ``tokens`` [S, L, d] is the rest, not yet written."""
+    """dX [..., P + L, d]; zeros in the prefix and where a token is not counted. ``tokens`` [S, L,
+    d] is the rest, of which the counted ones are still to be written.
+    """
 
-    def __init__(
-        self, input: torch.Tensor, prefix: int, needed: bool, acc: torch.dtype, threads: int
-    ) -> None:
-        self.dtype, self.needed, self.threads = input.dtype, needed, threads
+    def __init__(self, problem: Problem, needed: bool, threads: int) -> None:
+        input, prefix, acc = problem.input, problem.prefix, problem.acc
+        self.dtype, self.threads = input.dtype, threads
+        self.num_tokens = problem.target.numel()
         # Beside a float64 weight a narrower input's gradient is rounded at the end.
         dtype = acc if acc == torch.float64 else input.dtype
         self.out = torch.empty(input.shape if needed else (0,), dtype=dtype)
@@ -47,15 +44,11 @@ class GradInput:
             view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
             view[:, :prefix].zero_()
             self.tokens = view[:, prefix:]
-
-    def zero(self, rows: torch.Tensor, num_tokens: int) -> None:
-        if self.needed:
-            self.write(rows, num_tokens, None, None, None)
+            self.write(problem.rows[problem.n :], None, None, None)
 
     def write(
         self,
         rows: torch.Tensor,
-        num_tokens: int,
         source: torch.Tensor | None,
         factor: torch.Tensor | None,
         direction: torch.Tensor | None,
@@ -66,7 +59,7 @@ class GradInput:
             factor=address(factor),
             direction=address(direction),
             destination=self.tokens.data_ptr(),
-            **token_rows(self.tokens, rows, num_tokens, self.threads),
+            **token_rows(self.tokens, rows, self.num_tokens, self.threads),
         )
 
     def finish(self) -> torch.Tensor:

@@ -9,6 +9,7 @@ from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy.op import check_row_list
 from clustermim_fast.ops.masked_linear_cross_entropy import cpu, reference
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs
 
 OP = "masked_linear_cross_entropy"
 
@@ -63,7 +64,7 @@ def _forward_impl(
     )  # fmt: skip
     with torch.autocast(input.device.type, enabled=False):
         if backend == "cpu":
-            return cpu.forward(*arguments_, cpu.Needs(need_input, need_weight, need_bias))
+            return cpu.forward(*arguments_, Needs(need_input, need_weight, need_bias))
         found = reference.forward(*arguments_)
         rows, count, divisor = found[1], found[2], found[4]
         grads = reference.backward(
@@ -146,7 +147,7 @@ def _backward_impl(
         if backend == "cpu":
             return cpu.backward(
                 grad_loss, input, weight, bias, target, token_weight, rows, count, stats, divisor,
-                reduction, label_smoothing, prefix, cpu.Needs(need_input, need_weight, need_bias),
+                reduction, label_smoothing, prefix, Needs(need_input, need_weight, need_bias),
             )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
