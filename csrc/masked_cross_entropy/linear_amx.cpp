@@ -168,10 +168,10 @@ CMIM_INLINE void softmax_panel(const LinearPanel& panel, const float* bias, Prod
     multiply_until(early + (steps - early) * (c + 1) / kPanelClasses);
     for (int h = 0; h < 2; ++h) {
       float* at = z + c * kStripTokens + 16 * h;
-      const __m512 v = _mm512_load_ps(at);
-      const __m512 e = exp_of(_mm512_sub_ps(v, shift[h]));
+      const __m512 below = _mm512_sub_ps(_mm512_load_ps(at), shift[h]);
+      const __m512 e = exp_of(below);
       sum[h] = _mm512_add_ps(sum[h], e);
-      total[h] = _mm512_add_ps(total[h], v);
+      total[h] = _mm512_add_ps(total[h], below);
       _mm512_store_ps(at, e);
     }
   }
@@ -180,8 +180,12 @@ CMIM_INLINE void softmax_panel(const LinearPanel& panel, const float* bias, Prod
     const __m512 fade = exp_of(_mm512_sub_ps(before[h], shift[h]));
     float* const sums = state.sum + 16 * h;
     _mm512_store_ps(sums, _mm512_fmadd_ps(_mm512_load_ps(sums), fade, sum[h]));
+    // The classes before this panel are now that much farther below the largest.
+    const __m512 rise = _mm512_sub_ps(finite_reference(before[h]), shift[h]);
     float* const totals = state.total + 16 * h;
-    _mm512_store_ps(totals, _mm512_add_ps(_mm512_load_ps(totals), total[h]));
+    const __m512 earlier =
+        _mm512_fmadd_ps(rise, _mm512_set1_ps(static_cast<float>(first)), _mm512_load_ps(totals));
+    _mm512_store_ps(totals, _mm512_add_ps(earlier, total[h]));
     _mm512_store_ps(state.max + 16 * h, largest[h]);
     _mm512_store_si512(state.argmax + 16 * h, where[h]);
     _mm512_store_ps(panel.reference + 16 * h, largest[h]);

@@ -23,7 +23,7 @@ struct LinearShape {
 struct alignas(64) StripState {
   float max[kStripTokens];    // of the logits
   float sum[kStripTokens];    // of exp(z - max)
-  float total[kStripTokens];  // of z
+  float total[kStripTokens];  // of z - max: sums of z itself would cancel
   float target_logit[kStripTokens];
   int32_t target[kStripTokens];  // -1: no such token
   int32_t argmax[kStripTokens];

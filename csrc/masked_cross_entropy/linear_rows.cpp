@@ -198,9 +198,10 @@ class Step {
     const double e = a_.label_smoothing, classes = static_cast<double>(a_.num_classes);
     const int64_t count = std::min(kStripTokens, a_.num_rows - row);
     for (int64_t t = 0; t < count; ++t) {
-      const double lse = std::log(static_cast<double>(state.sum[t])) + state.max[t];
-      double loss = (1.0 - e) * (lse - state.target_logit[t]);
-      if (e > 0) loss += e * (lse - state.total[t] / classes);
+      const double log_sum = std::log(static_cast<double>(state.sum[t]));
+      const double below = static_cast<double>(state.max[t]) - state.target_logit[t];
+      double loss = (1.0 - e) * (log_sum + below);
+      if (e > 0) loss += e * (log_sum - state.total[t] / classes);
       a_.loss[row + t] = static_cast<float>(loss);
       a_.stats[a_.rows[row + t]] = state.max[t];
       a_.stats[a_.num_tokens + a_.rows[row + t]] = state.sum[t];

@@ -16,6 +16,7 @@ from clustermim_fast import ops
 from tests.ops.harness import assert_same, running, usable_paths
 from tests.ops.linear_loss import MODES, check_all, copies, gradients_made_in, make, truth_of
 from tests.ops.loss_checks import array
+from tests.ops.loss_truth import linear_truth
 
 mlce = ops.masked_linear_cross_entropy
 CLASSES = (1, 2, 7, 31, 32, 33, 50, 100, 257, 1000)
@@ -142,6 +143,31 @@ def test_large_logits() -> None:
         d = problem(40, 50, 100)
         d["b"] = (d["b"].detach() + bias.bfloat16()).requires_grad_()
         check(d)
+
+
+@pytest.mark.parametrize("smoothing", [0.1, 1.0])
+@pytest.mark.parametrize("classes", [33, 1000])
+def test_a_number_added_to_all_logits_costs_no_accuracy(classes: int, smoothing: float) -> None:
+    """The logits are exact with and without it. Panels whose maximum rises are among them."""
+    w = torch.arange(classes).remainder(97).div(8).bfloat16()[:, None]
+    x = torch.tensor([[1.0], [-1.0]] * 20).bfloat16()
+    target = torch.arange(40) % classes
+    found = [
+        mlce(x, w, target, linear_bias=torch.full((classes,), shift), reduction="none",
+             label_smoothing=smoothing)
+        for shift in (0.0, 2.0**13, -(2.0**13))
+    ]  # fmt: skip
+    truth = linear_truth(array(x), array(w), None, target.numpy(), reduction="none",
+                         label_smoothing=smoothing)  # fmt: skip
+    for loss in found:
+        assert abs(array(loss) - truth.loss).max() < 4e-6
+
+
+def test_equal_logits_near_the_largest_float() -> None:
+    x, w = torch.zeros(40, 32).bfloat16(), torch.zeros(100, 32).bfloat16()
+    x[:, 0], w[:, 0] = 1.0, 2.0**126
+    loss = mlce(x, w, torch.arange(40), label_smoothing=0.1)
+    assert loss.item() == pytest.approx(np.log(100.0))
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
