@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from clustermim_fast import ops
+from tests.ops.harness import running, usable_paths
 from tests.ops.linear_loss import (
     MODES,
     check_all,
@@ -327,3 +328,16 @@ def test_no_grad_and_frozen_parts(mode: str) -> None:
     with torch.no_grad():
         loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"])
     assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_class_has_no_gradient(dtype: torch.dtype) -> None:
+    """Exactly: smoothing that is taken off apart from the rest must not leave a rounding error."""
+    for path in usable_paths():
+        if path == "reference":
+            continue
+        with running(path):
+            d = make(dtype, classes=1)
+            mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], label_smoothing=0.1,
+                 token_weight=torch.rand(d["target"].shape)).backward()  # fmt: skip
+        assert not any(d[name].grad.any() for name in "xwb"), path

@@ -223,6 +223,9 @@ def _work(
     ``problem.stats`` is written with the losses, and read without them.
     """
     scale = scale if any(needs) else None
+    if problem.weight.shape[0] == 1:
+        # The two parts of a gradient of zero would be rounded apart.
+        problem = problem._replace(label_smoothing=0.0)
     if tiles.usable(problem):
         if not want_losses:  # it writes them always
             problem = problem._replace(stats=torch.empty_like(problem.stats))

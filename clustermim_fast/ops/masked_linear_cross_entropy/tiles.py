@@ -57,8 +57,7 @@ def run(
         num_classes=num_classes,
         bias=address(bias),
         target=problem.target.data_ptr(),
-        # With one class the two parts of a gradient of zero would be rounded apart.
-        label_smoothing=problem.label_smoothing if num_classes > 1 else 0.0,
+        label_smoothing=problem.label_smoothing,
         stats=problem.stats.data_ptr(),
         loss=losses.data_ptr(),
         argmax=argmax.data_ptr() if metrics else 0,
