@@ -120,7 +120,10 @@ def compare(
     labels = ["loss", *(f"d {name}" for name in names)]
     their_errors = dict(zip(labels, map(_errors, theirs, truth), strict=True))
     our_errors = dict(zip(labels, map(_errors, ours, truth), strict=True))
-    reasons = _reasons(their_errors, our_errors, [batch[n].dtype for n in names])
+    undefined = [
+        label for label, t in zip(labels, truth, strict=True) if not torch.isfinite(t).all()
+    ]
+    reasons = _reasons(their_errors, our_errors, undefined, [batch[n].dtype for n in names])
     result = Comparison(
         their_errors,
         our_errors,
@@ -226,13 +229,19 @@ def _errors(value: torch.Tensor, truth: torch.Tensor) -> Errors:
 
 
 def _reasons(
-    theirs: dict[str, Errors], ours: dict[str, Errors], dtypes: list[torch.dtype]
+    theirs: dict[str, Errors],
+    ours: dict[str, Errors],
+    undefined: list[str],
+    dtypes: list[torch.dtype],
 ) -> list[str]:
-    """Why not to swap; empty when it is safe."""
+    """Why not to swap; empty when it is safe. ``undefined``: what is not finite in float64."""
     widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     loss_limit, grad_limit = _SAME_QUANTITY[widest]
     reasons = []
     for name, error in ours.items():
+        if name in undefined:
+            reasons.append(f"{name}: not finite in float64 either; try a batch where it is")
+            continue
         limit = loss_limit if name == "loss" else grad_limit
         if theirs[name].relative > limit:
             reasons.append(

@@ -96,6 +96,15 @@ def test_logits_with_class_and_token_weights(reduction: str) -> None:
     assert compare(theirs, batch, repeats=1, verbose=False).safe_to_swap
 
 
+def test_a_batch_without_an_answer_is_named_as_such() -> None:
+    """With nothing counted the mean is nan: that is no fault of either loss."""
+    batch = {"logits": torch.randn(3, 5), "target": torch.full((3,), -100)}
+    result = compare(lambda b: F.cross_entropy(b["logits"], b["target"]), batch, repeats=1,
+                     verbose=False)  # fmt: skip
+    assert not result.safe_to_swap
+    assert result.reasons == ["loss: not finite in float64 either; try a batch where it is"]
+
+
 def test_refusals() -> None:
     batch = linear_batch()
     with pytest.raises(ValueError, match=r"it lacks input, linear_weight"):
