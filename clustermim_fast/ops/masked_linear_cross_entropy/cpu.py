@@ -95,7 +95,7 @@ class _Gradients:
     """dX, dW and db of a call, from chunks of logit gradients.
 
     dX: rounded once per counted row, zeros in the others and in the prefix. dW in the accumulation
-    dtype; db is summed in float64, since a float32 sum over all rows would be its largest error.
+    dtype; db in float64, since a float32 sum over all rows would be its largest error.
     """
 
     def __init__(self, chunks: _Chunks, needs: Needs) -> None:
@@ -127,7 +127,7 @@ class _Gradients:
             **chunks.loss_rows(begin, end, logits),
         )
         if self.needs.bias:
-            self.bias += logits.sum(0)
+            self.bias += _sum_rows(logits)
         if self.needs.weight:
             self.weight.addmm_(logits.t(), inputs)
         if self.smooth:
@@ -146,6 +146,13 @@ class _Gradients:
             self.weight -= per_class * self.scaled_inputs if self.needs.weight else 0.0
             self.bias -= per_class * self.scales
         return self.input.finish(), self.weight, self.bias.to(self.chunks.acc)
+
+
+def _sum_rows(x: torch.Tensor) -> torch.Tensor:
+    """[r, K] -> [K] float64, of sums of 32 rows: torch's sum into float64 first copies all of x."""
+    whole = len(x) - len(x) % 32
+    runs = x[:whole].view(-1, 32, x.shape[1]).sum(1)
+    return runs.sum(0, dtype=torch.float64) + x[whole:].sum(0, dtype=torch.float64)
 
 
 def forward(
