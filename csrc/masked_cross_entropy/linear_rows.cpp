@@ -18,7 +18,7 @@ namespace {
 constexpr const char* kOp = "masked_linear_cross_entropy";
 constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands stay in the cache
-constexpr int64_t kMostStrips = 4;  // of a task: more wait for the last one, fewer read W more often
+constexpr int64_t kMostStrips = 4;  // of a task: more wait for the last, fewer read W more often
 // dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself
 // is read and written once a chunk.
 constexpr int64_t kChunkStrips = 64, kChunkBytes = 12 * kMiB, kStepBlock = 8;
