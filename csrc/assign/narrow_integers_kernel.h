@@ -4,11 +4,10 @@
 #pragma once
 
 #include "assign/narrow_integers.h"
+#include "core/inline.h"
 
 namespace clustermim {
 namespace {
-
-#define CMIM_INLINE inline __attribute__((always_inline))
 
 // V: the vectors of an ISA. V::narrow interleaves by pieces of 128 bits: of 2 * kLanes values a row
 // has in turn two pairs of the first and two pairs of the second half.

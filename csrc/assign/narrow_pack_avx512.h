@@ -4,12 +4,11 @@
 #include <immintrin.h>
 
 #include "assign/narrow.h"
+#include "core/inline.h"
 #include "core/transpose_avx512.h"
 
 namespace clustermim {
 namespace {
-
-#define CMIM_INLINE inline __attribute__((always_inline))
 
 constexpr int64_t kGroup = 16;  // rows in the lanes of a vector
 

@@ -4,7 +4,7 @@
 
 #include <cstdint>
 
-#define CMIM_INLINE static inline __attribute__((always_inline))
+#include "core/inline.h"
 
 namespace clustermim {
 namespace {

@@ -4,11 +4,13 @@
 
 #include <immintrin.h>
 
+#include "core/inline.h"
+
 namespace clustermim {
 namespace {
 
 // v[i][j] -> v[j][i].
-inline __attribute__((always_inline)) void transpose_16x16(__m512i v[16]) {
+CMIM_INLINE void transpose_16x16(__m512i v[16]) {
   __m512i t[16];
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {

@@ -1,68 +1,11 @@
 // The linear loss of bfloat16 inputs on AMX: products of 2 x 2 tiles, float32 between them.
 #include "assign/tiles_amx.h"
 #include "masked_cross_entropy/linear_kernel.h"
-
-#define CMIM_VECTOR_BYTES 64
-#include "masked_cross_entropy/transpose_avx512.h"
+#include "masked_cross_entropy/linear_pack_avx512.h"
+#include "masked_cross_entropy/linear_sums_avx512.h"
 
 namespace clustermim {
 namespace {
-
-constexpr int64_t kTileBytes = 1024;
-using Floats = FloatVector::Vec;
-#define CMIM_ALWAYS __attribute__((always_inline))
-#define CMIM_METHOD CMIM_ALWAYS inline
-
-CMIM_INLINE __m512 exp_of(__m512 x) {
-  return (__m512)FloatVector::exp((Floats)x);
-}
-
-// Rows 2p and 2p + 1 of 32, word by word: two tiles, of the words [0, 16) and [16, 32).
-CMIM_INLINE void store_pairs(const __m512i v[2][16], char* pairs) {
-  for (int p = 0; p < 16; ++p) {
-    const __m512i a = v[p / 8][p % 8 * 2], b = v[p / 8][p % 8 * 2 + 1];
-    _mm512_store_si512(pairs + p * 64, interleave_first(a, b));
-    _mm512_store_si512(pairs + kTileBytes + p * 64, interleave_second(a, b));
-  }
-}
-
-CMIM_INLINE void store_transposed(__m512i v[2][16], char* out) {
-  for (int half = 0; half < 2; ++half) {
-    transpose_16x16(v[half]);
-    for (int i = 0; i < 16; ++i) {
-      _mm512_store_si512(out + half * kTileBytes + i * 64, v[half][i]);
-    }
-  }
-}
-
-void pack_tokens(const uint16_t* const* rows, int64_t dim, char* columns, char* pairs) {
-  for (int64_t d = 0; d < dim; d += kStepValues, columns += 2 * kTileBytes) {
-    __m512i v[2][16];
-    for (int i = 0; i < 32; ++i) {
-      v[i / 16][i % 16] = rows[i] ? load_words(rows[i], d, dim) : _mm512_setzero_si512();
-    }
-    if (pairs) {
-      store_pairs(v, pairs);
-      pairs += 2 * kTileBytes;
-    }
-    store_transposed(v, columns);
-  }
-}
-
-// [steps of 32 values][panels][two tiles of 16 pairs of classes]
-void pack_weight(const uint16_t* weight, int64_t stride, const LinearShape& shape, int64_t panel,
-                 char* pairs) {
-  for (int64_t s = 0; s < shape.steps(); ++s) {
-    __m512i v[2][16];
-    for (int64_t c = 0; c < kPanelClasses; ++c) {
-      const int64_t k = panel * kPanelClasses + c;
-      v[c / 16][c % 16] = k < shape.classes
-                              ? load_words(weight + k * stride, s * kStepValues, shape.dim)
-                              : _mm512_setzero_si512();
-    }
-    store_pairs(v, pairs + (s * shape.panels() + panel) * 2 * kTileBytes);
-  }
-}
 
 // 32 rows of `a` times 32 columns of `b`, summed over steps of 32 values in the tiles 0 to 3.
 struct Product {
@@ -71,25 +14,25 @@ struct Product {
   const char* b;
   int64_t b_step;
 
-  CMIM_METHOD void zero() const {
+  CMIM_INLINE void zero() const {
     CMIM_TILE_ZERO(0);
     CMIM_TILE_ZERO(1);
     CMIM_TILE_ZERO(2);
     CMIM_TILE_ZERO(3);
   }
-  CMIM_METHOD void load(const float* from, int64_t stride) const {
+  CMIM_INLINE void load(const float* from, int64_t stride) const {
     CMIM_TILE_LOAD(0, from, stride * 4);
     CMIM_TILE_LOAD(1, from + 16, stride * 4);
     CMIM_TILE_LOAD(2, from + 16 * stride, stride * 4);
     CMIM_TILE_LOAD(3, from + 16 * stride + 16, stride * 4);
   }
-  CMIM_METHOD void store(float* to, int64_t stride) const {
+  CMIM_INLINE void store(float* to, int64_t stride) const {
     CMIM_TILE_STORE(0, to, stride * 4);
     CMIM_TILE_STORE(1, to + 16, stride * 4);
     CMIM_TILE_STORE(2, to + 16 * stride, stride * 4);
     CMIM_TILE_STORE(3, to + 16 * stride + 16, stride * 4);
   }
-  CMIM_METHOD void step() {
+  CMIM_INLINE void step() {
     CMIM_TILE_LOAD(4, a, a_row_bytes);
     CMIM_TILE_LOAD(6, b, 64);
     CMIM_TILE_DOT_BF16(0, 4, 6);
@@ -101,7 +44,7 @@ struct Product {
     a += a_step;
     b += b_step;
   }
-  CMIM_METHOD void run(int64_t steps, bool accumulate, float* out, int64_t stride) {
+  CMIM_INLINE void run(int64_t steps, bool accumulate, float* out, int64_t stride) {
     if (accumulate) {
       load(out, stride);
     } else {
@@ -112,11 +55,6 @@ struct Product {
   }
 };
 
-CMIM_INLINE __m512 finite_reference(__m512 max) {
-  const __m512 lowest = _mm512_set1_ps(FloatVector::kLowest);
-  return _mm512_mask_mov_ps(max, _mm512_cmp_ps_mask(max, lowest, _CMP_EQ_OQ), _mm512_setzero_ps());
-}
-
 // A NaN logit reaches the loss through the sum; it never is the largest. The steps of the next
 // panel's product are dealt out between the classes: tiles multiply while vectors do this.
 template <bool kArgmax>
@@ -126,7 +64,7 @@ CMIM_INLINE void softmax_panel(const LinearPanel& panel, const float* bias, Prod
   StripState& state = *panel.state;
   const int64_t first = panel.first, count = panel.count;
   int64_t done = 0;
-  const auto multiply_until = [&](int64_t share) CMIM_ALWAYS {
+  const auto multiply_until = [&](int64_t share) __attribute__((always_inline)) {
     for (; done < share; ++done) next->step();
   };
   const int64_t early = steps / 4;  // a maximum takes a third of the time of an exponential
@@ -222,26 +160,6 @@ void finish_logits(const LinearPanel& last, const float* bias, bool want_argmax)
   softmax(last, bias, want_argmax, nullptr, 0);
 }
 
-// The 16 sums of 16 vectors' lanes.
-CMIM_INLINE __m512 sum_lanes(const __m512 v[16]) {
-  __m512 a[8], b[4], c[2];
-  for (int i = 0; i < 8; ++i) {
-    a[i] = _mm512_add_ps(_mm512_unpacklo_ps(v[2 * i], v[2 * i + 1]),
-                         _mm512_unpackhi_ps(v[2 * i], v[2 * i + 1]));
-  }
-  for (int i = 0; i < 4; ++i) {
-    const __m512d x = _mm512_castps_pd(a[2 * i]), y = _mm512_castps_pd(a[2 * i + 1]);
-    b[i] = _mm512_add_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(x, y)),
-                         _mm512_castpd_ps(_mm512_unpackhi_pd(x, y)));
-  }
-  for (int i = 0; i < 2; ++i) {
-    c[i] = _mm512_add_ps(_mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0x88),
-                         _mm512_shuffle_f32x4(b[2 * i], b[2 * i + 1], 0xdd));
-  }
-  return _mm512_add_ps(_mm512_shuffle_f32x4(c[0], c[1], 0x88),
-                       _mm512_shuffle_f32x4(c[0], c[1], 0xdd));
-}
-
 void gradient(const LinearPanel& panel, const StripFactors& factors, char* classes, char* tokens,
               float* sums) {
   const StripState& state = *panel.state;
@@ -249,7 +167,7 @@ void gradient(const LinearPanel& panel, const StripFactors& factors, char* class
   __m512i target[2];
   __mmask16 live[2];
   for (int h = 0; h < 2; ++h) {
-    const __m512 max = finite_reference(_mm512_load_ps(state.max + 16 * h));
+    const __m512 max = _mm512_load_ps(state.max + 16 * h);  // -inf: NaN, as the loss
     const __m512 fade = exp_of(_mm512_sub_ps(_mm512_load_ps(panel.reference + 16 * h), max));
     target[h] = _mm512_load_si512(state.target + 16 * h);
     // A NaN of a token that is not there would spread through the products.
@@ -288,21 +206,6 @@ void input_gradient(const char* tokens, const char* weight, int64_t panels, bool
   product.run(panels, accumulate, out, stride);
 }
 
-void store_row(const float* gradient, int64_t dim, float factor, const float* direction,
-               uint16_t* row) {
-  const __m512 f = _mm512_set1_ps(-factor);
-  for (int64_t d = 0; d < dim; d += kStepValues) {
-    __m512 low = _mm512_load_ps(gradient + d), high = _mm512_load_ps(gradient + d + 16);
-    if (direction) {
-      low = _mm512_fmadd_ps(f, _mm512_loadu_ps(direction + d), low);
-      high = _mm512_fmadd_ps(f, _mm512_loadu_ps(direction + d + 16), high);
-    }
-    const int64_t left = dim - d;
-    const __mmask32 in = left >= 32 ? ~0u : (1u << left) - 1;
-    _mm512_mask_storeu_epi16(row + d, in, (__m512i)_mm512_cvtne2ps_pbh(high, low));
-  }
-}
-
 void weight_gradient(const char* classes, int64_t classes_stride, const char* pairs,
                      int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
                      bool accumulate, float* out, int64_t out_stride) {
@@ -310,43 +213,6 @@ void weight_gradient(const char* classes, int64_t classes_stride, const char* pa
     Product product = {classes,     64, kTileBytes, classes_stride, pairs + s * 2 * kTileBytes,
                        pairs_stride};
     product.run(strips, accumulate, out + s * kStepValues, out_stride);
-  }
-}
-
-// out [32] = sum of 32 values from 32 * step on over `count` rows.
-void sum_rows(const uint16_t* rows, int64_t stride, int64_t count, int64_t dim, int64_t step,
-              float* out) {
-  __m512 low = _mm512_setzero_ps(), high = low;
-  for (int64_t i = 0; i < count; ++i) {
-    const __m512i words = load_words(rows + i * stride, step * kStepValues, dim);
-    const auto widened = [](__m256i half) {
-      return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-    };
-    low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(words)));
-    high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(words, 1)));
-  }
-  _mm512_storeu_ps(out, low);
-  _mm512_storeu_ps(out + 16, high);
-}
-
-void scaled_sum(const char* pairs, int64_t pairs_stride, int64_t strips, const float* scale,
-                int64_t step, float* out) {
-  for (int tile = 0; tile < 2; ++tile) {
-    __m512 all = _mm512_loadu_ps(out + 16 * tile);
-    for (int64_t s = 0; s < strips; ++s) {
-      const char* in = pairs + s * pairs_stride + (2 * step + tile) * kTileBytes;
-      __m512 sum = _mm512_setzero_ps();
-      for (int p = 0; p < 16; ++p) {
-        const __m512i two = _mm512_load_si512(in + p * 64);
-        const __m512 even = _mm512_castsi512_ps(_mm512_slli_epi32(two, 16));
-        const __m512 odd = _mm512_castsi512_ps(
-            _mm512_and_si512(two, _mm512_set1_epi32(static_cast<int>(0xffff0000u))));
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(scale[s * kStripTokens + 2 * p]), even, sum);
-        sum = _mm512_fmadd_ps(_mm512_set1_ps(scale[s * kStripTokens + 2 * p + 1]), odd, sum);
-      }
-      all = _mm512_add_ps(all, sum);
-    }
-    _mm512_storeu_ps(out + 16 * tile, all);
   }
 }
 

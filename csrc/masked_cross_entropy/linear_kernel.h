@@ -1,7 +1,8 @@
-// What the linear loss does with strips of 32 tokens, for one ISA unit. Plain pointers and no
-// standard headers below, as in row_kernel.h.
+// What the linear loss does with strips of 32 tokens, for one ISA unit (linear_amx.cpp). Plain
+// pointers and no standard headers below, as in row_kernel.h.
 //
-// Tokens lie in the lanes of vectors: a class is a row of 32 logits, a panel 32 classes.
+// In logits and softmax tokens lie in the lanes of vectors: a class is a row of 32 logits, a panel
+// 32 classes. dX has tokens as rows, dW classes; so dZ is written once for each.
 #pragma once
 
 #include <cstdint>
@@ -11,12 +12,13 @@ namespace clustermim {
 constexpr int64_t kStripTokens = 32;
 constexpr int64_t kPanelClasses = 32;
 constexpr int64_t kStepValues = 32;
+constexpr int64_t kPanelBytes = 2048;  // 32 x 32 of 16 bits: an operand of a product, two tiles
 
 struct LinearShape {
   int64_t dim, classes;
   int64_t steps() const { return (dim + kStepValues - 1) / kStepValues; }
   int64_t panels() const { return (classes + kPanelClasses - 1) / kPanelClasses; }
-  int64_t strip_bytes() const { return steps() * 2048; }  // 32 inputs
+  int64_t strip_bytes() const { return steps() * kPanelBytes; }  // 32 inputs
 };
 
 // Softmax of the panels so far, one value for each token of a strip.
@@ -52,12 +54,14 @@ struct LinearKernel {
   // ("columns") and, if not null, of dW ("pairs"): strip_bytes() each.
   void (*pack_tokens)(const uint16_t* const* rows, int64_t dim, char* columns, char* pairs);
 
-  // Classes [32 panel, ...) of W, as second operand of dX: [steps][panels][2048 bytes].
+  // Classes [32 panel, ...) of W, as second operand of dX: [steps][panels][kPanelBytes].
   void (*pack_weight)(const uint16_t* weight, int64_t stride, const LinearShape& shape,
                       int64_t panel, char* pairs);
 
   // out [32 classes][32 tokens] = weight . input, `weight` being 32 rows, dense to whole steps;
-  // meanwhile the softmax of the panel made `last` (null: none), whose bias is added there.
+  // meanwhile, between the tiles' steps, the softmax of `last`, the panel of the call before (null:
+  // none), whose bias is added there; `out`, written after that, may be its values. finish_logits:
+  // the softmax of the panel after which none comes.
   void (*logits)(const uint16_t* weight, int64_t stride, int64_t steps, const char* columns,
                  const LinearPanel* last, const float* bias, bool want_argmax, float* out);
   void (*finish_logits)(const LinearPanel& last, const float* bias, bool want_argmax);

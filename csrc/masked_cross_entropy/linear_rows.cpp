@@ -11,6 +11,7 @@
 #include "core/parallel_for.h"
 #include "core/workspace.h"
 #include "masked_cross_entropy/linear_kernel.h"
+#include "masked_cross_entropy/linear_weight_gradient.h"
 
 namespace clustermim {
 namespace {
@@ -18,12 +19,9 @@ namespace {
 constexpr const char* kOp = "masked_linear_cross_entropy";
 constexpr int64_t kMiB = 1 << 20;
 constexpr int64_t kPanelStep = 64;  // panels of dX's product whose operands stay in the cache
-constexpr int64_t kMostStrips = 4;  // of a task: more wait for the last, fewer read W more often
-// dW's product: inputs of a chunk for this many steps stay in a core's cache (1 MiB), and dW itself
-// is read and written once a chunk.
-constexpr int64_t kChunkStrips = 64, kChunkBytes = 12 * kMiB, kStepBlock = 8;
-// Strips that follow each other would otherwise fall into the same sets of the caches.
-constexpr int64_t kSpread = 2048 + 64 * 2;
+// Of a task: with more, threads wait for the last one; with fewer, W is read more often.
+constexpr int64_t kMostStrips = 4;
+constexpr int64_t kScratchBytes = 24 * kMiB;  // of all threads
 
 const LinearKernel* linear_kernel() {
 #if defined(__x86_64__)
@@ -31,14 +29,6 @@ const LinearKernel* linear_kernel() {
 #endif
   return nullptr;
 }
-
-// Operands of dW for the strips of one chunk.
-struct Chunk {
-  int64_t classes_stride, pairs_stride;
-  Workspace<char> classes, pairs;
-  Workspace<float> sums;  // of dZ over a strip's tokens
-  std::vector<float> scale;
-};
 
 struct Scratch {
   Workspace<char> columns, tokens;
@@ -52,27 +42,19 @@ class Step {
       : a_(args),
         kernel_(kernel),
         shape_{args.dim, args.num_classes},
-        threads_(std::max(args.threads, 1)) {
-    const int64_t panels = shape_.panels();
-    const int64_t each = panels * (4096 + 2048 + 128) + shape_.strip_bytes();
-    strips_ = gradients() ? std::clamp<int64_t>(24 * kMiB / threads_ / each, 1, kMostStrips)
+        threads_(std::max(args.threads, 1)),
+        weight_gradient_(args, kernel) {
+    // Of a strip: exponentials, dZ and references; columns and dX.
+    const int64_t each = shape_.panels() * (4096 + kPanelBytes + 128) + 3 * shape_.strip_bytes();
+    strips_ = gradients() ? std::clamp<int64_t>(kScratchBytes / threads_ / each, 1, kMostStrips)
                           : kMostStrips;
   }
 
   Status run() {
     CMIM_RETURN_IF_ERROR(prepare());
     const int64_t total = (a_.num_rows + kStripTokens - 1) / kStripTokens;
-    chunk_.classes_stride = shape_.panels() * kPanelClasses * 64 + kSpread;
-    chunk_.pairs_stride = shape_.strip_bytes() + kSpread;
-    const int64_t room = std::clamp<int64_t>(
-        kChunkBytes / (chunk_.classes_stride + chunk_.pairs_stride), strips_, kChunkStrips);
-    const int64_t chunk = for_weight() ? std::min(room, total) : total;
-    if (for_weight()) {
-      chunk_.classes.reserve(chunk * chunk_.classes_stride);
-      chunk_.pairs.reserve(chunk * chunk_.pairs_stride);
-      chunk_.sums.reserve(chunk * shape_.panels() * kPanelClasses);
-      chunk_.scale.resize(chunk * kStripTokens);
-    }
+    if (for_weight()) weight_gradient_.reserve(total, strips_);
+    const int64_t chunk = for_weight() ? weight_gradient_.chunk() : total;
     for (int64_t begin = 0; begin < total; begin += chunk) {
       const int64_t count = std::min(chunk, total - begin);
       auto task = [&](int64_t t, int worker) {
@@ -80,14 +62,14 @@ class Step {
         run_block(begin, first, std::min(strips_, count - first), scratch_[worker]);
       };
       CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, (count + strips_ - 1) / strips_, task));
-      if (for_weight()) CMIM_RETURN_IF_ERROR(add_to_weight(count, begin > 0));
+      if (for_weight()) CMIM_RETURN_IF_ERROR(weight_gradient_.add(count, begin == 0));
     }
-    return finish();
+    return for_weight() ? weight_gradient_.finish() : Status();
   }
 
  private:
   bool gradients() const { return a_.scale != nullptr; }
-  bool for_weight() const { return gradients() && (a_.grad_weight || a_.grad_bias); }
+  bool for_weight() const { return weight_gradient_.wanted(); }
   bool for_input() const { return gradients() && a_.grad_input; }
   bool smooth() const { return a_.label_smoothing > 0; }
 
@@ -105,7 +87,7 @@ class Step {
                   a_.weight + k * a_.weight_stride, a_.dim * 2);
     }
     if (for_input()) {
-      weight_pairs_.reserve(shape_.steps() * panels * 2048);
+      weight_pairs_.reserve(shape_.steps() * panels * kPanelBytes);
       auto pack = [&](int64_t panel, int) {
         kernel_.pack_weight(a_.weight, a_.weight_stride, shape_, panel, weight_pairs_.data());
       };
@@ -120,7 +102,6 @@ class Step {
         CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, shape_.steps(), sum));
       }
     }
-    if (for_weight() && smooth()) scaled_inputs_.assign(width, 0.0f);
     return Status();
   }
 
@@ -130,13 +111,13 @@ class Step {
   }
 
   void reserve(Scratch& s) const {
-    const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 2;
+    const int64_t panels = shape_.panels(), kept = gradients() ? strips_ * panels : 1;
     s.states.reserve(strips_);
     s.columns.reserve(strips_ * shape_.strip_bytes());
     s.exponentials.reserve(kept * kPanelClasses * kStripTokens);
     s.references.reserve(kept * kStripTokens);
     if (!for_input()) return;
-    s.tokens.reserve(strips_ * panels * 2048);
+    s.tokens.reserve(strips_ * panels * kPanelBytes);
     s.gradient.reserve(strips_ * kStripTokens * gradient_stride());
   }
 
@@ -163,9 +144,8 @@ class Step {
         state.sum[t] = state.total[t] = state.target_logit[t] = 0.0f;
         state.argmax[t] = -1;
       }
-      kernel_.pack_tokens(
-          rows, a_.dim, s.columns.data() + i * shape_.strip_bytes(),
-          for_weight() ? chunk_.pairs.data() + (first + i) * chunk_.pairs_stride : nullptr);
+      kernel_.pack_tokens(rows, a_.dim, s.columns.data() + i * shape_.strip_bytes(),
+                          for_weight() ? weight_gradient_.pairs(first + i) : nullptr);
     }
 
     kernel_.enter();
@@ -175,9 +155,8 @@ class Step {
       const uint16_t* weight = copy ? copied_.data() + (p - first_copied_) * kPanelClasses * width
                                     : a_.weight + p * kPanelClasses * a_.weight_stride;
       for (int64_t i = 0; i < strips; ++i) {
-        // Without gradients two places suffice: the next panel's product and this one's softmax.
-        const LinearPanel next =
-            panel(p, i, gradients() ? i * panels + p : (p * strips + i) % 2, s);
+        // Without gradients one place suffices: a product is written after the softmax beside it.
+        const LinearPanel next = panel(p, i, gradients() ? i * panels + p : 0, s);
         kernel_.logits(weight, copy ? width : a_.weight_stride, shape_.steps(),
                        s.columns.data() + i * shape_.strip_bytes(), last.state ? &last : nullptr,
                        a_.bias, a_.argmax != nullptr, next.values);
@@ -218,19 +197,17 @@ class Step {
       factors.hard[t] = static_cast<float>(scale * (1.0 - a_.label_smoothing));
     }
     if (for_weight()) {
+      float* scale = weight_gradient_.scale(in_chunk);
       for (int64_t t = 0; t < kStripTokens; ++t) {
-        chunk_.scale[in_chunk * kStripTokens + t] =
-            row + t < a_.num_rows ? static_cast<float>(a_.scale[row + t]) : 0.0f;
+        scale[t] = row + t < a_.num_rows ? static_cast<float>(a_.scale[row + t]) : 0.0f;
       }
     }
     for (int64_t p = 0; p < panels; ++p) {
       const int64_t at = i * panels + p;
-      kernel_.gradient(
-          panel(p, i, at, s), factors,
-          for_weight() ? chunk_.classes.data() + in_chunk * chunk_.classes_stride + p * 2048
-                       : nullptr,
-          for_input() ? s.tokens.data() + at * 2048 : nullptr,
-          for_weight() ? chunk_.sums.data() + (in_chunk * panels + p) * kPanelClasses : nullptr);
+      kernel_.gradient(panel(p, i, at, s), factors,
+                       for_weight() ? weight_gradient_.classes(in_chunk, p) : nullptr,
+                       for_input() ? s.tokens.data() + at * kPanelBytes : nullptr,
+                       for_weight() ? weight_gradient_.sums(in_chunk, p) : nullptr);
     }
   }
 
@@ -244,8 +221,8 @@ class Step {
       for (int64_t step = 0; step < shape_.steps(); ++step) {
         for (int64_t i = 0; i < strips; ++i) {
           kernel_.input_gradient(
-              s.tokens.data() + (i * panels + begin) * 2048,
-              weight_pairs_.data() + (step * panels + begin) * 2048, count, begin > 0,
+              s.tokens.data() + (i * panels + begin) * kPanelBytes,
+              weight_pairs_.data() + (step * panels + begin) * kPanelBytes, count, begin > 0,
               s.gradient.data() + i * kStripTokens * stride + step * kStepValues, stride);
         }
       }
@@ -260,60 +237,6 @@ class Step {
     }
   }
 
-  // A task keeps its inputs, 32 tokens times kStepBlock values a strip, in its core's cache while
-  // the classes pass by.
-  Status add_to_weight(int64_t strips, bool accumulate) {
-    const int64_t width = shape_.steps() * kStepValues, panels = shape_.panels();
-    const int64_t blocks = (shape_.steps() + kStepBlock - 1) / kStepBlock;
-    const int64_t group = (panels + 2 * threads_ - 1) / (2 * threads_);
-    const int64_t groups = (panels + group - 1) / group;
-    auto task = [&](int64_t t, int) {
-      const int64_t begin = t / groups * kStepBlock;
-      const int64_t end = std::min(begin + kStepBlock, shape_.steps());
-      const int64_t last = std::min((t % groups + 1) * group, panels);
-      kernel_.enter();
-      for (int64_t p = t % groups * group; p < last; ++p) {
-        const char* classes = chunk_.classes.data() + p * 2048;
-        if (a_.grad_weight) {
-          kernel_.weight_gradient(classes, chunk_.classes_stride, chunk_.pairs.data(),
-                                  chunk_.pairs_stride, strips, begin, end, accumulate,
-                                  a_.grad_weight + p * kPanelClasses * width, width);
-        }
-      }
-      kernel_.leave();
-    };
-    CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, blocks * groups, task));
-    if (a_.grad_bias) {
-      for (int64_t k = 0; k < panels * kPanelClasses; ++k) {
-        float sum = accumulate ? a_.grad_bias[k] : 0.0f;
-        for (int64_t i = 0; i < strips; ++i)
-          sum += chunk_.sums.data()[i * panels * kPanelClasses + k];
-        a_.grad_bias[k] = sum;
-      }
-    }
-    if (!smooth()) return Status();
-    for (int64_t i = 0; i < strips * kStripTokens; ++i) scales_ += chunk_.scale[i];
-    auto sum = [&](int64_t step, int) {
-      kernel_.scaled_sum(chunk_.pairs.data(), chunk_.pairs_stride, strips, chunk_.scale.data(),
-                         step, scaled_inputs_.data() + step * kStepValues);
-    };
-    return parallel_for(a_.threads, shape_.steps(), sum);
-  }
-
-  // What the smoothing takes off every class alike.
-  Status finish() {
-    if (!for_weight() || !smooth()) return Status();
-    const int64_t width = shape_.steps() * kStepValues;
-    const float each = static_cast<float>(a_.label_smoothing / static_cast<double>(a_.num_classes));
-    auto classes = [&](int64_t k, int) {
-      if (a_.grad_bias) a_.grad_bias[k] -= static_cast<float>(each * scales_);
-      if (!a_.grad_weight) return;
-      float* row = a_.grad_weight + k * width;
-      for (int64_t d = 0; d < width; ++d) row[d] -= each * scaled_inputs_[d];
-    };
-    return parallel_for(a_.threads, a_.num_classes, classes);
-  }
-
   const LinearRowsArgs& a_;
   const LinearKernel& kernel_;
   const LinearShape shape_;
@@ -323,9 +246,7 @@ class Step {
   Workspace<uint16_t> copied_;
   Workspace<char> weight_pairs_;
   Workspace<float> direction_;
-  std::vector<float> scaled_inputs_;
-  double scales_ = 0.0;
-  Chunk chunk_;
+  LinearWeightGradient weight_gradient_;
   std::vector<Scratch> scratch_;
 };
 

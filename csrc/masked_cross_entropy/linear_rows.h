@@ -1,5 +1,6 @@
 // The linear classifier and its loss for chosen tokens of 16-bit inputs, in one pass: logits,
-// softmax, and the products of the gradients, block by block, while they are in the cache.
+// softmax and dX of a few strips of 32 tokens by one thread, while they are in its cache; then dW
+// and db of a chunk of strips by all threads (linear_weight_gradient.h).
 #pragma once
 
 #include <cstdint>
@@ -20,8 +21,11 @@ bool linear_rows_usable();
 //   dZ_k = scale (p_k - (1-e) [k = y]), rounded to bfloat16 as operand of dX and dW; the constant
 //   -scale e/K of every class is added to dX, dW and db as the rank-one term it is.
 //
-// Workspace: W once more (for dX), 16 MiB, and for each thread at most 6 MiB or that of 32 tokens
-// (200 bytes a class).
+// Workspace: W once more for dX, and once more where dim is no multiple of 32; for dW and db 13
+// MiB; and for all threads together 24 MiB, or for each that of 32 tokens where this is more (200
+// bytes a class and 200 a value of dim). Where K and dim are so large that the operands of 8 strips
+// do not fit into those 13 MiB, they take 64 bytes a class, and as many a value of dim, for each
+// strip.
 struct LinearRowsArgs {
   const uint16_t* input;
   int64_t sample_stride, row_stride, rows_per_sample;

@@ -19,38 +19,39 @@ struct Row {
                                                                   : 2;
 
   // Elements [offset, offset + count), count < kLanes, the other lanes from `padding`.
-  CMIM_INLINE Vec load_tail(const void* base, int64_t offset, int64_t count, Scalar padding) {
+  static CMIM_INLINE Vec load_tail(const void* base, int64_t offset, int64_t count,
+                                   Scalar padding) {
     alignas(64) char buffer[kLanes * kElementBytes] = {};
     __builtin_memcpy(buffer, static_cast<const char*>(base) + offset * kElementBytes,
                      count * kElementBytes);
     return valid(count) ? V::template load<kElement>(buffer, 0) : V::set(padding);
   }
-  CMIM_INLINE void store_tail(void* base, int64_t offset, int64_t count, Vec v) {
+  static CMIM_INLINE void store_tail(void* base, int64_t offset, int64_t count, Vec v) {
     alignas(64) char buffer[kLanes * kElementBytes];
     V::template store<kElement>(buffer, 0, v);
     __builtin_memcpy(static_cast<char*>(base) + offset * kElementBytes, buffer,
                      count * kElementBytes);
   }
-  CMIM_INLINE Vec load_acc_tail(const void* base, int64_t offset, int64_t count) {
+  static CMIM_INLINE Vec load_acc_tail(const void* base, int64_t offset, int64_t count) {
     Vec v = {};
     __builtin_memcpy(&v, static_cast<const Scalar*>(base) + offset, count * sizeof(Scalar));
     return v;
   }
-  CMIM_INLINE Vec load_acc(const void* base, int64_t offset) {
+  static CMIM_INLINE Vec load_acc(const void* base, int64_t offset) {
     Vec v;
     __builtin_memcpy(&v, static_cast<const Scalar*>(base) + offset, sizeof(v));
     return v;
   }
-  CMIM_INLINE Int lane() {
+  static CMIM_INLINE Int lane() {
     Int lanes;
     for (int i = 0; i < kLanes; ++i) lanes[i] = i;
     return lanes;
   }
-  CMIM_INLINE Int valid(int64_t count) { return lane() < Int{} + static_cast<int>(count); }
+  static CMIM_INLINE Int valid(int64_t count) { return lane() < Int{} + static_cast<int>(count); }
 
   // z = logits + bias at [k, k + kLanes); lanes past the end hold `padding`.
   template <bool kBias>
-  CMIM_INLINE Vec load_z(const RowTask& task, int64_t k, Scalar padding) {
+  static CMIM_INLINE Vec load_z(const RowTask& task, int64_t k, Scalar padding) {
     const int64_t left = task.num_classes - k;
     if (left >= kLanes) {
       Vec z = V::template load<kElement>(task.logits, k);
@@ -61,11 +62,11 @@ struct Row {
     if constexpr (kBias) z += load_acc_tail(task.bias, k, left);
     return z;
   }
-  CMIM_INLINE Scalar one_z(const RowTask& task, int64_t k) {
+  static CMIM_INLINE Scalar one_z(const RowTask& task, int64_t k) {
     const Scalar z = load_tail(task.logits, k, 1, 0)[0];
     return task.bias ? z + static_cast<const Scalar*>(task.bias)[k] : z;
   }
-  CMIM_INLINE Scalar sum_lanes(Vec v) {
+  static CMIM_INLINE Scalar sum_lanes(Vec v) {
     for (int width = kLanes / 2; width > 0; width /= 2) {
       for (int i = 0; i < width; ++i) v[i] += v[i + width];
     }
@@ -74,7 +75,7 @@ struct Row {
 
   // NaN never wins: it reaches the loss through the sum. Without a logit above -inf index is -1.
   template <bool kBias, bool kIndex>
-  CMIM_INLINE Scalar find_max(const RowTask& task, int64_t& index) {
+  static CMIM_INLINE Scalar find_max(const RowTask& task, int64_t& index) {
     Vec best = V::set(V::kLowest);
     Int first = Int{} - 1;
     for (int64_t k = 0; k < task.num_classes; k += kLanes) {
@@ -95,7 +96,7 @@ struct Row {
   }
 
   template <bool kBias>
-  CMIM_INLINE void forward_row(const RowTask& task, RowResult& result) {
+  static CMIM_INLINE void forward_row(const RowTask& task, RowResult& result) {
     int64_t index = -1;
     const Scalar top =
         task.want_argmax ? find_max<kBias, true>(task, index) : find_max<kBias, false>(task, index);
@@ -133,13 +134,13 @@ struct Row {
     result.argmax = total == total ? index : -1;
   }
 
-  CMIM_INLINE double weight_of_target(const RowTask& task) {
+  static CMIM_INLINE double weight_of_target(const RowTask& task) {
     return task.class_weight ? static_cast<const Scalar*>(task.class_weight)[task.target] : 1.0;
   }
 
   template <bool kBias>
-  CMIM_INLINE void backward_row(const RowTask& task, double max, double sum, double scale,
-                                void* grad) {
+  static CMIM_INLINE void backward_row(const RowTask& task, double max, double sum, double scale,
+                                       void* grad) {
     const double e = task.label_smoothing;
     const double per_class = e / static_cast<double>(task.num_classes);
     const double weights =

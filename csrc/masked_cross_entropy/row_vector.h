@@ -5,7 +5,7 @@
 
 #include <cstdint>
 
-#define CMIM_INLINE static inline __attribute__((always_inline))
+#include "core/inline.h"
 
 namespace clustermim {
 namespace {
@@ -25,12 +25,12 @@ struct FloatVector {
   typedef uint16_t Narrow __attribute__((vector_size(kBytes / 2)));
   static constexpr float kLowest = -__builtin_inff();
 
-  CMIM_INLINE Vec set(float v) { return v - Vec{}; }
+  static CMIM_INLINE Vec set(float v) { return v - Vec{}; }
 
   // exp for x <= 0: 0 below -87.33, where float32 turns subnormal; NaN stays NaN. Cephes' expf: the
   // relative error is at most 1.0e-7 (measured over every float in [-87.33, 0], with and without
   // FMA).
-  CMIM_INLINE Vec exp(Vec x) {
+  static CMIM_INLINE Vec exp(Vec x) {
     const Vec low = set(-87.33654f);
     const Vec clamped = x < low ? low : x;
     // 1.5 * 2^23: adding it rounds to an integer, which then stands in the low bits
@@ -49,7 +49,7 @@ struct FloatVector {
   }
 
   // Inf and NaN keep their kind; every binary16 value is exact. Needs subnormals (no DAZ).
-  CMIM_INLINE Vec from_half(Bits h) {
+  static CMIM_INLINE Vec from_half(Bits h) {
     const Bits magnitude = (h & 0x7fffu) << 13;
     const Vec scaled = reinterpret_cast<Vec>(magnitude) * 0x1p112f;
     const Bits finite = reinterpret_cast<Bits>(scaled), special = magnitude | 0x7f800000u;
@@ -59,7 +59,7 @@ struct FloatVector {
 
   // To nearest even. Scaling up and down again overflows to Inf what binary16 cannot hold; adding
   // the power of two whose last bit is binary16's last bit then does the rounding.
-  CMIM_INLINE Bits to_half(Vec v) {
+  static CMIM_INLINE Bits to_half(Vec v) {
     const Bits word = reinterpret_cast<Bits>(v), twice = word + word;
     const Vec magnitude = reinterpret_cast<Vec>(word & 0x7fffffffu);
     const Vec limited = (magnitude * 0x1p112f) * 0x1p-110f;
@@ -72,7 +72,7 @@ struct FloatVector {
     return ((word >> 16) & 0x8000u) | (twice > 0xff000000u ? nan : value);
   }
 
-  CMIM_INLINE Bits to_bfloat16(Vec v) {
+  static CMIM_INLINE Bits to_bfloat16(Vec v) {
     const Bits word = reinterpret_cast<Bits>(v);
     const Bits rounded = (word + 0x7fffu + ((word >> 16) & 1u)) >> 16;
     const Bits nan = Bits{} + 0x7fc0u;
@@ -80,7 +80,7 @@ struct FloatVector {
   }
 
   template <Element kElement>
-  CMIM_INLINE Vec load(const void* base, int64_t offset) {
+  static CMIM_INLINE Vec load(const void* base, int64_t offset) {
     if constexpr (kElement == Element::f32) {
       Vec v;
       __builtin_memcpy(&v, static_cast<const float*>(base) + offset, sizeof(v));
@@ -94,7 +94,7 @@ struct FloatVector {
   }
 
   template <Element kElement>
-  CMIM_INLINE void store(void* base, int64_t offset, Vec v) {
+  static CMIM_INLINE void store(void* base, int64_t offset, Vec v) {
     if constexpr (kElement == Element::f32) {
       __builtin_memcpy(static_cast<float*>(base) + offset, &v, sizeof(v));
     } else {
@@ -113,19 +113,19 @@ struct DoubleVector {
   typedef int64_t Int __attribute__((vector_size(kBytes)));
   static constexpr double kLowest = -__builtin_inf();
 
-  CMIM_INLINE Vec set(double v) { return v - Vec{}; }
-  CMIM_INLINE Vec exp(Vec x) {
+  static CMIM_INLINE Vec set(double v) { return v - Vec{}; }
+  static CMIM_INLINE Vec exp(Vec x) {
     for (int i = 0; i < kLanes; ++i) x[i] = __builtin_exp(x[i]);
     return x;
   }
   template <Element kElement>
-  CMIM_INLINE Vec load(const void* base, int64_t offset) {
+  static CMIM_INLINE Vec load(const void* base, int64_t offset) {
     Vec v;
     __builtin_memcpy(&v, static_cast<const double*>(base) + offset, sizeof(v));
     return v;
   }
   template <Element kElement>
-  CMIM_INLINE void store(void* base, int64_t offset, Vec v) {
+  static CMIM_INLINE void store(void* base, int64_t offset, Vec v) {
     __builtin_memcpy(static_cast<double*>(base) + offset, &v, sizeof(v));
   }
 };
