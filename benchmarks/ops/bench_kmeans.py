@@ -13,6 +13,7 @@ times ours on small made-up rows.
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,16 @@ GOALS = {
 }
 
 
+def _least(lines: Iterable[dict[str, Any]]) -> float | None:
+    """ns/point of the fastest; None where none could be measured."""
+    known = [line["ns_per_point"] for line in lines if line["ns_per_point"] is not None]
+    return min(known, default=None)
+
+
+def _shown(value: float | None, form: str) -> str:
+    return "n/a" if value is None else format(value, form)
+
+
 def run_workload(name: str, store: Store, options: argparse.Namespace) -> dict[str, Any]:
     data = store.load(WORKLOADS[name]).some(WORKLOADS[name].timed_images)
     peers = []
@@ -51,12 +62,13 @@ def run_workload(name: str, store: Store, options: argparse.Namespace) -> dict[s
         data.x.numpy(), start.numpy(), peers,
         rounds=options.rounds, minibatch=True, max_seconds=options.max_seconds,
     )  # fmt: skip
-    best = min(found[peer.name]["ns_per_point"] for peer in peers)
-    partial = [m["ns_per_point"] for n, m in found.items() if n.startswith("sklearn Mini")]
+    best = _least(found[peer.name] for peer in peers)
+    partial = _least(m for n, m in found.items() if n.startswith("sklearn Mini"))
     for method, line in found.items():
-        line["x_best_lloyd_peer"] = best / line["ns_per_point"]
-        line["x_minibatch"] = min(partial) / line["ns_per_point"]
-        say(f"  {method:<55} {line['ns_per_point']:10,.1f} ns/point")
+        ns = line["ns_per_point"]
+        line["x_best_lloyd_peer"] = best / ns if best and ns else None
+        line["x_minibatch"] = partial / ns if partial and ns else None
+        say(f"  {method:<55} {_shown(ns, ',.1f'):>10} ns/point")
     return {
         "workload": name, "rows": len(data.x), "dim": data.x.shape[1], "num_centroids": k,
         "threads": torch.get_num_threads(), "methods": found,
@@ -72,10 +84,10 @@ def speed_table(results: list[dict[str, Any]]) -> str:
         (
             f"{r['workload']} (N={r['rows']:,}, D={r['dim']}, K={r['num_centroids']})",
             f"**{name}**" if name.startswith("ours") else name,
-            f"{m['ns_per_point']:,.1f}",
-            f"{m['ns_per_point_median']:,.1f}",
-            f"{m['x_best_lloyd_peer']:.2f}",
-            f"{m['x_minibatch']:.2f}",
+            _shown(m["ns_per_point"], ",.1f"),
+            _shown(m["ns_per_point_median"], ",.1f"),
+            _shown(m["x_best_lloyd_peer"], ".2f"),
+            _shown(m["x_minibatch"], ".2f"),
             m["rounds"],
         )
         for r in results
@@ -92,12 +104,12 @@ def goal_table(results: list[dict[str, Any]]) -> str:
             m = r["methods"][method]
             lloyd, minibatch = m["x_best_lloyd_peer"], m["x_minibatch"]
             reached = [
-                "yes" if ratio >= goal else "NO"
+                "n/a" if ratio is None else "yes" if ratio >= goal else "NO"
                 for ratio, goal in ((lloyd, lloyd_goal), (minibatch, minibatch_goal))
             ]
             lines.append(
-                (r["workload"], method, f"{lloyd:.2f}", lloyd_goal, reached[0],
-                 f"{minibatch:.2f}", minibatch_goal, reached[1])
+                (r["workload"], method, _shown(lloyd, ".2f"), lloyd_goal, reached[0],
+                 _shown(minibatch, ".2f"), minibatch_goal, reached[1])
             )  # fmt: skip
     header = (
         "workload", "method", "x best Lloyd peer", "goal", "reached", "x MiniBatch", "goal",
