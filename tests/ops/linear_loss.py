@@ -60,7 +60,8 @@ def make(
 def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = "cpu", **options: Any) -> Truth:
     """The float64 answer, with bounds for what ``backend`` does with these dtypes."""
     x = array(d["x"])[:, prefix:]
-    unit = 2.0**-53 if d["x"].dtype == torch.float64 else 2.0**-24
+    wide = any(d[k] is not None and d[k].dtype == torch.float64 for k in "xwb")
+    unit = 2.0**-53 if wide else 2.0**-24
     if options.get("token_weight") is not None:
         options["token_weight"] = array(options["token_weight"]).reshape(-1)
     return linear_truth(
@@ -76,12 +77,17 @@ def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = "cpu", **options
 
 
 def check_all(
-    d: dict[str, Any], loss: torch.Tensor, truth: Truth, prefix: int = 0, factor: float = 1.0
+    d: dict[str, Any],
+    loss: torch.Tensor,
+    truth: Truth,
+    prefix: int = 0,
+    factor: float = 1.0,
+    dx_dtype: torch.dtype | None = None,
 ) -> None:
     """Loss and the gradients in ``d`` are within the truth's bounds; zeros in the prefix.
 
     ``factor``: see :func:`late_factor`. dW and db are multiplied in float32; that rounding is in
-    their bounds.
+    their bounds. ``dx_dtype``: what dX was rounded to under autocast, before its own dtype.
     """
     shape = loss.shape
     assert_within("loss", loss, truth.loss.reshape(shape), truth.loss_bound.reshape(shape))
@@ -92,7 +98,7 @@ def check_all(
         assert not grad[:, :prefix].any()
         rest = grad[:, prefix:]
         want, bound = (np.reshape(v, rest.shape) for v in (truth.dx, truth.dx_bound))
-        assert_within("dX", rest, want, bound, factor)
+        assert_within("dX", rest, want, bound, factor, dx_dtype)
     if d["w"].grad is not None:
         assert_within("dW", d["w"].grad, truth.dw, truth.dw_bound)
     if d["b"] is not None and d["b"].grad is not None:

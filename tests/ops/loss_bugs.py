@@ -22,10 +22,16 @@ def problem(
 
 
 def truth(
-    x: torch.Tensor, w: torch.Tensor, b: torch.Tensor | None, t: torch.Tensor, **options: Any
+    x: torch.Tensor,
+    w: torch.Tensor,
+    b: torch.Tensor | None,
+    t: torch.Tensor,
+    backend: str = "cpu",
+    **options: Any,
 ) -> loss_truth.Truth:
+    """The float64 answer, with bounds for what ``backend`` does with these dtypes."""
     bias = None if b is None else array(b)
-    options = {"operand_unit": operand_unit(x, w)} | options
+    options = {"operand_unit": operand_unit(x, w, backend=backend)} | options
     return loss_truth.linear_truth(array(x), array(w), bias, t.numpy(), **options)
 
 

@@ -39,23 +39,32 @@ def operand_unit(*operands: torch.Tensor, backend: str = "cpu") -> float:
 
 
 def assert_within(
-    name: str, got: torch.Tensor, want: np.ndarray, bound: np.ndarray, factor: float = 1.0
+    name: str,
+    got: torch.Tensor,
+    want: np.ndarray,
+    bound: np.ndarray,
+    factor: float = 1.0,
+    rounded: torch.dtype | None = None,
 ) -> None:
     """``got`` is ``want`` but for ``bound`` and one rounding to its own dtype.
 
     ``factor``: what ``got`` was multiplied by after it had been rounded: unless that is a power of
-    two the product is rounded, too.
+    two the product is rounded, too. ``rounded``: the dtype of those roundings where it is not
+    ``got``'s own, which then adds one of its own at most.
     """
+    rounded = got.dtype if rounded is None else rounded
     assert tuple(got.shape) == np.shape(want), (name, tuple(got.shape), np.shape(want))
     value = array(got)
     same = (value == want) | (np.isnan(value) & np.isnan(want))
     with np.errstate(invalid="ignore"):
         error = np.where(same, 0.0, abs(value - want))
-    kept = (1 + UNIT[got.dtype]) ** (1 if abs(np.frexp(factor)[0]) == 0.5 else 2)
+    kept = (1 + UNIT[rounded]) ** (1 if abs(np.frexp(factor)[0]) == 0.5 else 2)
+    if rounded != got.dtype:
+        kept *= 1 + UNIT[got.dtype]
     allowed = (
         bound * kept
         + (kept - 1) * abs(np.nan_to_num(want))
-        + SMALLEST[got.dtype] * max(1.0, abs(factor))
+        + max(SMALLEST[got.dtype], SMALLEST[rounded]) * max(1.0, abs(factor))
     )
     worst = np.max(error - allowed, initial=-np.inf)
     assert worst <= 0, (

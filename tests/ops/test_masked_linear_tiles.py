@@ -62,9 +62,11 @@ def test_every_width(dim: int) -> None:
         check(d, label_smoothing=0.0)
 
 
-@pytest.mark.parametrize(("rows", "dim", "classes"), [(1000, 50, 257), (40, 33, 8192)])
+@pytest.mark.parametrize(
+    ("rows", "dim", "classes"), [(1000, 50, 257), (2100, 33, 40), (40, 33, 8192)]
+)
 def test_large_sizes(rows: int, dim: int, classes: int) -> None:
-    """Several tasks and chunks of rows; panels in more than one block."""
+    """Several tasks; several chunks of 64 strips of 32 rows; panels in more than one block."""
     check(problem(rows, dim, classes))
 
 
@@ -136,6 +138,31 @@ def test_every_other_column_minus_infinity() -> None:
     d["target"] = d["target"] // 2 * 2 + 1
     check(d, label_smoothing=0.0)
     assert not d["w"].grad[::2].any()
+
+
+def test_all_columns_minus_infinity() -> None:
+    """As softmax has it: NaN in loss and gradients, and no class is the largest."""
+    d = problem(40, 33, 70)
+    with torch.no_grad():
+        d["b"].fill_(-torch.inf)
+    loss, metrics = mlce(
+        d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], return_metrics=True
+    )
+    loss.backward()
+    assert torch.isnan(loss)
+    assert all(torch.isnan(d[k].grad[d["mask"]] if k == "x" else d[k].grad).all() for k in "xwb")
+    assert not metrics.histogram.any()
+
+
+@pytest.mark.parametrize("path", ["generic", "avx512", "amx"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_one_class_has_no_gradient(path: str, dtype: torch.dtype) -> None:
+    """Zeros, and not the difference of two parts that are rounded apart."""
+    for smoothing in (0.0, 0.1, 1.0):
+        d = make(dtype, tokens=45, masked=40, dim=33, classes=1)
+        with running(path):
+            assert not run(d, label_smoothing=smoothing)
+        assert not any(d[k].grad.any() for k in "xwb")
 
 
 def test_large_logits() -> None:

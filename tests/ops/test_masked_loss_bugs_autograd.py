@@ -144,7 +144,7 @@ def test_bug22_small_gradients_are_filtered(backend: str) -> None:
     w = torch.zeros(8192, 4, dtype=torch.bfloat16, requires_grad=True)
     t = torch.randint(0, 100, (64,))
     mlce(x, w, t, backend=backend).backward()
-    want = truth(x, w, None, t)
+    want = truth(x, w, None, t, backend)
     assert_within("dW", w.grad, want.dw, want.dw_bound)
     assert (w.grad[100:] != 0).all()
 
@@ -195,11 +195,14 @@ def test_bug26_another_formula_for_label_smoothing(backend: str) -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bug27_an_optional_output_changes_the_loss(backend: str) -> None:
-    x, w, b, t = problem()
+@both_dtypes
+def test_bug27_an_optional_output_changes_the_loss(backend: str, dtype: torch.dtype) -> None:
+    x, w, b, t = problem(dtype=dtype)
     plain = mlce(x, w, t, linear_bias=b, backend=backend)
     loss, metrics = mlce(x, w, t, linear_bias=b, return_metrics=True, backend=backend)
     assert torch.equal(plain, loss)
+    grads = (torch.autograd.grad(value, (x, w, b)) for value in (plain, loss))
+    assert_same(*grads)
     assert int(metrics.histogram.sum()) == 40
     assert not metrics.histogram.requires_grad
     assert not metrics.accuracy.requires_grad
@@ -226,14 +229,19 @@ def test_bug28_class_dimension_in_the_middle() -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-def test_bug29_bias_without_a_test(backend: str, label_smoothing: float) -> None:
-    x, w, b, t = problem()
+@both_dtypes
+def test_bug29_bias_without_a_test(
+    backend: str, label_smoothing: float, dtype: torch.dtype
+) -> None:
+    """(Every flag with every other: test_every_pair_of_flags of both losses.)"""
+    x, w, b, t = problem(dtype=dtype)
     with torch.no_grad():
         b += 5 * torch.randn(11)
     loss = mlce(x, w, t, linear_bias=b, label_smoothing=label_smoothing, backend=backend)
     loss.backward()
-    want = truth(x, w, b, t, label_smoothing=label_smoothing)
+    want = truth(x, w, b, t, backend, label_smoothing=label_smoothing)
     assert_within("loss", loss, want.loss, want.loss_bound)
+    assert_within("dX", x.grad, want.dx, want.dx_bound)
     assert_within("db", b.grad, want.db, want.db_bound)
     assert loss.item() >= 0
 
