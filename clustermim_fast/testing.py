@@ -56,7 +56,7 @@ class Comparison:
     theirs, ours: by name ("loss", "d input", ...) the distance from float64.
     seconds: median of one forward and backward, (theirs, ours). peak_bytes: likewise, the largest
     sum of tensor memory held at a time beyond what was held before, gradients included; what the
-    compiled core holds inside of a call (at most 64 MiB) is no tensor and not in it.
+    compiled core holds inside of a call (some tens of MiB) is no tensor and not in it.
     """
 
     theirs: dict[str, Errors]

@@ -170,7 +170,8 @@ void gradient(const LinearPanel& panel, const StripFactors& factors, char* class
     const __m512 max = _mm512_load_ps(state.max + 16 * h);  // -inf: NaN, as the loss
     const __m512 fade = exp_of(_mm512_sub_ps(_mm512_load_ps(panel.reference + 16 * h), max));
     target[h] = _mm512_load_si512(state.target + 16 * h);
-    // A NaN of a token that is not there would spread through the products.
+    // A NaN of a token that is not there would spread through the products. (A class that is not
+    // there has e = 0, its logits as the zeros of its weight made them.)
     live[h] = _mm512_cmpge_epi32_mask(target[h], _mm512_setzero_si512());
     factor[h] = _mm512_mul_ps(fade, _mm512_load_ps(factors.softmax + 16 * h));
     hard[h] = _mm512_load_ps(factors.hard + 16 * h);
@@ -184,7 +185,7 @@ void gradient(const LinearPanel& panel, const StripFactors& factors, char* class
       __m512 value[2];
       for (int h = 0; h < 2; ++h) {
         const __m512 e = _mm512_load_ps(panel.values + (c + i) * kStripTokens + 16 * h);
-        const __m512 p = _mm512_maskz_mul_ps(c + i < panel.count ? live[h] : 0, e, factor[h]);
+        const __m512 p = _mm512_maskz_mul_ps(live[h], e, factor[h]);
         value[h] = _mm512_mask_sub_ps(p, _mm512_cmpeq_epi32_mask(target[h], id), p, hard[h]);
       }
       rounded[i] = (__m512i)_mm512_cvtne2ps_pbh(value[1], value[0]);

@@ -23,7 +23,7 @@ bool linear_rows_usable();
 //
 // Workspace: W once more for dX, and once more where dim is no multiple of 32; for dW and db 13
 // MiB; and for all threads together 24 MiB, or for each that of 32 tokens where this is more (200
-// bytes a class and 200 a value of dim). Where K and dim are so large that the operands of 8 strips
+// bytes a class and 200 a value of dim). Where K and dim are so large that the operands of a task
 // do not fit into those 13 MiB, they take 64 bytes a class, and as many a value of dim, for each
 // strip.
 struct LinearRowsArgs {
