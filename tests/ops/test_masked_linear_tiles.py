@@ -70,6 +70,12 @@ def test_large_sizes(rows: int, dim: int, classes: int) -> None:
     check(problem(rows, dim, classes))
 
 
+def test_each_token_of_several_tasks_has_its_own_weight() -> None:
+    """All of dX's second part is the smoothing's, each token's by its own scale."""
+    d = problem(300, 64, 7)
+    check(d, label_smoothing=1.0, token_weight=torch.rand(d["target"].shape))
+
+
 @pytest.mark.parametrize("path", ["generic", "avx2", "avx512", "amx"])
 def test_paths_agree_within_their_bounds(path: str) -> None:
     with running(path):
@@ -138,6 +144,20 @@ def test_every_other_column_minus_infinity() -> None:
     d["target"] = d["target"] // 2 * 2 + 1
     check(d, label_smoothing=0.0)
     assert not d["w"].grad[::2].any()
+
+
+def test_a_weight_of_minus_infinity() -> None:
+    """Its class has p = 0; tokens of the last strip that are not there make a NaN, and keep it."""
+    d = problem(40, 32, 70)
+    with torch.no_grad():
+        d["x"].abs_()
+        d["w"][5] = -torch.inf
+    d["target"] = d["target"] % 5
+    d["x"].requires_grad_(False)
+    loss = run(d)
+    assert torch.isfinite(loss)
+    assert torch.isfinite(d["w"].grad).all()
+    assert torch.isfinite(d["b"].grad).all()
 
 
 def test_all_columns_minus_infinity() -> None:
