@@ -174,17 +174,6 @@ def test_all_columns_minus_infinity() -> None:
     assert not metrics.histogram.any()
 
 
-@pytest.mark.parametrize("path", ["generic", "avx512", "amx"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_one_class_has_no_gradient(path: str, dtype: torch.dtype) -> None:
-    """Zeros, and not the difference of two parts that are rounded apart."""
-    for smoothing in (0.0, 0.1, 1.0):
-        d = make(dtype, tokens=45, masked=40, dim=33, classes=1)
-        with running(path):
-            assert not run(d, label_smoothing=smoothing)
-        assert not any(d[k].grad.any() for k in "xwb")
-
-
 def test_large_logits() -> None:
     for bias in (torch.full((100,), 1e4), torch.full((100,), -1e4), torch.randn(100).sign() * 1e4):
         d = problem(40, 50, 100)
@@ -245,6 +234,10 @@ def test_metrics_of_ties_and_nan() -> None:
     assert metrics.histogram.nonzero().flatten().tolist() == [0, 5]
     assert metrics.histogram[[0, 5]].tolist() == [1, 2]
     assert metrics.accuracy.item() == 0.5
+    b = torch.zeros(100)
+    b[7] = torch.nan  # beside classes that have a largest one
+    _, metrics = mlce(x, w, torch.tensor([[5, 40, 0, 1]]), linear_bias=b, return_metrics=True)
+    assert not metrics.histogram.any()
 
 
 def test_weight_and_input_with_strides() -> None:
