@@ -35,9 +35,9 @@ def late_factor(
     backend: str = "cpu",
     mode: str = "forward",
 ) -> float:
-    """What gradients of that input dtype are multiplied by after they were rounded."""
+    """What a dX of that dtype is multiplied by after it was rounded."""
     forward = mode == "forward" and backend == "cpu" and reduction != "none"
-    return float(grad_output) if forward and dtype != torch.float16 else 1.0
+    return float(grad_output) if forward and dtype.itemsize > 2 else 1.0
 
 
 def make(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, overload
 
 import torch
@@ -40,11 +39,11 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
     """Two gradient modes.
 
     "forward": the forward op makes the gradients too, for a grad_output of 1, while the logits are
-    there; the backward multiplies them by another one, which rounds them once more unless it is a
-    power of two. "recompute": the forward keeps what it was given and each row's softmax
-    statistics, and the backward makes the logits again, knowing grad_output and the divisor: a
-    fourth product, and right for any grad_output. float16 needs that (1 / N without the loss scale
-    underflows), and so do a grad_output for each row, and a graph that is being compiled.
+    there; the backward multiplies them by another one. "recompute": the forward keeps what it was
+    given and each row's softmax statistics, and the backward makes the logits again, knowing
+    grad_output and the divisor: a fourth product, and right for any grad_output. float16 needs that
+    (1 / N without the loss scale underflows), and so do a grad_output for each row, a graph that is
+    being compiled, and a bfloat16 dX whose factor is no power of two, which would be rounded twice.
     """
 
     @staticmethod
@@ -94,17 +93,20 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
             grads = _differentiable_grads(ctx, grad_loss, needs)
         else:
             factor = float(grad_loss) if ctx.in_forward else math.nan
+            again, made = needs, grads_of_one
             if math.isfinite(factor):
-                found = _scaled(grads_of_one, factor)
-            else:
+                again = (needs[0] and _rounds_twice(input.dtype, factor), False, False)
+            if any(again):
                 rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
-                found = backward_op(
+                made = backward_op(
                     grad_loss, input, rounded, bias, target, token_weight, rows, count, stats,
-                    divisor, *ctx.options, *needs, ctx.backend,
+                    divisor, *ctx.options, *again, ctx.backend,
                 )  # fmt: skip
             grads = [
-                grad.to(like.dtype) if needed and like is not None else None
-                for grad, like, needed in zip(found, (input, weight, bias), needs, strict=True)
+                (made[i] if again[i] else _scaled(grads_of_one[i], factor)).to(like.dtype)
+                if needs[i] and like is not None
+                else None
+                for i, like in enumerate((input, weight, bias))
             ]
         return (*grads, *[None] * 9)
 
@@ -113,11 +115,16 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
 _graph_is_kept = getattr(torch._C._autograd, "_get_current_graph_task_keep_graph", lambda: True)
 
 
-def _scaled(grads: Sequence[torch.Tensor], factor: float) -> Sequence[torch.Tensor]:
-    """``factor`` times the saved gradients: themselves where no second backward can come."""
+def _rounds_twice(dtype: torch.dtype, factor: float) -> bool:
+    """Does multiplying a saved 16-bit dX round it again?"""
+    return dtype.itemsize == 2 and factor != 0 and abs(math.frexp(factor)[0]) != 0.5
+
+
+def _scaled(grad: torch.Tensor, factor: float) -> torch.Tensor:
+    """``factor`` times a saved gradient: itself where no second backward can come."""
     if _graph_is_kept():
-        return [grad * factor for grad in grads]
-    return grads if factor == 1.0 else [grad.mul_(factor) for grad in grads]
+        return grad * factor
+    return grad if factor == 1.0 else grad.mul_(factor)
 
 
 def _differentiable_grads(
@@ -211,10 +218,11 @@ def masked_linear_cross_entropy(
     Equals ``F.cross_entropy(F.linear(input[..., P:, :][mask], W, b), target[mask], ...)``. A token
     counts where ``mask`` is True and ``target != ignore_index``; nothing at the others is ever
     looked at, and they cost nothing. Logits, loss and the sums of dW and db are float32 (float64 if
-    input, weight or bias is float64). Each gradient is rounded once, to its tensor's dtype; that of
-    "mean" or "sum", unless input is float16, once more where grad_output is no power of two. With
-    bfloat16 input and weight on a CPU that has tiles (AMX), the gradient of the logits is rounded
-    to bfloat16 before it is multiplied by them, as torch's own is. Differentiable twice.
+    input, weight or bias is float64). Each gradient is rounded once, to its tensor's dtype. Where
+    grad_output is no power of two, a float32 one is rounded once more, and a 16-bit dX takes two
+    more matrix products instead. With bfloat16 input and weight on a CPU that has tiles (AMX), the
+    gradient of the logits is rounded to bfloat16 before it is multiplied by them, as torch's own
+    is. Differentiable twice.
 
     Args:
         input: [..., T, d] float32, float64, float16 or bfloat16, T = num_prefix_tokens + L; any
