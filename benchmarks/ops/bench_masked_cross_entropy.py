@@ -123,11 +123,13 @@ def main() -> None:
         print(machine(), f"threads {torch.get_num_threads()}\n")
         for i, case in enumerate(cases):
             say(f"{i + 1} of {len(cases)}: {case.name}, {case.rows} rows")
-            rows += measure(case, options)
+            found = measure(case, options)
+            say(tables.goal_table(found))
+            rows += found
+            if options.json:  # after each case: an hour's work survives an interruption
+                write_json(options.json, rows)
     print(tables.method_table(rows), "\n")
     print(tables.goal_table(rows))
-    if options.json:
-        write_json(options.json, rows)
 
 
 @pytest.mark.parametrize("name", ["K=100 d=512 fp32 75%", "K=1000 d=512 bf16 75%"])
