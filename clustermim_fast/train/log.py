@@ -73,7 +73,9 @@ class Window:
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`."""
+        """The inverse of `state`; an older version's sums are left out, its run goes on."""
+        if state.keys() != self.state().keys():
+            return
         self._loss = state["loss"].to(self._device)
         self._correct = state["correct"].to(self._device)
         self._counted = state["counted"].to(self._device)

@@ -33,3 +33,10 @@ def test_accuracy_is_over_counted_tokens_and_usage_over_predictions() -> None:
         assert found["predicted_perplexity"] == pytest.approx(math.exp(entropy))
         assert found["tokens_used"] == 4
         assert found["token_perplexity"] == pytest.approx(4)
+
+
+def test_the_sums_of_an_older_version_are_left_out() -> None:
+    window = Window(4, torch.device("cpu"))
+    window.load_state({"loss": torch.tensor(3.0), "accuracy": torch.tensor(0.5), "passes": 7})
+    assert window.empty
+    assert window.mean_loss() == 0.0
