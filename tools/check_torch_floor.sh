@@ -15,7 +15,7 @@ if ! "$python" -c "import torch; assert torch.__version__.startswith('$torch_flo
   rm -rf "$environment"
   "${PYTHON:-python3}" -m venv "$environment"
   "$python" -m pip install --quiet "torch==$torch_floor.*" 'numpy<2' 'timm==0.9.16' setuptools pytest \
-    pytest-benchmark
+    pytest-benchmark hypothesis
 fi
 "$python" -m pip uninstall --quiet --yes clustermim_fast 2>/dev/null || true
 "$python" -m pip freeze >build/floor-before.txt
