@@ -11,7 +11,7 @@ environment=$PWD/build/torch-floor
 python=$environment/bin/python
 torch_floor=$(sed -nE 's/.*"torch>=([0-9.]+)".*/\1/p' pyproject.toml)
 
-if ! "$python" -c "import torch; assert torch.__version__.startswith('$torch_floor.')" 2>/dev/null; then
+if ! "$python" -c "import hypothesis, torch; assert torch.__version__.startswith('$torch_floor.')" 2>/dev/null; then
   rm -rf "$environment"
   "${PYTHON:-python3}" -m venv "$environment"
   "$python" -m pip install --quiet "torch==$torch_floor.*" 'numpy<2' 'timm==0.9.16' setuptools pytest \
