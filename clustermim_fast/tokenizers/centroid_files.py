@@ -51,7 +51,7 @@ def _load_torch(path: Path) -> Any:
     for name in ("Float32DType", "Float64DType"):
         found = getattr(getattr(np, "dtypes", None), name, None)  # NumPy 1.25 and newer
         allowed += [] if found is None else [found]
-    before = torch.serialization.get_safe_globals()
+    before = list(torch.serialization.get_safe_globals())  # torch 2.4 gives its own list
     torch.serialization.add_safe_globals(allowed)
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
