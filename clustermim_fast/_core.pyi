@@ -161,7 +161,6 @@ def cross_entropy_backward(
     class_weight: int,
     class_weight_sum: float,
     label_smoothing: float,
-    uniform_part: bool,
     stats: int,
     scale: int,
     grad: int,
@@ -185,8 +184,6 @@ def gather_token_rows(
 def scatter_token_rows(
     *,
     source: int,
-    factor: int,
-    direction: int,
     dtype: int,
     sample_stride: int,
     row_stride: int,

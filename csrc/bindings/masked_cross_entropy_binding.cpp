@@ -59,14 +59,12 @@ void backward(uintptr_t logits, int logits_dtype, int64_t sample_stride, int64_t
               int64_t rows_per_sample, bool compact, int64_t num_classes, uintptr_t rows,
               int64_t num_rows, int64_t num_tokens, uintptr_t target, uintptr_t bias,
               uintptr_t class_weight, double class_weight_sum, double label_smoothing,
-              bool uniform_part, uintptr_t stats, uintptr_t scale, uintptr_t grad, bool zero_rest,
-              int threads) {
+              uintptr_t stats, uintptr_t scale, uintptr_t grad, bool zero_rest, int threads) {
   call<CrossEntropyBackwardArgs, cross_entropy_backward>(
       {{pointer<const void>(logits), static_cast<DType>(logits_dtype), sample_stride, row_stride,
         rows_per_sample, compact, num_classes, pointer<const int64_t>(rows), num_rows, num_tokens,
         pointer<const int64_t>(target), pointer<const void>(bias),
         pointer<const void>(class_weight), class_weight_sum, label_smoothing, threads},
-       uniform_part,
        pointer<const void>(stats),
        pointer<const double>(scale),
        pointer<void>(grad),
@@ -83,16 +81,13 @@ void gather(uintptr_t source, int dtype, int64_t sample_stride, int64_t row_stri
        pointer<void>(out)});
 }
 
-void scatter(uintptr_t source, uintptr_t factor, uintptr_t direction, int dtype,
-             int64_t sample_stride, int64_t row_stride, int64_t rows_per_sample, int64_t dim,
-             uintptr_t rows, int64_t num_rows, int64_t num_tokens, uintptr_t destination,
-             int threads) {
+void scatter(uintptr_t source, int dtype, int64_t sample_stride, int64_t row_stride,
+             int64_t rows_per_sample, int64_t dim, uintptr_t rows, int64_t num_rows,
+             int64_t num_tokens, uintptr_t destination, int threads) {
   call<ScatterArgs, scatter_token_rows>(
       {{static_cast<DType>(dtype), sample_stride, row_stride, rows_per_sample, dim,
         pointer<const int64_t>(rows), num_rows, num_tokens, threads},
        pointer<const void>(source),
-       pointer<const void>(factor),
-       pointer<const void>(direction),
        pointer<void>(destination)});
 }
 
@@ -144,15 +139,13 @@ void register_masked_cross_entropy(py::module_& m) {
         arg("sample_stride"), arg("row_stride"), arg("rows_per_sample"), arg("compact"),
         arg("num_classes"), arg("rows"), arg("num_rows"), arg("num_tokens"), arg("target"),
         arg("bias"), arg("class_weight"), arg("class_weight_sum"), arg("label_smoothing"),
-        arg("uniform_part"), arg("stats"), arg("scale"), arg("grad"), arg("zero_rest"),
-        arg("threads"));
+        arg("stats"), arg("scale"), arg("grad"), arg("zero_rest"), arg("threads"));
   m.def("gather_token_rows", &gather, py::kw_only(), arg("source"), arg("dtype"),
         arg("sample_stride"), arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"),
         arg("num_rows"), arg("num_tokens"), arg("out"), arg("threads"));
-  m.def("scatter_token_rows", &scatter, py::kw_only(), arg("source"), arg("factor"),
-        arg("direction"), arg("dtype"), arg("sample_stride"), arg("row_stride"),
-        arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"), arg("num_tokens"),
-        arg("destination"), arg("threads"));
+  m.def("scatter_token_rows", &scatter, py::kw_only(), arg("source"), arg("dtype"),
+        arg("sample_stride"), arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"),
+        arg("num_rows"), arg("num_tokens"), arg("destination"), arg("threads"));
   m.def("linear_rows_usable", &linear_rows_usable);
   m.def("linear_cross_entropy_rows", &linear, py::kw_only(), arg("input"), arg("sample_stride"),
         arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"),

@@ -222,6 +222,6 @@ void weight_gradient(const char* classes, int64_t classes_stride, const char* pa
 extern const LinearKernel kLinearAmx;
 const LinearKernel kLinearAmx = {enter_tiles, leave_tiles,     pack_tokens, pack_weight,
                                  logits,      finish_logits,   gradient,    input_gradient,
-                                 store_row,   weight_gradient, scaled_sum,  sum_rows};
+                                 store_row,   weight_gradient, scaled_sum,  mean_rows};
 
 }  // namespace clustermim

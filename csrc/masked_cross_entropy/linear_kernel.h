@@ -86,9 +86,9 @@ struct LinearKernel {
   // out [32] += sum_n scale_n x_n for 32 values from 32 * step on.
   void (*scaled_sum)(const char* pairs, int64_t pairs_stride, int64_t strips, const float* scale,
                      int64_t step, float* out);
-  // out [32] = the sum of `count` rows, for 32 values from 32 * step on.
-  void (*sum_rows)(const uint16_t* rows, int64_t stride, int64_t count, int64_t dim, int64_t step,
-                   float* out);
+  // out [32] = the mean of `count` rows, for 32 values from 32 * step on.
+  void (*mean_rows)(const uint16_t* rows, int64_t stride, int64_t count, int64_t dim, int64_t step,
+                    float* out);
 };
 
 #if defined(__x86_64__)

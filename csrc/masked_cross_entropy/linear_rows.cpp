@@ -96,8 +96,7 @@ class Step {
         direction_.reserve(width);
         auto sum = [&](int64_t step, int) {
           float* out = direction_.data() + step * kStepValues;
-          kernel_.sum_rows(a_.weight, a_.weight_stride, a_.num_classes, a_.dim, step, out);
-          for (int64_t i = 0; i < kStepValues; ++i) out[i] /= static_cast<float>(a_.num_classes);
+          kernel_.mean_rows(a_.weight, a_.weight_stride, a_.num_classes, a_.dim, step, out);
         };
         CMIM_RETURN_IF_ERROR(parallel_for(a_.threads, shape_.steps(), sum));
       }

@@ -58,17 +58,18 @@ void store_row(const float* gradient, int64_t dim, float factor, const float* di
   }
 }
 
-// out [32] = sum of 32 values from 32 * step on over `count` rows.
-void sum_rows(const uint16_t* rows, int64_t stride, int64_t count, int64_t dim, int64_t step,
-              float* out) {
+// out [32] = the mean over `count` rows of 32 values from 32 * step on. A sum could overflow.
+void mean_rows(const uint16_t* rows, int64_t stride, int64_t count, int64_t dim, int64_t step,
+               float* out) {
+  const __m512 part = _mm512_set1_ps(1.0f / static_cast<float>(count));
   __m512 low = _mm512_setzero_ps(), high = low;
   for (int64_t i = 0; i < count; ++i) {
     const __m512i words = load_words(rows + i * stride, step * kStepValues, dim);
     const auto widened = [](__m256i half) {
       return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
     };
-    low = _mm512_add_ps(low, widened(_mm512_castsi512_si256(words)));
-    high = _mm512_add_ps(high, widened(_mm512_extracti64x4_epi64(words, 1)));
+    low = _mm512_fmadd_ps(part, widened(_mm512_castsi512_si256(words)), low);
+    high = _mm512_fmadd_ps(part, widened(_mm512_extracti64x4_epi64(words, 1)), high);
   }
   _mm512_storeu_ps(out, low);
   _mm512_storeu_ps(out + 16, high);

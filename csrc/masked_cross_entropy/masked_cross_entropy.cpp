@@ -191,9 +191,7 @@ Status cross_entropy_backward(const CrossEntropyBackwardArgs& a) {
         std::memset(grad, 0, row_bytes);
         continue;
       }
-      RowTask task = row_task(a, i);
-      task.uniform_part = a.uniform_part && a.label_smoothing > 0;
-      backward(task, read_acc(a.stats, a.rows[i], is_double),
+      backward(row_task(a, i), read_acc(a.stats, a.rows[i], is_double),
                read_acc(a.stats, a.num_tokens + a.rows[i], is_double), a.scale[i], grad);
     }
   });
@@ -222,7 +220,6 @@ Status scatter_token_rows(const ScatterArgs& a) {
   CMIM_RETURN_IF_ERROR(check_rows(a.rows, a.num_rows, a.num_tokens));
   const bool any = a.num_rows > 0 && a.dim > 0;
   CMIM_RETURN_IF_ERROR(check_pointer(kOp, "destination", a.destination, any));
-  CMIM_RETURN_IF_ERROR(check_pointer(kOp, "factor", a.factor, any && a.direction));
   const bool is_double = a.dtype == DType::f64;
   const auto narrow = row_kernel().of[static_cast<int>(a.dtype)].narrow;
   return for_row_blocks(a.threads, a.num_rows, a.dim, [&](int64_t begin, int64_t end) {
@@ -234,8 +231,7 @@ Status scatter_token_rows(const ScatterArgs& a) {
         std::memset(out, 0, a.dim * element_size(a.dtype));
         continue;
       }
-      const double factor = a.direction ? read_acc(a.factor, i, is_double) : 0.0;
-      narrow(acc_at(a.source, i * a.dim, is_double), factor, a.direction, a.dim, out);
+      narrow(acc_at(a.source, i * a.dim, is_double), a.dim, out);
     }
   });
 }

@@ -64,10 +64,8 @@ struct CrossEntropyForwardArgs : CrossEntropyRows {
 Status cross_entropy_forward(const CrossEntropyForwardArgs& args);
 
 // grad = scale_i * (p_k c - e/K w_k - (1-e) w_y [k = y]), c = (1-e) w_y + e/K sum w, in acc,
-// rounded once. Without uniform_part the smoothing's constant part -e/K w_k is left out (and c is
-// as before).
+// rounded once.
 struct CrossEntropyBackwardArgs : CrossEntropyRows {
-  bool uniform_part;
   const void* stats;    // from the forward
   const double* scale;  // [num_rows]: not rounded to acc before it is multiplied
   // out, in the logits' dtype, dense: compact ? [num_rows][num_classes] :
@@ -95,12 +93,9 @@ struct GatherArgs : TokenRows {
 };
 Status gather_token_rows(const GatherArgs& args);
 
-// destination[token] = round(source_i - factor_i * direction), computed in acc and rounded once;
-// zeros where source is null. factor and direction may be null.
+// destination[token] = round(source_i); zeros where source is null.
 struct ScatterArgs : TokenRows {
-  const void* source;     // acc [num_rows][dim] or null
-  const void* factor;     // acc [num_rows]
-  const void* direction;  // acc [dim]
+  const void* source;  // acc [num_rows][dim] or null
   void* destination;
 };
 Status scatter_token_rows(const ScatterArgs& args);

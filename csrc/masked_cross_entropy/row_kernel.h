@@ -16,7 +16,6 @@ struct RowTask {
   double class_weight_sum;
   double label_smoothing;
   bool want_argmax;
-  bool uniform_part;
 };
 struct RowResult {
   double loss, max, sum;
@@ -28,8 +27,7 @@ struct RowFunctions {
   // grad [num_classes] in the logits' dtype; max and sum as the forward found them
   void (*backward)(const RowTask&, double max, double sum, double scale, void* grad);
   void (*widen)(const void* source, int64_t n, void* out);
-  // out = round(source - factor * direction); direction may be null
-  void (*narrow)(const void* source, double factor, const void* direction, int64_t n, void* out);
+  void (*narrow)(const void* source, int64_t n, void* out);
 };
 
 // Indexed by DType: f32, f64, f16, bf16.

@@ -152,19 +152,20 @@ struct Row {
     // The scale as a sum of two: its own rounding would shift the whole gradient one way.
     const Vec s = V::set(static_cast<Scalar>(scale));
     const Vec s_rest = V::set(static_cast<Scalar>(scale - static_cast<double>(s[0])));
-    const Scalar uniform = task.uniform_part ? static_cast<Scalar>(per_class) : Scalar(0);
+    const bool smooth = e > 0;
+    const Scalar uniform = static_cast<Scalar>(per_class);
     // The target's own value is read before grad, which may be the same memory, is written.
     const Scalar target_z = one_z(task, task.target);
     for (int64_t k = 0; k < task.num_classes; k += kLanes) {
       const int64_t left = task.num_classes - k;
       Vec g = V::exp(load_z<kBias>(task, k, V::kLowest) - top) * inverse;
       if (left >= kLanes) {
-        if (task.uniform_part) {
+        if (smooth) {
           g -= task.class_weight ? load_acc(task.class_weight, k) * uniform : V::set(uniform);
         }
         V::template store<kElement>(grad, k, g * s + g * s_rest);
       } else {
-        if (task.uniform_part) {
+        if (smooth) {
           g -= task.class_weight ? load_acc_tail(task.class_weight, k, left) * uniform
                                  : V::set(uniform);
         }
@@ -174,7 +175,7 @@ struct Row {
     // p - 1 in full precision, rounded once: rounding p first would lose small target gradients.
     const Vec target_exp = V::exp(V::set(target_z) - top) * inverse;
     double value = static_cast<double>(target_exp[0]) - hard;
-    if (task.uniform_part) value -= per_class * weight_of_target(task);
+    if (smooth) value -= per_class * weight_of_target(task);
     store_tail(grad, task.target, 1, V::set(static_cast<Scalar>(value * scale)));
   }
 
@@ -198,20 +199,10 @@ struct Row {
     }
   }
 
-  static void narrow(const void* source, double factor, const void* direction, int64_t n,
-                     void* out) {
-    const Scalar f = static_cast<Scalar>(factor);
+  static void narrow(const void* source, int64_t n, void* out) {
     int64_t k = 0;
-    for (; k + kLanes <= n; k += kLanes) {
-      Vec v = load_acc(source, k);
-      if (direction) v -= load_acc(direction, k) * f;
-      V::template store<kElement>(out, k, v);
-    }
-    if (k < n) {
-      Vec v = load_acc_tail(source, k, n - k);
-      if (direction) v -= load_acc_tail(direction, k, n - k) * f;
-      store_tail(out, k, n - k, v);
-    }
+    for (; k + kLanes <= n; k += kLanes) V::template store<kElement>(out, k, load_acc(source, k));
+    if (k < n) store_tail(out, k, n - k, load_acc_tail(source, k, n - k));
   }
 
   static constexpr RowFunctions functions() { return {&forward, &backward, &widen, &narrow}; }

@@ -182,8 +182,7 @@ def test_sixteen_bit_conversions_are_torchs(dtype: torch.dtype, isa: str) -> Non
         torch.testing.assert_close(wide, bits.float(), rtol=0, atol=0, equal_nan=True)
         narrow = torch.empty(floats.numel(), dtype=dtype)
         core.scatter_token_rows(
-            source=floats.data_ptr(), factor=0, direction=0, destination=narrow.data_ptr(),
-            dim=floats.numel(), **common,
+            source=floats.data_ptr(), destination=narrow.data_ptr(), dim=floats.numel(), **common,
         )  # fmt: skip
         torch.testing.assert_close(narrow, floats.to(dtype), rtol=0, atol=0, equal_nan=True)
     finally:

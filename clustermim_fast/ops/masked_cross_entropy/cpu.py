@@ -156,7 +156,6 @@ def backward(
         class_weight=address(weight),
         class_weight_sum=weight_sum,
         label_smoothing=label_smoothing,
-        uniform_part=True,
         stats=stats.data_ptr(),
         scale=scale.data_ptr(),
         grad=out.data_ptr(),

@@ -102,17 +102,9 @@ class _Gradients:
         problem = chunks.problem
         num_classes, dim = chunks.weight.shape
         self.chunks, self.needs = chunks, needs
-        # The smoothing's constant part, -e/K for every class, is rank one. For 16-bit inputs it
-        # stays out of the logit gradients, where it would drown small probabilities as soon as
-        # those are rounded to a 16-bit GEMM operand, and is taken off the three results. With
-        # float32 inputs the detour only costs accuracy (db: 2.6e-7 instead of 1.6e-7 at K = 50).
-        self.smooth = problem.label_smoothing > 0 and problem.input.dtype.itemsize == 2
         self.weight = torch.zeros((num_classes, dim) if needs.weight else 0, dtype=chunks.acc)
         self.bias = torch.zeros(num_classes if needs.bias else 0, dtype=torch.float64)
-        self.scaled_inputs = torch.zeros(dim, dtype=chunks.acc)  # sum_n scale_n x_n
-        self.scales = 0.0
         self.input = GradInput(problem, needs.input, chunks.threads)
-        self.direction = chunks.weight.mean(0) if self.smooth and needs.input else None
 
     def add(
         self, begin: int, end: int, inputs: torch.Tensor, logits: torch.Tensor, scale: torch.Tensor
@@ -120,7 +112,6 @@ class _Gradients:
         """The rows [begin, end); ``inputs`` [r, d] and ``logits`` [r, K] are overwritten."""
         chunks = self.chunks
         _backend.core().cross_entropy_backward(
-            uniform_part=not self.smooth,
             scale=scale.data_ptr(),
             grad=logits.data_ptr(),
             zero_rest=False,
@@ -130,21 +121,11 @@ class _Gradients:
             self.bias += _sum_rows(logits)
         if self.needs.weight:
             self.weight.addmm_(logits.t(), inputs)
-        if self.smooth:
-            self.scaled_inputs += scale.to(chunks.acc) @ inputs
-            self.scales += float(scale.sum())
         if self.needs.input:
             torch.mm(logits, chunks.weight, out=inputs)
-            factor = None
-            if self.smooth:
-                factor = (scale * chunks.problem.label_smoothing).to(chunks.acc)
-            self.input.write(chunks.problem.rows[begin:end], inputs, factor, self.direction)
+            self.input.write(chunks.problem.rows[begin:end], inputs)
 
     def finish(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        if self.smooth:
-            per_class = self.chunks.problem.label_smoothing / self.chunks.weight.shape[0]
-            self.weight -= per_class * self.scaled_inputs if self.needs.weight else 0.0
-            self.bias -= per_class * self.scales
         return self.input.finish(), self.weight, self.bias.to(self.chunks.acc)
 
 

@@ -44,20 +44,12 @@ class GradInput:
             view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
             view[:, :prefix].zero_()
             self.tokens = view[:, prefix:]
-            self.write(problem.rows[problem.n :], None, None, None)
+            self.write(problem.rows[problem.n :], None)
 
-    def write(
-        self,
-        rows: torch.Tensor,
-        source: torch.Tensor | None,
-        factor: torch.Tensor | None,
-        direction: torch.Tensor | None,
-    ) -> None:
-        """rows = round(source - factor * direction), zeros without a source."""
+    def write(self, rows: torch.Tensor, source: torch.Tensor | None) -> None:
+        """rows = round(source), zeros without a source."""
         _backend.core().scatter_token_rows(
             source=address(source),
-            factor=address(factor),
-            direction=address(direction),
             destination=self.tokens.data_ptr(),
             **token_rows(self.tokens, rows, self.num_tokens, self.threads),
         )
