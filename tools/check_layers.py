@@ -97,8 +97,8 @@ def check_import(part: str, file: Path, name: str) -> str | None:
         allowed = THIRD_PARTY.get(part)
         if allowed is not None and top not in sys.stdlib_module_names and top not in allowed:
             return f"{part} may import {', '.join(sorted(allowed)) or 'nothing'} of other projects"
-        if top == "triton" and file.name != "triton_kernel.py" and part != "info":
-            return "triton is imported in ops/<op>/triton_kernel.py only"
+        if top == "triton" and not file.name.startswith("triton_") and part != "info":
+            return "triton is imported in ops/<op>/triton_*.py only"
         return None
     other = rest[0] if rest and rest[0] in PYTHON_ROW.keys() | FREE_PARTS.keys() else "__init__"
     if other == part:

@@ -1,6 +1,7 @@
 """The ops: exact nearest-centroid assignment and masked token cross-entropy."""
 
 from clustermim_fast.ops._backend import use_backend
+from clustermim_fast.ops._self_checks import warmup
 from clustermim_fast.ops._stats import AssignmentStats, assignment_stats, record_stats
 from clustermim_fast.ops.lloyd_step import lloyd_step, lloyd_step_images
 from clustermim_fast.ops.masked_cross_entropy import masked_cross_entropy
@@ -22,4 +23,5 @@ __all__ = [
     "record_stats",
     "replace_patches",
     "use_backend",
+    "warmup",
 ]

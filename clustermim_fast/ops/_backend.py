@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from clustermim_fast.ops import _choice, _triton
+
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "CLUSTERMIM_BACKEND"
 
@@ -95,22 +97,23 @@ def availability(device: torch.device, implemented: tuple[str, ...]) -> dict[str
 
     ``implemented`` lists the back-ends that the op has in this release.
     """
-    reasons: dict[str, str | None] = {}
-    for name in NAMES:
-        if name not in implemented:
-            reasons[name] = "this release has no such back-end for this op"
-        elif name == "reference":
-            reasons[name] = None
-        elif name == "cpu":
-            on_cpu = device.type == "cpu"
-            reasons[name] = (
-                core_unavailable_reason() if on_cpu else f"it needs CPU tensors, got {device}"
-            )
-        else:
-            reasons[name] = (
-                None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
-            )
-    return reasons
+    return {name: _unavailable_reason(name, device, implemented) for name in NAMES}
+
+
+def _unavailable_reason(
+    name: str, device: torch.device, implemented: tuple[str, ...]
+) -> str | None:
+    if name not in implemented:
+        return "this release has no such back-end for this op"
+    if name == "reference":
+        return None
+    if name == "cpu":
+        if device.type == "cpu":
+            return core_unavailable_reason()
+        return f"it needs CPU tensors, got {device}"
+    if name == "triton":
+        return _triton.unavailable_reason(device)
+    return None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
 
 
 def resolve(
@@ -123,14 +126,18 @@ def resolve(
     name = backend if backend is not None else _forced
     if name is not None and name not in NAMES:
         raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    reasons = availability(device, implemented)
+    if name is None and device.type == "cpu":
+        name = "cpu" if "cpu" in implemented else "reference"
     if name is None:
-        fastest_first = ("cpu",) if device.type == "cpu" else ("cuda", "triton")
-        # A list, not next(): torch 2.4's compiler knows no default for it.
-        name = [*(n for n in fastest_first if n in implemented), "reference"][0]
-    if reasons[name] is not None:
-        usable = ", ".join(n for n, reason in reasons.items() if reason is None)
+        usable = [n for n in ("cuda", "triton") if not _unavailable_reason(n, device, implemented)]
+        compiling = torch.compiler.is_compiling()
+        name = _choice.fastest(op, str(device), tuple(usable), compiling)
+    reason = _unavailable_reason(name, device, implemented)
+    if reason is not None:
+        reasons = availability(device, implemented)
+        usable = [n for n, why in reasons.items() if why is None]
         raise RuntimeError(
-            f"{op}: backend {name!r} is not available: {reasons[name]} (available here: {usable})"
+            f"{op}: backend {name!r} is not available: {reason} "
+            f"(available here: {', '.join(usable)})"
         )
     return name

@@ -1,4 +1,9 @@
-"""The standard checks of an op, and the ways of running one: reference and every CPU path."""
+"""The standard checks of an op, and the ways of running one: reference, every CPU path, Triton.
+
+Triton has runs of its own: with TRITON_INTERPRET=1 its kernels are interpreted
+(tests/gpu/strict.py), with CLUSTERMIM_TEST_DEVICE=cuda they run on a GPU; the CPU paths stay out of
+those.
+"""
 
 from __future__ import annotations
 
@@ -14,16 +19,21 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from clustermim_fast.ops import _backend
+from clustermim_fast.ops import _backend, _triton
 
 REPOSITORY = Path(__file__).resolve().parents[2]
+GPU = os.environ.get("CLUSTERMIM_TEST_DEVICE", "")
+ON_TRITON = _triton.interpreted() or bool(GPU)
 CPU_PATHS: tuple[str, ...] = (
     ("generic", "avx2", "avx512")  # without the core: names for the tests that are then skipped
     if _backend.core_unavailable_reason()
     else tuple(_backend.core().build_info()["isa_paths"])
 )
-PATHS = ("reference", *CPU_PATHS)
+PATHS = ("reference", "triton") if ON_TRITON else ("reference", *CPU_PATHS)
+# A case with more block operations than this takes too long to interpret.
+MOST_OPERATIONS = 4000
 METRICS = ("euclidean", "cosine", "dot")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
@@ -37,6 +47,10 @@ def running(path: str) -> Iterator[str]:
     """Run on one of :data:`PATHS`; yields the back-end's name. Skips what this machine lacks."""
     if path == "reference":
         yield "reference"
+        return
+    if path == "triton":
+        with _running_triton():
+            yield "triton"
         return
     reason = _backend.core_unavailable_reason()
     if reason:
@@ -53,6 +67,49 @@ def running(path: str) -> Iterator[str]:
 
 
 @contextmanager
+def _running_triton() -> Iterator[None]:
+    """Interpreted and strict, or on the GPU with CPU tensors moved there and back."""
+    if GPU:
+        with OnDevice(GPU), _triton.stand_in(_triton.properties(torch.device(GPU))):
+            yield
+        return
+    if not _triton.interpreted():
+        pytest.skip("Triton: has a run of its own (make check-triton)")
+    from tests.gpu import strict
+
+    try:
+        with strict.checked(most_operations=MOST_OPERATIONS):
+            yield
+    except Exception as error:
+        causes = [error, error.__cause__, error.__context__]
+        if any(isinstance(e, strict.TooLongToInterpret) for e in causes):
+            pytest.skip("Triton: left to a GPU, too long to interpret")
+        raise
+
+
+class OnDevice(TorchDispatchMode):
+    """Runs ops that are asked for ``backend="triton"`` on a device; tensors move as they lie."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__()
+        self.device = torch.device(device)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func.namespace != "clustermim" or args[-1] != "triton":
+            return func(*args, **(kwargs or {}))
+        there = [self._moved(a) if isinstance(a, torch.Tensor) else a for a in args]
+        out = func(*there)
+        return out.cpu() if isinstance(out, torch.Tensor) else tuple(o.cpu() for o in out)
+
+    def _moved(self, tensor: torch.Tensor) -> torch.Tensor:
+        """The whole storage, so that strides and offsets are what the test made them."""
+        bytes_ = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage())
+        storage = bytes_.to(self.device).untyped_storage()
+        empty = torch.empty(0, dtype=tensor.dtype, device=self.device)
+        return empty.set_(storage, tensor.storage_offset(), tensor.shape, tensor.stride())
+
+
+@contextmanager
 def projecting(when: str) -> Iterator[None]:
     """The core's filter in a subspace: ``always`` where sizes allow it, ``never``, or ``auto``."""
     _backend.core().set_projection(when=when)
@@ -63,7 +120,11 @@ def projecting(when: str) -> Iterator[None]:
 
 
 def usable_paths() -> list[str]:
-    """The reference and every CPU path of this machine; an error without the compiled core."""
+    """The reference and every CPU path of this machine (an error without the compiled core), or
+    the reference and Triton in its own runs.
+    """
+    if ON_TRITON:
+        return list(PATHS)
     paths = _backend.core().build_info()["isa_paths"]
     return ["reference", *(name for name in CPU_PATHS if paths[name] == "usable")]
 

@@ -15,7 +15,7 @@ from clustermim_fast.ops.replace_patches.reference import (
 )
 
 OP = "replace_patches"
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 
 def _impl(
@@ -40,6 +40,10 @@ def _impl(
             raise IndexError(f"{OP}: ids must be {expected}, got {value}")
     if backend == "reference":
         return replace_patches_reference(images, ids, pixels, where)
+    if backend == "triton":
+        from clustermim_fast.ops.replace_patches import triton_kernel
+
+        return triton_kernel.replace_patches(images, ids, pixels, where)
     out = images.clone(memory_format=torch.contiguous_format)
     ids, where, pixels = ids.contiguous(), where.contiguous(), pixels.contiguous()
     _backend.core().replace_patches(
@@ -104,7 +108,7 @@ def replace_patches(
         mean, std: one float a channel, both or neither; a centroid's pixel is ``c * std + mean`` in
             float32.
         patch_order: "hwc" or "chw", as in :func:`patch_tokens`.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Returns:
         A new contiguous tensor of the shape and dtype of ``images``; for uint8 the pixel times 255
@@ -112,7 +116,8 @@ def replace_patches(
 
     Raises:
         TypeError, ValueError: naming the argument, what was expected and what came.
-        IndexError: an id >= K where ``where`` is True (on the CPU).
+        IndexError: an id >= K where ``where`` is True (on the CPU; on CUDA "reference" has a device
+            assertion, the kernels leave that patch alone).
     """
     _images.require_images(OP, images, patch_size)
     require_centroids(OP, centroids)
