@@ -36,7 +36,8 @@ class Info:
     """The facts that ``info()`` collects; ``str()`` of it is the printed page.
 
     ``backends`` maps an op to its back-ends, each with None when it can run here, else the reason
-    why not. ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``.
+    why not. ``gpu_runs`` maps an op to the architectures and back-ends of recorded correct runs on
+    a GPU. ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``.
     """
 
     version: str
@@ -50,6 +51,7 @@ class Info:
     threads: int | None
     devices: tuple[str, ...]
     backends: dict[str, dict[str, str | None]] = field(default_factory=dict)
+    gpu_runs: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
     packages: dict[str, str | None] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -63,7 +65,7 @@ class Info:
         ]
         lines += [f"  {name}={value}" for name, value in self.environment.items()]
         if self.backends:
-            lines += ["back-ends", *self._backend_lines()]
+            lines += ["back-ends", *self._backend_lines(), *self._gpu_lines()]
         lines += ["optional packages (pip install 'clustermim_fast[train]')"]
         for name, version in self.packages.items():
             lines.append(f"  {name:<13} {version or 'not installed'}")
@@ -98,6 +100,17 @@ class Info:
             lines.append(f"  {', '.join(ops)}")
             for name, reason in reasons_of_group:
                 lines.append(f"    {name:<10} {'available' if reason is None else 'no: ' + reason}")
+        return lines
+
+    def _gpu_lines(self) -> list[str]:
+        """Which kernels a GPU has run in our hands, and what that means for the others."""
+        lines = []
+        for op, runs in self.gpu_runs.items():
+            found = "; ".join(f"{arch}: {', '.join(names)}" for arch, names in runs.items())
+            lines.append(f"  run on GPUs by us: {op} ({found})")
+        if not self.gpu_runs:
+            lines.append("  triton: no GPU has run our kernels in our hands; they were interpreted")
+            lines.append("    and compiled, and are checked against the reference at first use")
         return lines
 
 
@@ -148,6 +161,7 @@ def info() -> Info:
     threads: int | None = None
     devices: tuple[str, ...] = ()
     backends: dict[str, dict[str, str | None]] = {}
+    gpu_runs: dict[str, dict[str, tuple[str, ...]]] = {}
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -159,6 +173,7 @@ def info() -> Info:
         gpus = range(torch.cuda.device_count() if has_cuda else 0)
         devices = ("cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus))
         backends = _backends(torch, has_cuda)
+        gpu_runs = importlib.import_module("clustermim_fast.ops._choice").RECORDED_RUNS
     return Info(
         version=__version__,
         location=str(Path(__file__).parent),
@@ -171,6 +186,7 @@ def info() -> Info:
         threads=threads,
         devices=devices,
         backends=backends,
+        gpu_runs=gpu_runs,
         packages={name: _version_of(name) for name in OPTIONAL_PACKAGES},
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )

@@ -11,6 +11,7 @@ import torch
 
 import clustermim_fast
 from clustermim_fast.info import info
+from clustermim_fast.ops import _choice
 
 OPS = {
     "lloyd_step",
@@ -66,6 +67,15 @@ def test_printed_page() -> None:
     assert result.returncode == 0, result.stderr
     for expected in (clustermim_fast.__version__, "ISA path", "CUDA core", "nearest_centroid"):
         assert expected in result.stdout
+
+
+def test_kernels_that_no_gpu_has_run_say_so(monkeypatch) -> None:
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {})
+    assert "no GPU has run our kernels" in str(info())
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {"lloyd_step": {"sm_90": ("cuda", "triton")}})
+    page = str(info())
+    assert "no GPU has run our kernels" not in page
+    assert "lloyd_step (sm_90: cuda, triton)" in page
 
 
 def test_forced_isa_is_shown() -> None:
