@@ -1,20 +1,18 @@
-"""``compare``: a codebase's own loss beside ours, on its own tensors: is it safe to swap?"""
+"""Both losses on one batch, their distance from float64, and the verdict."""
 
 from __future__ import annotations
 
-import json
 import statistics
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from clustermim_fast import ops
+from clustermim_fast.testing.peak_memory import peak_bytes
 
 Batch = Mapping[str, Any]
 
@@ -92,7 +90,7 @@ def compare(
 
     Args:
         loss_fn: called with a dict like ``batch``; returns the scalar loss, computed from the
-            dict's tensors (copies that require grad). It may leave alone what it does not use.
+            dict's tensors: copies, of which input, weight and bias (or the logits) require grad.
         batch: the keyword arguments of our op: ``logits`` (then ``masked_cross_entropy``) or
             ``input`` and ``linear_weight`` (then ``masked_linear_cross_entropy``), ``target``, and
             where you use them ``mask``, ``linear_bias``, ``reduction`` ("mean" or "sum"),
@@ -103,32 +101,49 @@ def compare(
 
     The truth is the same formula in float64 on the counted rows, with all their logits: it takes
     8 K bytes for each of them. It is safe to swap when your loss and gradients are ours but for
-    rounding, and ours are no farther from float64 than yours.
+    rounding, and ours are no farther from float64 than yours. If you train under autocast, call
+    this inside the same autocast: then the truth is that of the rounded input and weight.
 
-    Raises ValueError or TypeError for a batch that our op would not take.
+    Raises what our op raises for a batch that it would not take, and ValueError or TypeError for
+    one that it does not know.
     """
     batch = _checked(batch)
-    names = [name for name in _DIFFERENTIABLE if batch.get(name) is not None]
-    truth = _run(_float64_loss, {**batch, **{n: batch[n].detach().double() for n in names}}, names)
-    theirs, ours = _run(loss_fn, batch, names), _run(_our_loss, batch, names)
+    if repeats < 1:
+        raise ValueError(f"compare: repeats must be >= 1, got {repeats}")
+    tensors = {name: value for name, value in batch.items() if torch.is_tensor(value)}
+    names = [n for n in _DIFFERENTIABLE if n in tensors and tensors[n].is_floating_point()]
+    ours = _run(_our_loss, batch, names)  # first: the op's errors say most
+    theirs = _run(loss_fn, batch, names)
+    dtypes = _computed_in(batch, names)
+    exact = {n: batch[n].detach().to(dtype).double() for n, dtype in dtypes.items()}
+    truth = _run(_float64_loss, {**batch, **exact}, names)
     seconds: tuple[list[float], list[float]] = ([], [])
     for _ in range(repeats):
-        for function, times in zip((loss_fn, _our_loss), seconds, strict=True):
+        for function, times in zip((_our_loss, loss_fn), reversed(seconds), strict=True):
             start = time.perf_counter()
-            _run(function, batch, names)
+            again = _run(function, batch, names)  # in the end: theirs
             times.append(time.perf_counter() - start)
     labels = ["loss", *(f"d {name}" for name in names)]
     their_errors = dict(zip(labels, map(_errors, theirs, truth), strict=True))
     our_errors = dict(zip(labels, map(_errors, ours, truth), strict=True))
-    undefined = [
-        label for label, t in zip(labels, truth, strict=True) if not torch.isfinite(t).all()
-    ]
-    reasons = _reasons(their_errors, our_errors, undefined, [batch[n].dtype for n in names])
+    spread = {
+        label: _errors(value.nan_to_num(), first.nan_to_num().double()).relative
+        for label, value, first in zip(labels, again, theirs, strict=True)
+    }
+    undefined = [n for n, t in zip(labels, truth, strict=True) if not t.isfinite().all()]
+    reasons = _reasons(their_errors, our_errors, spread, undefined, list(dtypes.values()))
+    # The copies that _run makes are not the loss's.
+    copies = sum(t.numel() * t.element_size() for t in tensors.values())
+
+    def peak_beyond_copies(function: Callable[[dict[str, Any]], torch.Tensor]) -> int:
+        peak = peak_bytes(lambda: _run(function, batch, names), batch["target"].device)
+        return max(peak - copies, 0)
+
     result = Comparison(
         their_errors,
         our_errors,
         (statistics.median(seconds[0]), statistics.median(seconds[1])),
-        (_peak_bytes(loss_fn, batch, names), _peak_bytes(_our_loss, batch, names)),
+        (peak_beyond_copies(loss_fn), peak_beyond_copies(_our_loss)),
         safe_to_swap=not reasons,
         reasons=reasons,
     )
@@ -138,6 +153,8 @@ def compare(
 
 
 def _checked(batch: Batch) -> dict[str, Any]:
+    if not isinstance(batch, Mapping):
+        raise TypeError(f"compare: batch must be a dict, got {type(batch).__name__}")
     batch = dict(batch)
     keys = _LOGITS_KEYS if "logits" in batch else _LINEAR_KEYS
     needed = {"logits", "target"} if "logits" in batch else {"input", "linear_weight", "target"}
@@ -196,16 +213,32 @@ def _float64_loss(batch: dict[str, Any]) -> torch.Tensor:
     return total / weights.sum()
 
 
+def _computed_in(batch: dict[str, Any], names: list[str]) -> dict[str, torch.dtype]:
+    """Each operand's dtype; under autocast, the one that F.linear rounds it to."""
+    dtypes = {name: batch[name].dtype for name in names}
+    device = batch["target"].device.type
+    if torch.is_autocast_enabled(device):
+        for name in {"input", "linear_weight"} & dtypes.keys():
+            if dtypes[name] != torch.float64:
+                dtypes[name] = torch.get_autocast_dtype(device)
+    return dtypes
+
+
 def _run(
     function: Callable[[dict[str, Any]], torch.Tensor], batch: dict[str, Any], names: list[str]
 ) -> list[torch.Tensor]:
-    """Loss and gradients, with fresh leaves."""
-    leaves = {name: batch[name].detach().clone().requires_grad_() for name in names}
-    loss = function({**batch, **leaves})
+    """Loss and gradients, of copies."""
+    copies = {k: v.detach().clone() if torch.is_tensor(v) else v for k, v in batch.items()}
+    leaves = {name: copies[name].requires_grad_() for name in names}
+    with torch.enable_grad():
+        loss = function(copies)
     if not isinstance(loss, torch.Tensor) or loss.numel() != 1:
         got = tuple(loss.shape) if isinstance(loss, torch.Tensor) else type(loss).__name__
         raise ValueError(f"compare: loss_fn must return a scalar tensor, got {got}")
-    loss.sum().backward()
+    if not loss.requires_grad:
+        raise ValueError("compare: loss_fn returned a loss without a graph; is it detached?")
+    with torch.autocast(loss.device.type, enabled=False):
+        loss.backward(torch.ones_like(loss))
     grads = [leaf.grad for leaf in leaves.values()]
     missing = [name for name, grad in zip(names, grads, strict=True) if grad is None]
     if missing:
@@ -231,10 +264,14 @@ def _errors(value: torch.Tensor, truth: torch.Tensor) -> Errors:
 def _reasons(
     theirs: dict[str, Errors],
     ours: dict[str, Errors],
+    spread: dict[str, float],
     undefined: list[str],
     dtypes: list[torch.dtype],
 ) -> list[str]:
-    """Why not to swap; empty when it is safe. ``undefined``: what is not finite in float64."""
+    """Why not to swap; empty when it is safe.
+
+    spread: between two runs of theirs. undefined: what is not finite in float64.
+    """
     widest = max(dtypes, key=lambda dtype: torch.finfo(dtype).eps)
     loss_limit, grad_limit = _SAME_QUANTITY[widest]
     reasons = []
@@ -243,7 +280,12 @@ def _reasons(
             reasons.append(f"{name}: not finite in float64 either; try a batch where it is")
             continue
         limit = loss_limit if name == "loss" else grad_limit
-        if theirs[name].relative > limit:
+        if theirs[name].relative > limit and spread[name] > limit:
+            reasons.append(
+                f"{name}: yours differs by {spread[name]:.1e} from one run to the next; leave out "
+                "what is random in it (dropout)"
+            )
+        elif theirs[name].relative > limit:
             reasons.append(
                 f"{name}: yours is {theirs[name].relative:.1e} away from float64, more than "
                 "rounding explains: it computes another quantity, or loses precision"
@@ -251,31 +293,7 @@ def _reasons(
         # One rounding of float32 is no difference.
         if error.relative > 1.25 * theirs[name].relative + 2.0**-22:
             reasons.append(f"{name}: ours is farther from float64 than yours; please report this")
+    sixteen_bits = _SAME_QUANTITY[torch.bfloat16]
+    if reasons and all(e.relative <= sixteen_bits[n != "loss"] for n, e in theirs.items()):
+        reasons.append("if your loss runs under autocast, call compare inside the same autocast")
     return reasons
-
-
-def _peak_bytes(
-    function: Callable[[dict[str, Any]], torch.Tensor], batch: dict[str, Any], names: list[str]
-) -> int:
-    """Largest sum of tensor memory that one forward and backward holds beyond what is held now."""
-    device = batch["target"].device
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-        before = torch.cuda.memory_allocated(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        _run(function, batch, names)
-        return torch.cuda.max_memory_allocated(device) - before
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        _run(function, batch, names)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "trace.json"
-        profile.export_chrome_trace(str(path))
-        events = json.loads(path.read_text())["traceEvents"]
-    changes = [(e["ts"], e["args"]["Bytes"]) for e in events if e.get("name") == "[memory]"]
-    held = peak = 0
-    for _, change in sorted(changes, key=lambda at_and_bytes: at_and_bytes[0]):
-        held += change
-        peak = max(peak, held)
-    leaves = sum(batch[name].numel() * batch[name].element_size() for name in names)
-    return max(peak - leaves, 0)  # the copies that _run makes are not the loss's
