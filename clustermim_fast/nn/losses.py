@@ -8,6 +8,7 @@ from typing import Any, Self
 
 import torch
 from torch import nn
+from torch.nn.parameter import is_lazy
 
 from clustermim_fast import ops
 
@@ -115,24 +116,36 @@ class MaskedLinearCrossEntropyLoss(nn.Module):
     def from_linear(cls, linear: nn.Linear, **options: Any) -> Self:
         """The loss of an existing layer, sharing its Parameters.
 
-        Put it in the layer's place (``model.head = from_linear(model.head)``) or beside it: either
-        way ``model.state_dict()`` keeps the keys it had, old checkpoints load strictly, and an
-        optimizer made before goes on working. ``options`` are the constructor's.
+        Put it in the layer's place (``model.head = from_linear(model.head)``) or beside it,
+        registered after it: either way ``model.state_dict()`` keeps the keys it had, old
+        checkpoints load strictly, and an optimizer made before goes on working. ``options`` are
+        the constructor's.
+
+        What gives the layer other Parameters (``load_state_dict(assign=True)``, ``to_empty``)
+        comes before this call, where the loss stands beside the layer. As long as something still
+        holds a layer whose place the loss took, a strict load does not miss its keys.
         """
         if not isinstance(linear, nn.Linear):
             raise TypeError(
                 "MaskedLinearCrossEntropyLoss.from_linear: linear must be a torch.nn.Linear, "
                 f"got {type(linear).__name__}"
             )
+        weight: Any = linear.weight  # typed as Tensor there
+        bias: Any = linear.bias
+        own = isinstance(weight, nn.Parameter) and not is_lazy(weight)  # no weight_norm, LazyLinear
+        if not own or type(linear).forward is not nn.Linear.forward:  # adapters, quantisation
+            raise TypeError(
+                "MaskedLinearCrossEntropyLoss.from_linear: linear must compute F.linear(input, "
+                f"weight, bias) from its Parameters, got a {type(linear).__name__} that does not; "
+                "give ops.masked_linear_cross_entropy the weight that it comes to"
+            )
         loss = cls(
             linear.in_features,
             linear.out_features,
-            bias=linear.bias is not None,
+            bias=bias is not None,
             device="meta",
             **options,
         )
-        weight: Any = linear.weight  # typed as Tensor there
-        bias: Any = linear.bias
         loss.register_parameter("weight", weight)
         loss.register_parameter("bias", bias)
         loss.train(linear.training)
@@ -180,7 +193,8 @@ class MaskedLinearCrossEntropyLoss(nn.Module):
         return (
             f"in_features={self.in_features}, num_classes={self.num_classes}, "
             f"bias={self.bias is not None}, reduction={self.reduction!r}, "
-            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}"
+            f"ignore_index={self.ignore_index}, label_smoothing={self.label_smoothing}, "
+            f"num_prefix_tokens={self.num_prefix_tokens}"
         )
 
     # ---- Beside the layer it shares with, this module adds no keys to a checkpoint.
