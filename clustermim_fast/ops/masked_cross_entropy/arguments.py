@@ -11,6 +11,7 @@ from clustermim_fast.ops import _checks
 
 REDUCTIONS = ("mean", "sum", "none")
 _TARGET_DTYPES = (torch.int64, torch.int32)
+_TARGET_REMEDY = "it holds class ids; call target.long() if yours have another dtype"
 
 
 def check_tokens(
@@ -18,7 +19,7 @@ def check_tokens(
 ) -> None:
     """``target``, ``mask`` and ``token_weight`` have the shape [..., L] that ``what`` gives."""
     shape = tuple(shape)
-    _checks.require_tensor(op, "target", target, dtypes=_TARGET_DTYPES, remedy="call target.long()")
+    _checks.require_tensor(op, "target", target, dtypes=_TARGET_DTYPES, remedy=_TARGET_REMEDY)
     given = [("target", target)]
     if mask is not None:
         _checks.require_tensor(op, "mask", mask)
@@ -81,9 +82,12 @@ def target_error(
 ) -> IndexError:
     """The error for a counted target outside [0, num_classes) at flat position ``flat``."""
     value = int(target.reshape(-1)[flat])
+    remedy = f"mask it out or set it to ignore_index ({ignore_index})"
+    if value < 0:
+        remedy += f", or pass ignore_index={value} if it means that there is none"
     return IndexError(
         f"{op}: target must be in [0, {num_classes}) where it counts, got {value} at position "
-        f"{position(flat, target.shape)}; mask it out or set it to ignore_index ({ignore_index})"
+        f"{position(flat, target.shape)}; {remedy}"
     )
 
 

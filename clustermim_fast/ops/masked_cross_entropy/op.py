@@ -12,6 +12,7 @@ from clustermim_fast.ops.masked_cross_entropy import arguments, cpu, reference
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 
 OP = "masked_cross_entropy"
+WHAT = "logits.shape[:-1]: classes stand last"
 IMPLEMENTED = ("reference", "cpu")
 
 
@@ -94,7 +95,7 @@ def _check_memory(
     class_weight: torch.Tensor | None,
 ) -> None:
     """What the kernels read without looking: shapes that agree."""
-    arguments.check_tokens(OP, target, mask, token_weight, logits.shape[:-1], "logits.shape[:-1]")
+    arguments.check_tokens(OP, target, mask, token_weight, logits.shape[:-1], WHAT)
     if class_weight is not None and class_weight.shape != logits.shape[-1:]:
         raise _checks.bad_value(
             OP, "weight", f"[K] with K = {logits.shape[-1]}", _checks.describe(class_weight)
@@ -220,7 +221,7 @@ def masked_cross_entropy(
     _checks.require_tensor(OP, "logits", logits, dtypes=_checks.FLOATING)
     if logits.dim() < 1 or logits.shape[-1] == 0:
         raise _checks.bad_value(OP, "logits", "[..., L, K] with K >= 1", _checks.describe(logits))
-    arguments.check_tokens(OP, target, mask, token_weight, logits.shape[:-1], "logits.shape[:-1]")
+    arguments.check_tokens(OP, target, mask, token_weight, logits.shape[:-1], WHAT)
     arguments.check_options(OP, reduction, ignore_index, label_smoothing)
     if weight is not None:
         _checks.require_tensor(OP, "weight", weight, dtypes=_checks.FLOATING)

@@ -276,7 +276,7 @@ def masked_linear_cross_entropy(
     )  # fmt: skip
     name = _backend.resolve(OP, backend, device, IMPLEMENTED)
     compute_dtype = None
-    if torch.is_autocast_enabled(device.type):
+    if device.type != "meta" and torch.is_autocast_enabled(device.type):
         # As autocast does for F.linear: everything but float64.
         autocast_dtype = torch.get_autocast_dtype(device.type)
         if input.dtype != torch.float64:

@@ -35,7 +35,7 @@ def check_operands(
     if not 0 <= prefix <= input.shape[-2]:
         raise _checks.bad_value(OP, "num_prefix_tokens", f"in [0, T = {input.shape[-2]}]", prefix)
     shape = (*input.shape[:-2], input.shape[-2] - prefix)
-    what = "input.shape[:-1], less num_prefix_tokens"
+    what = "input.shape[:-1], less the num_prefix_tokens in front that have no target"
     arguments.check_tokens(OP, target, mask, token_weight, shape, what)
 
 
