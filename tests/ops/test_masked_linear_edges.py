@@ -1,12 +1,14 @@
-"""masked_linear_cross_entropy at its edges: nothing counted, one class, weights near overflow."""
+"""masked_linear_cross_entropy at its edges: nothing counted, frozen or tied parts, one class."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
 from clustermim_fast import ops
-from tests.ops.linear_loss import check_all, make, truth_of
+from tests.ops.harness import running, usable_paths
+from tests.ops.linear_loss import MODES, check_all, gradients_made_in, make, truth_of
 from tests.ops.loss_checks import BACKENDS
 
 mlce = ops.masked_linear_cross_entropy
@@ -27,3 +29,137 @@ def test_smoothing_with_weights_whose_sum_overflows(backend: str, dtype: torch.d
     )  # fmt: skip
     loss.backward()
     check_all(d, loss, truth_of(d, backend=backend, label_smoothing=0.1))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_values_where_nothing_counts_never_matter(
+    backend: str, mode: str, dtype: torch.dtype
+) -> None:
+    clean = make(dtype, prefix=2)
+    dirty = {k: v.detach().clone() for k, v in clean.items()}
+    dirty["x"][:, :2] = torch.nan
+    dirty["x"][:, 2:][~clean["mask"]] = torch.nan
+    dirty["target"][~clean["mask"]] = 10**12
+    weight = torch.rand(clean["target"].shape)
+    results = []
+    for d in (clean, dirty):
+        x, w, b = (d[k].detach().clone().requires_grad_() for k in "xwb")
+        with gradients_made_in(mode):
+            loss = mlce(
+                x, w, d["target"], d["mask"], linear_bias=b, num_prefix_tokens=2,
+                token_weight=torch.where(clean["mask"], weight, -torch.inf), label_smoothing=0.1,
+                backend=backend,
+            )  # fmt: skip
+        loss.backward()
+        results.append((loss.detach(), x.grad, w.grad, b.grad))
+    for a, b in zip(*results, strict=True):
+        assert torch.equal(a, b)
+        assert torch.isfinite(a).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("how", ["mask", "ignored", "no samples", "no tokens"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_nothing_counted(backend: str, reduction: str, how: str, dtype: torch.dtype) -> None:
+    batch, tokens = 0 if how == "no samples" else 3, 0 if how == "no tokens" else 10
+    d = make(dtype, batch, tokens, prefix=1)
+    if how == "mask":
+        d["mask"] = torch.zeros_like(d["mask"])
+    if how == "ignored":
+        d["target"] = torch.full_like(d["target"], -100)
+    loss = mlce(
+        d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], reduction=reduction,
+        num_prefix_tokens=1, label_smoothing=0.1, backend=backend,
+    )  # fmt: skip
+    if reduction == "mean":
+        assert torch.isnan(loss)
+    else:
+        assert not loss.any()
+        assert loss.shape == (d["target"].shape if reduction == "none" else ())
+    loss.sum().backward()
+    for name in "xwb":
+        assert d[name].grad.shape == d[name].shape
+        assert not d[name].grad.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_token_and_weight_zero(backend: str) -> None:
+    d = make()
+    d["mask"] = torch.zeros_like(d["mask"])
+    d["mask"][1, 4] = True
+    loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], backend=backend)
+    loss.backward()
+    check_all(d, loss, truth_of(d))
+    d = make()
+    zero = torch.zeros(d["target"].shape)
+    loss = mlce(d["x"], d["w"], d["target"], linear_bias=d["b"], token_weight=zero, backend=backend)
+    loss.backward()
+    assert torch.isnan(loss)
+    assert not any(d[k].grad.any() for k in "xwb")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_two_dimensional_and_deep_inputs(backend: str) -> None:
+    d = make(batch=4, tokens=6)
+    want = mlce(d["x"], d["w"], d["target"], d["mask"], backend=backend)
+    flat = mlce(
+        d["x"].reshape(24, 16),
+        d["w"],
+        d["target"].reshape(24),
+        d["mask"].reshape(24),
+        backend=backend,
+    )
+    deep = mlce(
+        d["x"].reshape(2, 2, 6, 16), d["w"], d["target"].reshape(2, 2, 6),
+        d["mask"].reshape(2, 2, 6), backend=backend,
+    )  # fmt: skip
+    assert flat.item() == want.item() == deep.item()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_tied_weight(backend: str, mode: str, dtype: torch.dtype) -> None:
+    """The same tensor as input and as weight keeps both gradients."""
+    e = torch.randn(6, 6).to(dtype).requires_grad_()
+    t = torch.arange(6)
+    with gradients_made_in(mode):
+        mlce(e, e, t, backend=backend).backward()
+    x, w = (e.detach().clone().double().requires_grad_() for _ in "xw")
+    F.cross_entropy(F.linear(x, w), t).backward()
+    close = {"rtol": 1e-7, "atol": 1e-7} if dtype == torch.float64 else {"rtol": 0.02, "atol": 5e-3}
+    torch.testing.assert_close(e.grad.double(), x.grad + w.grad, **close)
+    grad = torch.autograd.grad(mlce(e, e, t, backend=backend), e, create_graph=True)[0]
+    assert grad.requires_grad
+    torch.testing.assert_close(grad.double(), x.grad + w.grad, **close)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_no_grad_and_frozen_parts(mode: str) -> None:
+    d = make()
+    for frozen in ("x", "w", "b", "xw", "xb", "wb"):
+        given = {k: d[k].detach().clone().requires_grad_(k not in frozen) for k in "xwb"}
+        with gradients_made_in(mode):
+            loss = mlce(given["x"], given["w"], d["target"], d["mask"], linear_bias=given["b"])
+        loss.backward()
+        check_all({**d, **given}, loss, truth_of(d))
+        assert all(given[k].grad is None for k in frozen)
+    with torch.no_grad():
+        loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"])
+    assert not loss.requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_one_class_has_no_gradient(dtype: torch.dtype) -> None:
+    """Exactly: smoothing that is taken off apart from the rest must not leave a rounding error."""
+    for path in usable_paths():
+        if path == "reference":
+            continue
+        with running(path):
+            d = make(dtype, classes=1)
+            mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], label_smoothing=0.1,
+                 token_weight=torch.rand(d["target"].shape)).backward()  # fmt: skip
+        assert not any(d[name].grad.any() for name in "xwb"), path

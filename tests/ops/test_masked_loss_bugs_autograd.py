@@ -1,10 +1,9 @@
-"""Bugs that other packages shipped in losses like these, each as a test of ours: 16 to 30."""
+"""Bugs that other packages shipped in losses like these, each as a test of ours: 16, 17,
+19 to 21, 23, 24 and 27, of what autograd, autocast, compile and metrics do with a loss.
+"""
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -64,37 +63,6 @@ def test_bug17_double_backward_is_detached(backend: str) -> None:
         torch.testing.assert_close(ours, torchs, rtol=1e-4, atol=1e-6)
 
 
-def test_bug18_host_syncs() -> None:
-    """The algebra on fake CUDA tensors, which raise when their values are asked for."""
-    from torch._subclasses.fake_tensor import FakeTensorMode
-
-    from clustermim_fast.ops.masked_linear_cross_entropy import reference
-
-    try:
-        with FakeTensorMode():
-            torch.empty(1, device="cuda")[torch.empty(1, device="cuda").long()]
-    except RuntimeError as error:  # torch 2.4 wants a real device for that
-        pytest.skip(f"this torch has no fake CUDA tensors without a GPU ({str(error)[:40]})")
-    with FakeTensorMode(allow_non_fake_inputs=False):
-        x = torch.empty(2, 11, 8, device="cuda")
-        w, b = torch.empty(5, 8, device="cuda"), torch.empty(5, device="cuda")
-        t = torch.empty(2, 10, dtype=torch.int64, device="cuda")
-        m, tw = (
-            torch.empty(2, 10, dtype=torch.bool, device="cuda"),
-            torch.empty(2, 10, device="cuda"),
-        )
-        for reduction in ("mean", "sum", "none"):
-            loss, rows, count, _, divisor, _, histogram = reference.forward(
-                x, w, b, t, m, tw, reduction, -100, 0.1, 1, 5, True
-            )
-            assert histogram.shape == (5,)
-            grads = reference.backward(
-                torch.empty_like(loss), x, w, b, t, tw, rows, count, divisor, reduction, -100, 0.1,
-                1, True, True, True,
-            )  # fmt: skip
-            assert [g.shape for g in grads] == [x.shape, w.shape, b.shape]
-
-
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_bug19_autocast_mixes_dtypes(backend: str) -> None:
     for x_dtype in (torch.float32, torch.bfloat16):
@@ -137,18 +105,6 @@ def test_bug21_nothing_masked_gives_nan_gradients_or_no_graph(
     assert all(v.grad is not None and not v.grad.any() for v in (x, w, b))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
-def test_bug22_small_gradients_are_filtered(backend: str) -> None:
-    """A uniform softmax over 8192 classes: every probability is below 2^-12."""
-    x = torch.randn(64, 4).bfloat16()
-    w = torch.zeros(8192, 4, dtype=torch.bfloat16, requires_grad=True)
-    t = torch.randint(0, 100, (64,))
-    mlce(x, w, t, backend=backend).backward()
-    want = truth(x, w, None, t, backend)
-    assert_within("dW", w.grad, want.dw, want.dw_bound)
-    assert (w.grad[100:] != 0).all()
-
-
 @both_dtypes
 def test_bug23_sums_in_an_order_that_changes(dtype: torch.dtype) -> None:
     x, w, b, t = problem(rows=3000, dim=40, classes=200, dtype=dtype)
@@ -185,16 +141,6 @@ def test_bug25_sizes_tied_to_the_next_power_of_two() -> None:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_bug26_another_formula_for_label_smoothing(backend: str) -> None:
-    """The target of class k is (1 - alpha) [k = y] + alpha / K."""
-    z = torch.tensor([[2.0, 0.0, -1.0]])
-    log_p = np.log(np.exp([2.0, 0.0, -1.0]) / np.exp([2.0, 0.0, -1.0]).sum())
-    want = -(0.7 + 0.1) * log_p[1] - 0.1 * log_p[0] - 0.1 * log_p[2]
-    got = mce(z, torch.tensor([1]), label_smoothing=0.3, backend=backend)
-    assert got.item() == pytest.approx(want, rel=1e-6)
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
 @both_dtypes
 def test_bug27_an_optional_output_changes_the_loss(backend: str, dtype: torch.dtype) -> None:
     x, w, b, t = problem(dtype=dtype)
@@ -217,98 +163,3 @@ def test_bug27_ties_go_to_the_lowest_class_and_nan_to_none() -> None:
         want[[1, 0, 3]] = 1
         assert torch.equal(metrics.histogram, want)
         assert metrics.accuracy.item() == 0.5
-
-
-def test_bug28_class_dimension_in_the_middle() -> None:
-    """[B, L, K] as it is, and a [B, K, L] tensor seen that way, give the same."""
-    z = torch.randn(2, 9, 5)
-    t = torch.randint(0, 5, (2, 9))
-    middle = z.transpose(1, 2).contiguous()
-    assert torch.equal(mce(z, t), mce(middle.transpose(1, 2), t))
-
-
-@pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("label_smoothing", [0.0, 0.3])
-@both_dtypes
-def test_bug29_bias_without_a_test(
-    backend: str, label_smoothing: float, dtype: torch.dtype
-) -> None:
-    """(Every flag with every other: test_every_pair_of_flags of both losses.)"""
-    x, w, b, t = problem(dtype=dtype)
-    with torch.no_grad():
-        b += 5 * torch.randn(11)
-    loss = mlce(x, w, t, linear_bias=b, label_smoothing=label_smoothing, backend=backend)
-    loss.backward()
-    want = truth(x, w, b, t, backend, label_smoothing=label_smoothing)
-    assert_within("loss", loss, want.loss, want.loss_bound)
-    assert_within("dX", x.grad, want.dx, want.dx_bound)
-    assert_within("db", b.grad, want.db, want.db_bound)
-    assert loss.item() >= 0
-
-
-def _matrix_products(mode: str, frozen: str) -> tuple[int, int]:
-    """Matrix products of one forward and one backward with ``frozen`` parts of x, w, b."""
-    x, w, b, t = problem()
-    for name, tensor in zip("xwb", (x, w, b), strict=True):
-        tensor.requires_grad_(name not in frozen)
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    counts = []
-    with gradients_made_in(mode), torch.profiler.profile(activities=activities) as profile:
-        loss = mlce(x, w, t, linear_bias=b, backend="cpu")
-    counts.append(profile)
-    with torch.profiler.profile(activities=activities) as profile:
-        if loss.requires_grad:
-            loss.backward()
-    counts.append(profile)
-    names = ("aten::mm", "aten::addmm_")
-    forward, backward = (sum(e.count for e in p.key_averages() if e.key in names) for p in counts)
-    return forward, backward
-
-
-# Kineto looks for a GPU when a profile starts, and warns where there is none.
-@pytest.mark.filterwarnings("ignore::UserWarning:torch.profiler.*")
-def test_bug30_gradients_that_nobody_asked_for() -> None:
-    """Logits, dX, dW: each once in one of the two passes; logits again where they are not kept."""
-    wanted = {"": 3, "x": 2, "w": 2, "xw": 1}
-    for frozen, products in wanted.items():
-        assert _matrix_products("forward", frozen) == (products, 0)
-        assert _matrix_products("recompute", frozen) == (1, products)
-    assert _matrix_products("forward", "xwb") == (1, 0)
-    with torch.no_grad():
-        assert _matrix_products("forward", "") == (1, 0)
-
-
-@pytest.mark.parametrize("mode", MODES)
-def test_bug30_gradients_that_nobody_asked_for_in_tiles(
-    mode: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if not tiles._backend.core().linear_rows_usable():
-        pytest.skip("this machine has no tiles")
-    given: list[dict[str, Any]] = []
-    core = tiles._backend.core()
-
-    class Spy:
-        def linear_cross_entropy_rows(self, **arguments: Any) -> None:
-            given.append(arguments)
-            core.linear_cross_entropy_rows(**arguments)
-
-        def __getattr__(self, name: str) -> Any:
-            return getattr(core, name)
-
-    monkeypatch.setattr(tiles._backend, "core", Spy)
-    for frozen in ("", "x", "w", "b", "xw", "xb", "wb", "xwb"):
-        x, w, b, t = problem(dtype=torch.bfloat16)
-        for name, tensor in zip("xwb", (x, w, b), strict=True):
-            tensor.requires_grad_(name not in frozen)
-        given.clear()
-        with gradients_made_in(mode):
-            loss = mlce(x, w, t, linear_bias=b)
-        if loss.requires_grad:
-            loss.backward()
-        made = [
-            "".join(n for n, key in zip("xwb", ("input", "weight", "bias"), strict=True)
-                    if call["scale"] and call[f"grad_{key}"])
-            for call in given
-        ]  # fmt: skip
-        rest = "".join(n for n in "xwb" if n not in frozen)
-        assert made == ([rest] if mode == "forward" or not rest else ["", rest])

@@ -1,0 +1,73 @@
+"""Bug 13 of those that other packages shipped in losses like these: offsets past 2^31."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clustermim_fast import ops
+from clustermim_fast.ops.masked_linear_cross_entropy import cpu
+from tests.ops.harness import assert_same
+from tests.ops.loss_bugs import problem, relative_error, truth
+from tests.ops.loss_checks import UNIT
+
+mce, mlce = ops.masked_cross_entropy, ops.masked_linear_cross_entropy
+both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+
+
+@pytest.mark.slow
+def test_bug13_offsets_past_two_to_the_31() -> None:
+    rows, classes = 1_100_000, 2_000  # 2.2e9 logits; 4.4 GB, and as much again for their gradient
+    z = torch.zeros(rows, classes, dtype=torch.bfloat16)
+    last = torch.randn(classes).bfloat16()
+    z[-1] = last
+    z.requires_grad_()
+    mask = torch.zeros(rows, dtype=torch.bool)
+    mask[-1] = mask[5] = True
+    loss = mce(z, torch.full((rows,), 3), mask, reduction="sum")
+    loss.backward()
+    want = F.cross_entropy(last.float()[None], torch.tensor([3])) + np.log(classes)
+    torch.testing.assert_close(loss.detach(), want)
+    assert z.grad[-1].any()
+    assert z.grad[5].any()
+    assert not z.grad[6:-1].any()
+
+
+@pytest.mark.slow
+@both_dtypes
+def test_bug13_more_logits_than_two_to_the_31_that_never_exist(dtype: torch.dtype) -> None:
+    """2.2e9 of them, from two different rows: the truth of all is that of two."""
+    rows, classes = 1_100_000, 2_000
+    two, w, b, _ = problem(2, 8, classes, dtype)
+    t = torch.tensor([3, 1999])
+    which = torch.arange(rows) % 2
+    x = two.detach()[which].requires_grad_()
+    loss = mlce(x, w, t[which], linear_bias=b)
+    loss.backward()
+    want = truth(two, w, b, t)
+    assert loss.item() == pytest.approx(float(want.loss), rel=1e-5)
+    # Equal terms: each addition of a chunk's sum may round the same way.
+    reordering = 2 * rows / cpu.chunk_rows(classes, 8, 4) * UNIT[torch.float32]
+    for grad, of_two in ((x.grad[:2], want.dx * 2 / rows), (w.grad, want.dw), (b.grad, want.db)):
+        assert relative_error(grad, of_two) < UNIT[dtype] + reordering
+    assert torch.equal(x.grad[-2:], x.grad[:2])
+
+
+def test_bug13_row_that_starts_past_two_to_the_31() -> None:
+    memory = torch.empty(2**31 + 64, dtype=torch.bfloat16)  # never touched but for two rows
+    z = memory.as_strided((2, 50), (2**31, 1))
+    z[0], z[1] = 0.0, torch.arange(50.0)
+    t = torch.tensor([3, 3])
+    loss = mce(z, t, reduction="none")
+    torch.testing.assert_close(loss, F.cross_entropy(z.float(), t, reduction="none"))
+    for dtype in (torch.float32, torch.bfloat16):  # beside a bfloat16 weight: the path in tiles
+        found = []
+        for x in (z.detach(), z.contiguous()):
+            x.requires_grad_()
+            w = torch.eye(50, dtype=dtype, requires_grad=True)
+            rows = mlce(x, w, t, reduction="none")
+            found.append([rows.detach(), *torch.autograd.grad(rows.sum(), (x, w))])
+        assert_same(*found)
+        assert found[0][1][1].any()
