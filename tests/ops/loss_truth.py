@@ -129,6 +129,7 @@ def linear_truth(
     *,
     unit: float = 2.0**-24,
     operand_unit: float = 0.0,
+    terms: int | None = None,
     **options: Any,
 ) -> Truth:
     """``x`` [N, d] without prefix, ``w`` [K, d], ``b`` [K]; the options of :func:`logits_truth`.
@@ -138,13 +139,16 @@ def linear_truth(
     nearest with p bits moves a value of [2^e, 2^(e+1)) by at most half a step, 2^(e-p), so the unit
     of bfloat16 (p = 8) is 2^-8: the 2^-9 at the binade's upper end does not hold at its lower one.
     What is rounded leaves out the smoothing's constant part, which has no part in that error.
+
+    ``terms``: additions one after the other in dW and db, where that is not the number of rows.
     """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
     counts = np.ones(len(x), bool) if mask is None else np.asarray(mask, bool)
     x = np.where(counts[:, None], x, 0.0)  # what stands at the others never matters
     z = x @ w.T + bias
-    dim, rows, classes = x.shape[1], int(counts.sum()), len(w)
+    dim, classes = x.shape[1], len(w)
+    terms = int(counts.sum()) if terms is None else terms
     flush = 2.0**-126 if operand_unit else 0.0
     finite_bias = np.where(np.isfinite(bias), abs(bias), 0.0)
     z_error = (dim + 4) * unit * (abs(x) @ abs(w).T + finite_bias)
@@ -159,9 +163,9 @@ def linear_truth(
     operand_error = t.dz_bound + operand_unit * (operand + t.dz_bound) + flush
     t.dx_bound = operand_error @ abs(w) + (classes + 8) * unit * (magnitude @ abs(w))
     t.dx_bound += flush * (magnitude.sum(1, keepdims=True) + classes)
-    t.dw_bound = operand_error.T @ abs(x) + (rows + 8) * unit * (magnitude.T @ abs(x))
-    t.dw_bound += flush * (magnitude.sum(0)[:, None] + rows)
-    t.db_bound = t.dz_bound.sum(0) + (rows + 8) * unit * magnitude.sum(0) + flush * rows
+    t.dw_bound = operand_error.T @ abs(x) + (terms + 8) * unit * (magnitude.T @ abs(x))
+    t.dw_bound += flush * (magnitude.sum(0)[:, None] + terms)
+    t.db_bound = t.dz_bound.sum(0) + (terms + 8) * unit * magnitude.sum(0) + flush * terms
     return t
 
 

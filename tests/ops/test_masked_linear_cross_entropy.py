@@ -203,16 +203,24 @@ def test_mixed_dtypes_are_taken_as_the_values_they_hold(backend: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_is_eagers_contract(backend: str) -> None:
     d = make(classes=50, dim=32)
+    theirs = copies(d)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], backend=backend)
-        eager = F.cross_entropy(F.linear(d["x"][d["mask"]], d["w"], d["b"]), d["target"][d["mask"]])
+        logits = F.linear(theirs["x"][d["mask"]], theirs["w"], theirs["b"])
+        eager = F.cross_entropy(logits, d["target"][d["mask"]])
     assert loss.dtype == eager.dtype == torch.float32
     loss.backward()
+    eager.backward()
     # The truth of the rounded operands; the weight's gradient reaches it in float32.
     rounded = dict(d, x=d["x"].detach().bfloat16(), w=d["w"].detach().bfloat16())
     truth = truth_of(rounded, backend=backend)
     check_all(d, loss, truth, dx_dtype=torch.bfloat16)
-    assert abs(float((loss - eager).detach())) < 0.02  # eager rounds the logits to bfloat16
+    # Eager's bias, logits and gradients go through bfloat16, too.
+    assert_no_farther("loss", array(loss), array(eager), truth.loss, truth.loss_bound)
+    for name in ("w", "b"):
+        want, bound = (getattr(truth, f"d{name}{rest}") for rest in ("", "_bound"))
+        assert theirs[name].grad.dtype == d[name].grad.dtype == torch.float32
+        assert_no_farther(name, array(d[name].grad), array(theirs[name].grad), want, bound)
 
 
 def test_autocast_that_reaches_into_the_backward_changes_nothing() -> None:

@@ -11,8 +11,10 @@ import torch
 
 from clustermim_fast import ops
 from clustermim_fast.ops.masked_linear_cross_entropy import tiles
+from tests.ops.harness import assert_same
 from tests.ops.linear_loss import MODES, gradients_made_in
 from tests.ops.loss_bugs import problem
+from tests.ops.loss_checks import BACKENDS
 
 mce, mlce = ops.masked_cross_entropy, ops.masked_linear_cross_entropy
 both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -49,12 +51,30 @@ def test_bug18_host_syncs() -> None:
             assert [g.shape for g in grads] == [x.shape, w.shape, b.shape]
 
 
-def test_bug28_class_dimension_in_the_middle() -> None:
-    """[B, L, K] as it is, and a [B, K, L] tensor seen that way, give the same."""
-    z = torch.randn(2, 9, 5)
+# Kineto looks for a GPU when a profile starts, and warns where there is none.
+quiet_profile = pytest.mark.filterwarnings("ignore::UserWarning:torch.profiler.*")
+
+
+def _profile() -> torch.profiler.profile:
+    return torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@quiet_profile
+def test_bug28_class_dimension_in_the_middle(backend: str) -> None:
+    """[B, L, K] goes in as it is: nothing transposes it, no loss has the classes in the middle."""
+    z = torch.randn(2, 9, 5, requires_grad=True)
     t = torch.randint(0, 5, (2, 9))
-    middle = z.transpose(1, 2).contiguous()
-    assert torch.equal(mce(z, t), mce(middle.transpose(1, 2), t))
+    with _profile() as profile:
+        loss = mce(z, t, backend=backend)
+        loss.backward()
+    ran = {event.key for event in profile.key_averages()}
+    assert f"clustermim::{mce.__name__}" in ran
+    never = ("nll_loss2d", "transpose", "permute", "movedim")
+    assert not [name for name in ran for word in never if word in name]
+    # And a [B, K, L] tensor seen that way gives the same.
+    middle = z.detach().transpose(1, 2).contiguous()
+    assert_same(mce(middle.transpose(1, 2), t, backend=backend), loss.detach())
 
 
 def _matrix_products(mode: str, frozen: str) -> tuple[int, int]:
@@ -62,12 +82,11 @@ def _matrix_products(mode: str, frozen: str) -> tuple[int, int]:
     x, w, b, t = problem()
     for name, tensor in zip("xwb", (x, w, b), strict=True):
         tensor.requires_grad_(name not in frozen)
-    activities = [torch.profiler.ProfilerActivity.CPU]
     counts = []
-    with gradients_made_in(mode), torch.profiler.profile(activities=activities) as profile:
+    with gradients_made_in(mode), _profile() as profile:
         loss = mlce(x, w, t, linear_bias=b, backend="cpu")
     counts.append(profile)
-    with torch.profiler.profile(activities=activities) as profile:
+    with _profile() as profile:
         if loss.requires_grad:
             loss.backward()
     counts.append(profile)
@@ -76,8 +95,7 @@ def _matrix_products(mode: str, frozen: str) -> tuple[int, int]:
     return forward, backward
 
 
-# Kineto looks for a GPU when a profile starts, and warns where there is none.
-@pytest.mark.filterwarnings("ignore::UserWarning:torch.profiler.*")
+@quiet_profile
 def test_bug30_gradients_that_nobody_asked_for() -> None:
     """Logits, dX, dW: each once in one of the two passes; logits again where they are not kept."""
     wanted = {"": 3, "x": 2, "w": 2, "xw": 1}
