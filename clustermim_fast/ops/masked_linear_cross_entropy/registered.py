@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from clustermim_fast.ops import _checks
@@ -83,15 +85,7 @@ def _forward_fake(
     mask: torch.Tensor | None,
     token_weight: torch.Tensor | None,
     reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    prefix: int,
-    masked_per_sample: int,
-    metrics: bool,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
+    *rest: Any,
 ) -> tuple[torch.Tensor, ...]:
     acc = arguments.accumulation_dtype(input, weight, bias)
     return (
@@ -102,18 +96,16 @@ def _forward_fake(
         input.new_empty((), dtype=torch.float64),
         target.new_empty((), dtype=torch.int64),
         target.new_empty((weight.shape[0],), dtype=torch.int64),
-        *_fake_gradients(input, weight, acc, need_input, need_weight, need_bias),
+        *_fake_gradients(input, weight, bias, *rest),
     )
 
 
 def _fake_gradients(
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    acc: torch.dtype,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
+    input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *rest: Any
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """``rest`` ends as both schemas do."""
+    need_input, need_weight, need_bias, _ = rest[-4:]
+    acc = arguments.accumulation_dtype(input, weight, bias)
     return (
         input.new_empty(input.shape if need_input else (0,)),
         weight.new_empty(weight.shape if need_weight else (0,), dtype=acc),
@@ -155,30 +147,6 @@ def _backward_impl(
         )  # fmt: skip
 
 
-def _backward_fake(
-    grad_loss: torch.Tensor,
-    input: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    target: torch.Tensor,
-    token_weight: torch.Tensor | None,
-    rows: torch.Tensor,
-    count: torch.Tensor,
-    stats: torch.Tensor,
-    divisor: torch.Tensor,
-    reduction: str,
-    ignore_index: int,
-    label_smoothing: float,
-    prefix: int,
-    need_input: bool,
-    need_weight: bool,
-    need_bias: bool,
-    backend: str,
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    acc = arguments.accumulation_dtype(input, weight, bias)
-    return _fake_gradients(input, weight, acc, need_input, need_weight, need_bias)
-
-
 # The gradients that the forward gives where it is asked for them are those for a grad_output of 1.
 forward_op = define_op(
     "masked_linear_cross_entropy(Tensor input, Tensor weight, Tensor? bias, Tensor target,"
@@ -198,5 +166,5 @@ backward_op = define_op(
     " int num_prefix_tokens, bool need_input, bool need_weight, bool need_bias, str backend)"
     " -> (Tensor, Tensor, Tensor)",
     impl=_backward_impl,
-    fake=_backward_fake,
+    fake=lambda _, *given: _fake_gradients(*given),
 )
