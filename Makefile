@@ -11,6 +11,7 @@ VENV ?= .venv
 BUILD ?= build/dev
 CLUSTERMIM_CUDA ?= auto
 PYTEST_ARGS ?=
+TRITON_TESTS ?= tests/ops tests/gpu
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PY), undefined)
@@ -94,7 +95,7 @@ check-slow: core  ## large cases and long runs
 
 # One process: Triton reads the variable when it is imported.
 check-triton: core  ## the ops' own tests on the Triton kernels, interpreted and checked strictly
-	TRITON_INTERPRET=1 $(PY) -m pytest tests/ops tests/gpu $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(PY) -m pytest $(TRITON_TESTS) $(PYTEST_ARGS)
 
 check-bounds: $(READY)  ## every term of the certificate's bounds taken out of the core once: a test has to notice
 	$(PY) tools/check_bound_terms.py
