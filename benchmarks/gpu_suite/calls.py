@@ -1,0 +1,96 @@
+"""One small call of every op in a fresh process: what it must agree with, and what it costs.
+
+Also what compute-sanitizer runs (sanitize.py): sizes that no tile divides.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_suite.bench import Bench
+from benchmarks.gpu_suite.cases import one_line
+from benchmarks.gpu_suite.journal import Journal
+from clustermim_fast import ops
+from clustermim_fast.ops import _choice, _self_checks
+
+
+def small_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
+    """Odd sizes of every op, on its Triton kernels."""
+    draw = torch.Generator().manual_seed(0)
+
+    def normal(*shape: int) -> torch.Tensor:
+        return torch.randn(*shape, generator=draw).to(device)
+
+    x, c = normal(133, 48), normal(37, 48)
+    images = torch.randint(0, 256, (2, 3, 12, 20), generator=draw, dtype=torch.uint8).to(device)
+    ids = torch.randint(-1, 37, (2, 15), generator=draw).to(device)
+    where = ids % 2 == 0
+    logits, target = normal(2, 15, 37).requires_grad_(), ids.clamp(min=0)
+    hidden, weight = normal(2, 16, 24).requires_grad_(), normal(37, 24).requires_grad_()
+
+    def backward(loss: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Any:
+        return torch.autograd.grad(loss(), leaves)
+
+    name = {"backend": "triton"}
+    plain = partial(ops.masked_cross_entropy, logits, target, where, label_smoothing=0.1, **name)
+    linear = partial(ops.masked_linear_cross_entropy, hidden, weight, target, where,
+                     num_prefix_tokens=1, **name)  # fmt: skip
+    return {
+        "replace_patches": partial(ops.replace_patches, images, ids, c, where, 4, **name),
+        "nearest_centroid": partial(ops.nearest_centroid, x, c, **name),
+        "nearest_centroid, bf16": partial(
+            ops.nearest_centroid, x.bfloat16(), c.bfloat16(), metric="cosine", **name
+        ),
+        "patch_tokens": partial(ops.patch_tokens, images, c, 4, **name),
+        "lloyd_step": partial(ops.lloyd_step, x, c, **name),
+        "lloyd_step_images": partial(ops.lloyd_step_images, images, c, 4, **name),
+        "masked_cross_entropy": partial(backward, plain, [logits]),
+        "masked_linear_cross_entropy": partial(backward, linear, [hidden, weight]),
+    }
+
+
+def run(bench: Bench, journal: Journal) -> None:
+    """Checks, warm-up, and for each op the seconds of its first call and the host's µs of others.
+
+    The caches of compiled kernels are empty: the suite begins with its own.
+    """
+    calls = small_calls(bench.device)
+    for name, call in calls.items():
+        if journal.failure(name, "ours") or journal.finished(name):
+            continue
+        journal.write("trying", case=name, method="ours")
+        try:
+            start = time.perf_counter()
+            call()
+            bench.synchronize()
+            cold = time.perf_counter() - start
+            host = bench.host_us(call)
+        except Exception as error:  # noqa: BLE001  a row with its reason
+            journal.write("failed", case=name, method="ours", reason=one_line(error))
+            continue
+        journal.row(case=name, method="ours", cold_start_s=cold, host_us=host)
+        journal.write("finished", case=name)
+    device = torch.empty(0, device=bench.device).device
+    for op, check in _self_checks.CHECKS.items():
+        name = f"self-check of {op}"
+        if journal.failure(name, "ours") or journal.finished(name):
+            continue
+        journal.write("trying", case=name, method="ours")
+        start = time.perf_counter()
+        try:
+            check(device)
+            problem = ""
+        except Exception as error:  # noqa: BLE001
+            problem = one_line(error)
+        journal.row(case=name, method="ours", seconds=time.perf_counter() - start, ok=not problem,
+                    problem=problem)  # fmt: skip
+        journal.write("finished", case=name)
+    start = time.perf_counter()
+    chosen = ops.warmup(device)
+    journal.row(case="warmup", method="ours", seconds=time.perf_counter() - start, chosen=chosen,
+                identity={op: _choice._identity(op, str(device)) for op in chosen})  # fmt: skip

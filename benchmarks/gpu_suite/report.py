@@ -1,0 +1,182 @@
+"""The one page: what failed, what is right, how fast it is beside the goals and the peers."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib import metadata
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_suite.prepare import CARRIED
+from benchmarks.harness import _git, markdown_table
+
+PACKAGES = ("torch", "triton", "numpy", "timm", "liger-kernel", "cut-cross-entropy",
+            "flash-kmeans", "fastkmeans", "pykeops")  # fmt: skip
+OPS = ("nearest_centroid", "patch_tokens", "lloyd_step", "lloyd_step_images", "replace_patches",
+       "masked_cross_entropy", "masked_linear_cross_entropy")  # fmt: skip
+Results = Sequence[dict[str, Any]]
+
+
+def machine(rehearsed: bool) -> dict[str, Any]:
+    """Device, versions, commit; the clocks as nvidia-smi says, which is only asked."""
+    found: dict[str, Any] = {
+        "date": time.strftime("%Y-%m-%d %H:%M"), "rehearsed": rehearsed,
+        "python": platform.python_version(), "commit": _git("rev-parse", "HEAD"),
+    }  # fmt: skip
+    if not found["commit"] and (CARRIED / "commit").is_file():
+        found["commit"] = (CARRIED / "commit").read_text().strip()
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name] = None
+    if rehearsed or not torch.cuda.is_available():
+        return found | {"device": "none: rehearsed on the CPU", "arch": "none"}
+    about = torch.cuda.get_device_properties(0)
+    query = "name,driver_version,clocks.sm,clocks.max.sm,clocks.mem,temperature.gpu,power.draw"
+    try:
+        done = subprocess.run(["nvidia-smi", f"--query-gpu={query}", "--format=csv,noheader"],
+                              capture_output=True, text=True, check=False)  # fmt: skip
+        said = done.stdout.strip()
+    except OSError:
+        said = ""
+    return found | {"device": about.name, "arch": f"sm_{about.major}{about.minor}",
+                    "multiprocessors": about.multi_processor_count, "cuda": torch.version.cuda,
+                    "nvidia_smi": said}  # fmt: skip
+
+
+def rows_of(results: Results, stage: str) -> list[dict[str, Any]]:
+    return [row for result in results if result["stage"] == stage for row in result["rows"]]
+
+
+def _number(value: Any, digits: int = 3) -> str:
+    return "" if value is None else f"{value:.{digits}g}"
+
+
+def timing_table(results: Results) -> str:
+    """A line for each case: ours, the goal, the ceilings, the best peer."""
+    lines = []
+    for result in results:
+        cases: dict[str, dict[str, Any]] = {}
+        for row in result["rows"]:
+            if "ms" in row and "floor_ms" in row:
+                cases.setdefault(row["case"], {})[row["method"]] = row
+        for case, methods in cases.items():
+            peers = {m: r for m, r in methods.items() if not m.startswith("ours")}
+            best = min(peers, key=lambda m: peers[m]["ms"], default="")
+            ours = methods.get("ours")
+            known = ours or next(iter(methods.values()))
+            alone = methods.get("ours, filter alone") or methods.get("ours, assignment")
+            wrong = "" if ours is None else ours.get("wrong_ids", ours.get("error_w", ""))
+            lines.append([
+                case, _number(ours and ours["ms"]), _number(alone and alone["ms"]),
+                _number(known["goal_ms"]), _number(known["floor_ms"]),
+                f"{_number(known['copy_gb_s'], 4)} / {_number(known['bf16_tflop_s'])}",
+                f"{best} {_number(peers[best]['ms'])}" if best else "",
+                _number(peers[best]["ms"] / ours["ms"]) if best and ours else "",
+                _number(ours and ours.get("undecided_percent")),
+                _number(wrong) if isinstance(wrong, float) else wrong,
+                _number(ours and ours.get("host_us")), _number(ours and ours.get("extra_mib"), 4),
+            ])  # fmt: skip
+    head = ["work", "ours ms", "uncertified / assignment alone ms", "goal ms", "floor ms here",
+            "copy GB/s / bf16 TFLOP/s", "best peer ms", "times ours", "undecided %",
+            "wrong ids / error of dW", "host µs", "extra MiB"]  # fmt: skip
+    return markdown_table(head, lines)
+
+
+def peer_table(results: Results) -> str:
+    """Every method's milliseconds, wrong ids or error, and extra memory."""
+    lines = [
+        [row["case"], row["method"], _number(row["ms"]), _number(row["ms_min"]), row["rounds"],
+         row.get("wrong_ids", _number(row.get("error_w"))), _number(row.get("extra_mib"), 4),
+         _number(row.get("first_call_s"))]
+        for result in results for row in result["rows"] if "ms" in row and "floor_ms" in row
+    ]  # fmt: skip
+    head = ["work", "method", "ms, median", "least", "rounds", "wrong ids / error of dW",
+            "extra MiB", "first call s"]  # fmt: skip
+    return markdown_table(head, lines)
+
+
+def failures(results: Results) -> list[str]:
+    """Each stage that did not end well, each method that did not run, with the reason."""
+    found = [f"{r['stage']}: {r['problem']}" for r in results if r["problem"]]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for line in result["failed"]:
+            reasons.setdefault((line["method"], line["reason"]), []).append(line["case"])
+    found += [
+        f"{method}: {reason} ({cases[0]}{f' and {len(cases) - 1} more' if cases[1:] else ''})"
+        for (method, reason), cases in reasons.items()
+    ]
+    return found
+
+
+def recorded_runs(results: Results, arch: str) -> str:
+    """The lines for ops/_choice.py: ops without a failed test, check, sanitizer or wrong id."""
+    bad: dict[str, str] = {}
+    tests = next(iter(rows_of(results, "tests")), None)
+    for row in rows_of(results, "calls"):
+        if row.get("ok") is False:
+            bad[row["case"].removeprefix("self-check of ")] = row["problem"]
+    for row in rows_of(results, "ids"):
+        if row["differing"]:
+            bad[row["case"].split(",")[0]] = f"{row['differing']} results differ on real images"
+    for result in results:
+        for line in result["failed"]:
+            if line["method"] == "ours":
+                bad.setdefault(line["case"].split(",")[0].split(" ")[0], line["reason"])
+    for row in rows_of(results, "sanitizer"):
+        if not row["ok"]:
+            bad |= {op: f"{row['case']}: see its log" for op in OPS if op not in bad}
+    lines = []
+    for op in OPS:
+        failed = [f for f in (tests or {}).get("failures", []) if f"test_{op}" in f]
+        ran = rows_of(results, "ids") and tests is not None
+        why = bad.get(op) or (failed[0] if failed else "") or ("" if ran else "not all of it ran")
+        note = f"  # not yet: {why}" if why else ""
+        lines.append(f'    {"# " if why else ""}"{op}": {{"{arch}": ("triton",)}},{note}')
+    return "\n".join(["RECORDED_RUNS = {", *lines, "}"])
+
+
+def page(facts: dict[str, Any], results: Results) -> str:
+    """Markdown, the most wanted first."""
+    said = ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None and k != "rehearsed")
+    parts = [f"# GPU suite: {facts['device']}", said]
+    if facts["rehearsed"]:
+        parts.append("REHEARSED on a CPU, the kernels interpreted: no time here means anything.")
+    stages = [[r["stage"], r["seconds"], r["limit_s"], len(r["rows"]), len(r["failed"]),
+               r["problem"]] for r in results]  # fmt: skip
+    parts += ["## Stages", markdown_table(["stage", "s", "limit s", "rows", "failed", "problem"],
+                                          stages)]  # fmt: skip
+    wrong = failures(results)
+    parts += ["## Did not run, or failed", "\n".join(f"* {line}" for line in wrong) or "nothing"]
+    for row in rows_of(results, "tests"):
+        counts = f"{row['counts']}, of them on Triton {row['on_triton']}"
+        failed = "\n".join(f"* {line}" for line in row["failures"][:40])
+        parts += ["## The ops' own tests", f"{counts}; exit status {row['status']}", failed]
+    right = [[r["case"], r["differing"], r["of"], _number(r["cpu_s"]), _number(r["gpu_s"])]
+             for r in rows_of(results, "ids")]  # fmt: skip
+    head = ["what", "differing", "of", "CPU s", "first GPU call s"]
+    parts += ["## CPU = GPU on real images", markdown_table(head, right)]
+    checks = [[r["case"], "" if r["ok"] else r.get("problem") or r.get("said", "")[-120:],
+               _number(r["seconds"])] for s in ("calls", "sanitizer") for r in rows_of(results, s)
+              if "ok" in r]  # fmt: skip
+    parts += [
+        "## Self-checks and compute-sanitizer",
+        markdown_table(["what", "problem", "s"], checks),
+    ]
+    cold = [[r["case"], _number(r["cold_start_s"]), _number(r["host_us"])]
+            for r in rows_of(results, "calls") if "cold_start_s" in r]  # fmt: skip
+    parts += ["## First and later calls of small problems",
+              markdown_table(["op", "cold start s", "host µs a call"], cold)]  # fmt: skip
+    steps = [[r["case"], r["method"], _number(r["ms"]), _number(r["images_per_s"], 4),
+              f"{r['first_loss']:.4f}"] for r in rows_of(results, "pretrain")]  # fmt: skip
+    parts += ["## Pretraining steps", markdown_table(
+        ["model", "method", "ms a step", "images/s", "first loss"], steps)]  # fmt: skip
+    parts += ["## Times", timing_table(results), "## Every method", peer_table(results)]
+    parts += ["## For ops/_choice.py", f"```python\n{recorded_runs(results, facts['arch'])}\n```"]
+    return "\n\n".join(part for part in parts if part) + "\n"

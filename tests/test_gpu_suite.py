@@ -1,0 +1,107 @@
+"""The suite for the first GPU: nothing in it may fail there for the first time."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.gpu_suite import report
+from benchmarks.gpu_suite.bench import Bench, Ceilings
+from benchmarks.gpu_suite.cases import Case, Method, run_case
+from benchmarks.gpu_suite.journal import Journal
+from benchmarks.gpu_suite.runner import Stage, run_all, run_stage
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+DYING = "tests.gpu.dying_stage"
+
+
+def test_a_stage_goes_on_without_what_died_or_hung(tmp_path):
+    stage = Stage("dying", DYING, 60, patience=8, restarts=5)
+    found = run_stage(stage, tmp_path, rehearsed=False, seconds=50)
+    assert found["problem"] == ""
+    assert [row["method"] for row in found["rows"]] == ["fine", "ours"]
+    assert len({row["process"] for row in found["rows"]}) == 2
+    reasons = {line["method"]: line["reason"] for line in found["failed"]}
+    assert reasons.keys() == {"dies", "hangs", "fails"}
+    assert "exit status -6" in reasons["dies"]
+    assert "nothing heard" in reasons["hangs"]
+
+
+@pytest.mark.slow
+def test_a_stage_out_of_time_keeps_its_rows(tmp_path):
+    stages = [Stage("dying", DYING, 12, restarts=1), Stage("never", DYING, 10)]
+    pages = []
+    results = run_all(stages, tmp_path, False, 14, lambda r: pages.append(len(r)))
+    assert results[0]["problem"] == "its time was over"
+    assert [row["method"] for row in results[0]["rows"]] == ["fine"]
+    assert {line["method"] for line in results[0]["failed"]} == {"dies", "hangs"}
+    assert results[1]["problem"] == "no time was left"
+    assert pages == [1, 2]
+
+
+def test_a_case_holds_ours_and_its_peers(tmp_path):
+    bench, journal = Bench(tmp_path, rehearsed=True), Journal(tmp_path / "journal")
+
+    def broken():
+        raise ValueError("no such thing\nand more")
+
+    methods = [
+        Method("ours", lambda: lambda: torch.ones(3)),
+        Method("broken", lambda: broken),
+        Method("absent", dict, "not installed"),
+    ]
+    case = Case("adding", methods, moved=12, flops=3, check=lambda out: {"wrong_ids": len(out)},
+                goal_ms=2.0, facts=lambda: {"undecided_percent": 1.5})  # fmt: skip
+    run_case(bench, journal, case, Ceilings(bench))
+    run_case(bench, journal, case, Ceilings(bench))  # finished: not again
+    (row,) = Journal(tmp_path / "journal").of("row")
+    assert row["method"] == "ours"
+    assert (row["wrong_ids"], row["undecided_percent"], row["goal_ms"]) == (3, 1.5, 2.0)
+    assert row["floor_ms"] > 0
+    assert row["host_us"] > 0
+    reasons = {line["method"]: line["reason"] for line in journal.of("failed")}
+    assert reasons == {"broken": "ValueError: no such thing", "absent": "not installed"}
+
+
+def _result(stage, rows, failed=()):
+    return {"stage": stage, "seconds": 1.0, "limit_s": 2.0, "problem": "", "rows": rows,
+            "failed": list(failed), "notes": []}  # fmt: skip
+
+
+def test_only_what_was_right_everywhere_is_recorded():
+    tests = {"counts": {"passed": 9}, "on_triton": {}, "status": 1, "skips": {},
+             "failures": ["tests/ops/test_replace_patches.py::test_pixels[triton]: 3 differ"],
+             "case": "op tests", "method": "pytest"}  # fmt: skip
+    ids = [
+        {"case": "nearest_centroid, fp32, K 9", "differing": 0, "of": 9, "cpu_s": 1, "gpu_s": 1},
+        {"case": "patch_tokens, uint8, K 9", "differing": 2, "of": 9, "cpu_s": 1, "gpu_s": 1},
+    ]
+    died = {"case": "masked_cross_entropy", "method": "ours", "reason": "nothing heard for 30 s"}
+    results = [_result("calls", [], [died]), _result("ids", ids), _result("tests", [tests])]
+    lines = report.recorded_runs(results, "sm_90").splitlines()
+    recorded = {line.split('"')[1] for line in lines[1:-1] if not line.strip().startswith("#")}
+    assert '    "nearest_centroid": {"sm_90": ("triton",)},' in lines
+    assert not recorded & {"replace_patches", "patch_tokens", "masked_cross_entropy"}
+    everything_but_ids = report.recorded_runs(results[::2], "sm_90").splitlines()[1:-1]
+    assert all(line.strip().startswith("#") for line in everything_but_ids)
+
+
+@pytest.mark.slow
+def test_rehearsal(tmp_path):
+    """Every stage to its end, without a GPU; the kernels interpreted."""
+    command = [sys.executable, "-m", "benchmarks.gpu_suite", "--rehearse", "--work", tmp_path]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([*command, "--budget", "1500"], cwd=REPOSITORY, env=environment,
+                          capture_output=True, text=True, check=False)  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    results = json.loads((tmp_path / "rehearsal.json").read_text())["stages"]
+    assert not [r["stage"] for r in results if not r["rows"] and r["stage"] != "images"]
+    assert "| replace_patches" in (tmp_path / "rehearsal.md").read_text()
+    assert not [row for r in results for row in r["rows"] if row.get("wrong_ids") and
+                row["method"].startswith("ours") and "alone" not in row["method"]]  # fmt: skip
