@@ -32,12 +32,17 @@ _state = threading.local()
 @contextmanager
 def record_stats() -> Iterator[None]:
     """Keep the tier counts of assignment calls made by this thread inside the block."""
-    before = getattr(_state, "recording", False)
+    before = recording()
     _state.recording = True
     try:
         yield
     finally:
         _state.recording = before
+
+
+def recording() -> bool:
+    """Whether this thread is inside :func:`record_stats`: counts on a GPU are read only then."""
+    return getattr(_state, "recording", False)
 
 
 def assignment_stats() -> AssignmentStats:
@@ -55,6 +60,6 @@ def assignment_stats() -> AssignmentStats:
 
 def note(rows: int, float32: int, float64: int, exact: int, invalid: int) -> None:
     """Called by the back-ends after each assignment."""
-    if getattr(_state, "recording", False):
+    if recording():
         decided = rows - float32 - float64 - exact - invalid
         _state.last = AssignmentStats(rows, decided, float32, float64, exact, invalid)

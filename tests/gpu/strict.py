@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -63,9 +64,14 @@ class _State:
 
     def begin(self, extents: list[tuple[int, int]]) -> None:
         """A launch begins, with these (first byte, end) of its tensors."""
-        extents = sorted(set(extents))
-        self.starts = np.array([e[0] for e in extents], dtype=np.uint64)
-        self.ends = np.array([e[1] for e in extents], dtype=np.uint64)
+        merged: list[list[int]] = []
+        for begin, end in sorted(set(extents)):
+            if merged and begin < merged[-1][1]:  # two views of the same memory
+                merged[-1][1] = max(end, merged[-1][1])
+            else:
+                merged.append([begin, end])
+        self.starts = np.array([e[0] for e in merged], dtype=np.uint64)
+        self.ends = np.array([e[1] for e in merged], dtype=np.uint64)
         self.owner: dict[int, np.ndarray] = {}  # extent -> program that last stored each byte
         self.program = 0
         self.permutation: list[int] = []
@@ -237,7 +243,9 @@ def checked(races: bool = True, most_operations: int = 0, seed: int = 0) -> Iter
     _state.on, _state.races, _state.most_operations = True, races, most_operations
     _state.order = random.Random(seed)
     try:
-        yield _state.seen
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RuntimeWarning)  # infinity and NaN are results here
+            yield _state.seen
     finally:
         builder.options = options
         _state.on = _state.races = False

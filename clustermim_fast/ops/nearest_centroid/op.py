@@ -12,7 +12,7 @@ from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_refe
 
 OP = "nearest_centroid"
 METRICS = ("euclidean", "cosine", "dot")
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 
 def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
@@ -32,6 +32,13 @@ def _assign(
     rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
     if backend == "reference":
         ids, distance, counts = nearest_centroid_reference(rows, centroids, metric)
+    elif backend == "triton":
+        from clustermim_fast.ops.nearest_centroid import triton_kernel
+
+        ids, distance, tiers = triton_kernel.nearest_centroid(
+            rows, centroids, metric, want_distance
+        )
+        counts = triton_kernel.counts_of(tiers) if _stats.recording() else (0, 0, 0, 0)
     else:
         rows, centroids = _unit_stride(rows), _unit_stride(centroids)
         ids = torch.empty(rows.shape[0], dtype=torch.int64)
@@ -138,7 +145,7 @@ def nearest_centroid(
             vector has cosine 0 with everything) or "dot" (largest ``x.c``).
         return_distance: also return the squared distance (or the similarity), computed from the row
             and its winner directly, not from the expanded formula. Not differentiable.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Returns:
         int64 ids of shape [...]; with ``return_distance`` also float32 [...] (float64 if an input

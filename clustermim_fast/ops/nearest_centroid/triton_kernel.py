@@ -1,0 +1,111 @@
+"""``nearest_centroid`` on Triton: a filter, then ever more exact tiers for the rows it leaves open.
+
+Nothing waits for the device: how many rows a tier gets is known there alone, so that each runs a
+fixed number of programs, which share out the rows of a list.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+from clustermim_fast.ops import _triton
+from clustermim_fast.ops.nearest_centroid import triton_rescore, triton_sizes
+from clustermim_fast.ops.nearest_centroid.triton_candidates import list_candidates
+from clustermim_fast.ops.nearest_centroid.triton_exact import decide_exactly
+from clustermim_fast.ops.nearest_centroid.triton_filter import filter_rows
+from clustermim_fast.ops.nearest_centroid.triton_lists import EXACT, NUM_COUNTERS, Lists
+from clustermim_fast.ops.nearest_centroid.triton_prepare import Codebook, prepare
+from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource, matrix_rows
+
+
+def nearest_centroid(
+    x: torch.Tensor, centroids: torch.Tensor, metric: str, want_distance: bool
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Of rows [N, D]: ids int64, distances float64 (empty if not wanted), and the tiers' counts.
+
+    counts: int32 [4] on the device, in the order of ``triton_lists.OPEN`` and the names after it.
+    """
+    rows = matrix_rows(x)
+    ids = x.new_empty(rows.num_rows, dtype=torch.int64)
+    distance = x.new_empty(rows.num_rows if want_distance else 0, dtype=torch.float64)
+    with _triton.launching_on(x):
+        counts = assign(rows, centroids, metric, ids)
+        if want_distance:
+            store_values(rows, centroids, metric, ids, distance)
+    return ids, distance, counts
+
+
+def assign(
+    rows: RowSource, centroids: torch.Tensor, metric: str, ids: torch.Tensor
+) -> torch.Tensor:
+    """Stores the ids of all rows; returns the tiers' counts."""
+    if rows.num_rows == 0 or rows.dim == 0:
+        ids.zero_()
+        return ids.new_zeros(NUM_COUNTERS, dtype=torch.int32)
+    device = _triton.properties(ids.device)
+    sizes = triton_sizes.choose(device, rows, centroids.shape[0])
+    book = prepare(centroids, rows, metric, sizes)
+    counts = []
+    for first, part in rows.chunks():
+        lists = Lists.of(ids, part.num_rows)
+        counts.append(_assign_part(part, book, sizes, lists, ids[first:]))
+    return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+
+
+def _assign_part(
+    rows: RowSource,
+    book: Codebook,
+    sizes: triton_sizes.Sizes,
+    lists: Lists,
+    ids: torch.Tensor,
+) -> torch.Tensor:
+    filter_rows(rows, book, sizes, lists, ids)
+    list_candidates(rows, book, sizes, lists)
+    x, c, K, D = rows.arguments, book.centroids.arguments, book.centroids.num_rows, rows.dim
+    kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric, WIDE=rows.wide)
+    programs = sizes.programs
+    exact = (lists.counters, lists.exact_rows, lists.exact_upper, lists.exact_slots)
+    triton_rescore._rescore_kernel[(programs,)](
+        x, c, book.norm, lists.open_rows, lists.found, lists.slots, ids, *exact, D,
+        **kinds, BLOCK_N=sizes.rescore.rows, BLOCK_D=sizes.rescore.values,
+        num_warps=sizes.rescore.warps,
+    )  # fmt: skip
+    triton_rescore._sweep_kernel[(programs,)](
+        x, c, book.norm, book.alive, lists.many, lists.slots, ids, *exact, K, D,
+        **kinds, BLOCK_N=sizes.sweep.rows, BLOCK_K=sizes.sweep.columns, BLOCK_D=sizes.sweep.values,
+        num_warps=sizes.sweep.warps,
+    )  # fmt: skip
+    decide_exactly(
+        rows, book.centroids, book.metric, book.norm, book.alive,
+        lists.exact_rows, lists.counters[EXACT.value :], lists.exact_slots, lists.exact_upper,
+        ids, programs,
+    )  # fmt: skip
+    return lists.counters
+
+
+def store_values(
+    rows: RowSource,
+    centroids: torch.Tensor,
+    metric: str,
+    ids: torch.Tensor,
+    values: torch.Tensor,
+) -> None:
+    """Stores the squared distance (or similarity) of each row and the centroid of its id."""
+    c = matrix_rows(centroids)
+    if rows.dim == 0:
+        values.zero_()
+        return
+    tile = triton_sizes.VALUE
+    for first, part in rows.chunks():
+        triton_rescore._value_kernel[(triton.cdiv(part.num_rows, tile.rows),)](
+            part.arguments, c.arguments, ids[first:], values[first:], part.num_rows, rows.dim,
+            KIND=rows.kind, C_KIND=c.kind, METRIC=metric, WIDE=rows.wide,
+            BLOCK_N=tile.rows, BLOCK_D=tile.values, num_warps=tile.warps,
+        )  # fmt: skip
+
+
+def counts_of(tiers: torch.Tensor) -> tuple[int, int, int, int]:
+    """The counts of ``_stats.note``; waits for the device."""
+    listed, _, exact, invalid = tiers.tolist()
+    return 0, listed - exact - invalid, exact, invalid

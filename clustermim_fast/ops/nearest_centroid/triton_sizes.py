@@ -1,0 +1,85 @@
+"""Tile shapes of the assignment's Triton kernels, and what is assumed of tensor cores."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from clustermim_fast.ops._triton import Device, interpreted
+from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Rows, centroids and values of a row that a program holds at a time."""
+
+    rows: int
+    columns: int = 0
+    values: int = 0
+    warps: int = 4
+    stages: int = 3
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Tiles of the kernels, and what goes with them.
+
+    narrow: the filter keeps rounded rows in registers. filter_programs, programs: how many share
+    out the rows, and the rows of a list. accumulation: alpha of docs/certificate.md's (13).
+    """
+
+    prepare: Tile
+    filter: Tile
+    candidates: Tile
+    rescore: Tile
+    sweep: Tile
+    narrow: bool
+    filter_programs: int
+    programs: int
+    accumulation: float
+
+
+VALUE = Tile(rows=16, values=64) if not interpreted() else Tile(rows=1024, values=128)
+
+
+def values_at_once(dim: int) -> int:
+    """The widest tile that cuts ``dim`` with at most an eighth of it wasted."""
+    for width in (128, 64, 32, 16):
+        if -(-dim // width) * width <= max(dim * 9 / 8, 16):
+            return width
+    return min((16, 32, 64), key=lambda width: -(-dim // width) * width)
+
+
+def choose(device: Device, rows: RowSource, K: int) -> Sizes:
+    """The sizes for ``rows`` and ``K`` centroids on ``device``."""
+    width = values_at_once(rows.dim)
+    narrow = rows.dim <= 64
+    if interpreted():
+        # Large: the interpreter takes as long for a small block.
+        columns = min(512, max(16, 1 << (K - 1).bit_length()))
+        return Sizes(
+            prepare=Tile(0, columns, width),
+            filter=Tile(256, columns, width),
+            candidates=Tile(128, columns, width),
+            rescore=Tile(128, values=64),
+            sweep=Tile(32, values=32, columns=256),
+            narrow=narrow,
+            filter_programs=2,
+            programs=2,
+            accumulation=1.01,
+        )
+    width = min(width, 64)
+    return Sizes(
+        prepare=Tile(0, 16, width),
+        filter=Tile(64, 128, width, warps=4) if narrow else Tile(128, 128, width, warps=8),
+        candidates=Tile(64, 128, width, warps=4),
+        rescore=Tile(4, values=32),
+        sweep=Tile(16, 16, 16),
+        narrow=narrow,
+        filter_programs=device.multiprocessors,
+        programs=4 * device.multiprocessors,
+        accumulation=ACCUMULATION.get(device.arch, 4.0),
+    )
+
+
+# What is assumed of tensor cores: docs/certificate.md, section 8.
+ACCUMULATION = {"sm_80": 1.5, "sm_86": 1.5, "sm_87": 1.5, "sm_89": 1.5, "sm_90": 0.75}
