@@ -47,8 +47,61 @@ def _check_replace_patches(device: torch.device) -> None:
         _same("replace_patches", got, expected)
 
 
+# Relative to the norm: a 16-bit gradient's operands and values are each rounded by 2^-9 of
+# themselves, and a float32 product may run in tf32. A wrong row or column shows as far more.
+_LOSS_ERROR = 2.0**-7
+
+
+def _close(op: str, got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor, ...]) -> None:
+    for a, b in zip(got, expected, strict=True):
+        error = float((a.double() - b.double()).norm() / b.double().norm())
+        if not error < _LOSS_ERROR:
+            raise AssertionError(f"{op}: differs by {error:.3g} of its size")
+
+
+def _check_masked_cross_entropy(device: torch.device) -> None:
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.rand(3, 50, generator=draw).to(device) < 0.7
+    for classes in (100, 1000):
+        target = torch.randint(classes, (3, 50), generator=draw).to(device)
+        values = torch.randn(3, 50, classes, generator=draw).to(device)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            found = []
+            for name in ("triton", "reference"):
+                logits = values.to(dtype).requires_grad_()
+                with torch.enable_grad():
+                    loss = _masked_cross_entropy.masked_cross_entropy(
+                        logits, target, mask, label_smoothing=0.1, backend=name
+                    )
+                found.append((loss.detach(), *torch.autograd.grad(loss, logits)))
+            _close("masked_cross_entropy", *found)
+
+
+def _check_masked_linear_cross_entropy(device: torch.device) -> None:
+    draw = torch.Generator().manual_seed(0)
+    mask = torch.rand(3, 50, generator=draw).to(device) < 0.7
+    x = torch.randn(3, 51, 64, generator=draw).to(device)
+    for classes in (100, 300):
+        target = torch.randint(classes, (3, 50), generator=draw).to(device)
+        w = torch.randn(classes, 64, generator=draw).to(device) * 0.2
+        b = torch.randn(classes, generator=draw).to(device)
+        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+            found = []
+            for name in ("triton", "reference"):
+                leaves = [t.to(dtype).requires_grad_() for t in (x, w, b)]
+                with torch.enable_grad():
+                    loss = _masked_linear_cross_entropy.masked_linear_cross_entropy(
+                        leaves[0], leaves[1], target, mask, linear_bias=leaves[2],
+                        label_smoothing=0.1, num_prefix_tokens=1, backend=name,
+                    )  # fmt: skip
+                found.append((loss.detach(), *torch.autograd.grad(loss * 64, leaves)))
+            _close("masked_linear_cross_entropy", *found)
+
+
 CHECKS: dict[str, Callable[[torch.device], None]] = {
     "replace_patches": _check_replace_patches,
+    "masked_cross_entropy": _check_masked_cross_entropy,
+    "masked_linear_cross_entropy": _check_masked_linear_cross_entropy,
 }
 
 

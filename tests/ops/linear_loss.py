@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clustermim_fast.ops.masked_linear_cross_entropy import op
-from tests.ops.loss_checks import array, assert_within, operand_unit, tokens_mask
+from tests.ops.loss_checks import KERNELS, array, assert_within, operand_unit, tokens_mask
 from tests.ops.loss_truth import Truth, linear_truth
 
 MODES = ("forward", "recompute")
@@ -32,7 +32,7 @@ def late_factor(
     grad_output: Any,
     reduction: str,
     dtype: torch.dtype,
-    backend: str = "cpu",
+    backend: str = KERNELS,
     mode: str = "forward",
 ) -> float:
     """What a dX of that dtype is multiplied by after it was rounded."""
@@ -57,7 +57,7 @@ def make(
     return {"x": x, "w": w, "b": b, "target": target, "mask": tokens_mask(batch, tokens, masked)}
 
 
-def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = "cpu", **options: Any) -> Truth:
+def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = KERNELS, **options: Any) -> Truth:
     """The float64 answer, with bounds for what ``backend`` does with these dtypes."""
     x = array(d["x"])[:, prefix:]
     wide = any(d[k] is not None and d[k].dtype == torch.float64 for k in "xwb")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.ops import loss_truth
-from tests.ops.loss_checks import array, operand_unit
+from tests.ops.loss_checks import KERNELS, array, operand_unit
 
 
 def problem(
@@ -26,7 +26,7 @@ def truth(
     w: torch.Tensor,
     b: torch.Tensor | None,
     t: torch.Tensor,
-    backend: str = "cpu",
+    backend: str = KERNELS,
     **options: Any,
 ) -> loss_truth.Truth:
     """The float64 answer, with bounds for what ``backend`` does with these dtypes."""

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clustermim_fast.ops import _backend
+from tests.ops.harness import ON_TRITON
 
 UNIT = {
     torch.float64: 2.0**-53,
@@ -21,18 +22,24 @@ SMALLEST = {
     torch.float16: 2.0**-24,
     torch.bfloat16: 2.0**-133,
 }
-BACKENDS = ("reference", "cpu")
+KERNELS = "triton" if ON_TRITON else "cpu"  # those that this run is about
+BACKENDS = ("triton",) if ON_TRITON else ("reference", "cpu")
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
     return tensor.detach().double().numpy()
 
 
-def operand_unit(*operands: torch.Tensor, backend: str = "cpu") -> float:
+def operand_unit(*operands: torch.Tensor, backend: str = KERNELS) -> float:
     """What the back-end rounds the logits' gradient with before multiplying by ``operands``.
 
-    bfloat16 where the core multiplies bfloat16 in tiles, else nothing.
+    Their own 16-bit dtype on Triton, bfloat16 where the core multiplies that in tiles, else
+    nothing.
     """
+    dtype = operands[0].dtype
+    if backend == "triton":
+        agree = dtype.itemsize == 2 and all(t.dtype == dtype for t in operands)
+        return UNIT[dtype] if agree else 0.0
     narrow = all(t.dtype == torch.bfloat16 for t in operands)
     tiles = backend == "cpu" and narrow and _backend.core().linear_rows_usable()
     return UNIT[torch.bfloat16] if tiles else 0.0

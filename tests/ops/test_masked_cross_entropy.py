@@ -10,14 +10,14 @@ import torch.nn.functional as F
 
 from clustermim_fast import ops
 from tests.ops.logits_loss import check_all, make, truth_of
-from tests.ops.loss_checks import BACKENDS, array, assert_no_farther
+from tests.ops.loss_checks import BACKENDS, KERNELS, array, assert_no_farther
 from tests.ops.loss_truth import pairwise
 
 mce = ops.masked_cross_entropy
 
 
 GRID = pairwise(
-    backend=["cpu", "reference"],
+    backend=[KERNELS, "reference"],
     dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64],
     mask=["bool", None, "int", "float"],
     target=[torch.int64, torch.int32],

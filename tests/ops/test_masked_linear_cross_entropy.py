@@ -19,14 +19,14 @@ from tests.ops.linear_loss import (
     make,
     truth_of,
 )
-from tests.ops.loss_checks import BACKENDS, array, assert_no_farther
+from tests.ops.loss_checks import BACKENDS, KERNELS, array, assert_no_farther
 from tests.ops.loss_truth import pairwise
 
 mlce = ops.masked_linear_cross_entropy
 
 
 GRID = pairwise(
-    backend=["cpu", "reference"],
+    backend=[KERNELS, "reference"],
     mode=["forward", "recompute"],
     dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64],
     mask=["bool", None, "int", "float"],

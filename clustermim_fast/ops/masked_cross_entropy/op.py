@@ -6,14 +6,14 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _backend, _checks
+from clustermim_fast.ops import _backend, _checks, _triton
 from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments, cpu, reference
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 
 OP = "masked_cross_entropy"
 WHAT = "logits.shape[:-1]: classes stand last"
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 
 def _forward_impl(
@@ -28,10 +28,15 @@ def _forward_impl(
     backend: str,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     _check_memory(logits, target, mask, token_weight, class_weight)
-    forward = cpu.forward if backend == "cpu" else reference.forward
-    return forward(
+    arguments_ = (
         logits, target, mask, token_weight, class_weight, reduction, ignore_index, label_smoothing
-    )
+    )  # fmt: skip
+    if backend == "triton":
+        from clustermim_fast.ops.masked_cross_entropy import triton_kernel
+
+        with _triton.launching_on(logits):
+            return triton_kernel.forward(*arguments_)
+    return (cpu if backend == "cpu" else reference).forward(*arguments_)
 
 
 def _forward_fake(
@@ -77,6 +82,14 @@ def _backward_impl(
             grad_loss, logits, target, token_weight, class_weight, rows, count, stats, divisor,
             reduction, label_smoothing,
         )  # fmt: skip
+    if backend == "triton":
+        from clustermim_fast.ops.masked_cross_entropy import triton_kernel
+
+        with _triton.launching_on(logits):
+            return triton_kernel.backward(
+                grad_loss, logits, target, token_weight, class_weight, rows, count, stats, divisor,
+                reduction, ignore_index, label_smoothing,
+            )  # fmt: skip
     return reference.backward(
         grad_loss, logits, target, token_weight, class_weight, rows, count, divisor,
         reduction, ignore_index, label_smoothing,
@@ -207,7 +220,7 @@ def masked_cross_entropy(
         weight: [K] floating, class weights with torch's meaning: "mean" divides by the sum of the
             targets' weights. No gradient.
         token_weight: [..., L] floating, >= 0: "mean" is sum(w * loss) / sum(w). No gradient.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Returns:
         float32 (float64 for float64 logits). Nothing counted (or a total weight of 0): nan for

@@ -18,7 +18,7 @@ from clustermim_fast.ops.masked_linear_cross_entropy.registered import (
 )
 
 OP = "masked_linear_cross_entropy"
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 
 class Metrics(NamedTuple):
@@ -240,7 +240,7 @@ def masked_linear_cross_entropy(
         masked_per_sample: how many tokens every sample's mask holds, where that is fixed. On the
             CPU it is only checked.
         return_metrics: also return :class:`Metrics`.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias
     and all else stay float32), and the gradient of a float32 weight stays unrounded.

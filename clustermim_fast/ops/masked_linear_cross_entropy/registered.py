@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _checks
+from clustermim_fast.ops import _checks, _triton
 from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy.op import check_row_list
@@ -67,6 +67,11 @@ def _forward_impl(
     with torch.autocast(input.device.type, enabled=False):
         if backend == "cpu":
             return cpu.forward(*arguments_, Needs(need_input, need_weight, need_bias))
+        if backend == "triton":
+            from clustermim_fast.ops.masked_linear_cross_entropy import triton_kernel
+
+            with _triton.launching_on(input):
+                return triton_kernel.forward(*arguments_, Needs(need_input, need_weight, need_bias))
         found = reference.forward(*arguments_)
         rows, count, divisor = found[1], found[2], found[4]
         grads = reference.backward(
@@ -141,6 +146,15 @@ def _backward_impl(
                 grad_loss, input, weight, bias, target, token_weight, rows, count, stats, divisor,
                 reduction, label_smoothing, prefix, Needs(need_input, need_weight, need_bias),
             )  # fmt: skip
+        if backend == "triton":
+            from clustermim_fast.ops.masked_linear_cross_entropy import triton_kernel
+
+            with _triton.launching_on(input):
+                return triton_kernel.backward(
+                    grad_loss, input, weight, bias, target, token_weight, rows, count, stats,
+                    divisor, reduction, ignore_index, label_smoothing, prefix,
+                    Needs(need_input, need_weight, need_bias),
+                )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
             ignore_index, label_smoothing, prefix, need_input, need_weight, need_bias,

@@ -1,0 +1,131 @@
+"""``masked_linear_cross_entropy`` in Triton.
+
+Up to 256 classes and 16-bit operands of one dtype: triton_few.py, where the logits never reach
+memory. Else triton_chunks.py: chunks of tokens, library products and row kernels. float64 takes
+the reference, on the same device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from clustermim_fast.ops.masked_cross_entropy import arguments, triton_compact
+from clustermim_fast.ops.masked_linear_cross_entropy import (
+    reference,
+    triton_chunks,
+    triton_few,
+)
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs
+from clustermim_fast.ops.masked_linear_cross_entropy.triton_problem import (
+    Losses,
+    Scales,
+    make_grads,
+    make_problem,
+    make_scales,
+)
+
+
+def forward(
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    mask: torch.Tensor | None,
+    token_weight: torch.Tensor | None,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    prefix: int,
+    masked_per_sample: int,
+    metrics: bool,
+    needs: Needs,
+) -> tuple[torch.Tensor, ...]:
+    """The outputs of the registered forward op; see its public function for the arguments."""
+    if arguments.accumulation_dtype(input, weight, bias) == torch.float64:
+        found = reference.forward(
+            input, weight, bias, target, mask, token_weight, reduction, ignore_index,
+            label_smoothing, prefix, masked_per_sample, metrics,
+        )  # fmt: skip
+        rows, count, divisor = found[1], found[2], found[4]
+        return *found, *reference.backward(
+            torch.ones_like(found[0]), input, weight, bias, target, token_weight, rows, count,
+            divisor, reduction, ignore_index, label_smoothing, prefix, *needs,
+        )  # fmt: skip
+    num_classes = weight.shape[0]
+    listed = triton_compact.row_list(
+        target.contiguous(), None if mask is None else mask.contiguous(),
+        None if token_weight is None else token_weight.contiguous(), None, num_classes,
+        ignore_index,
+    )  # fmt: skip
+    problem = make_problem(
+        input, weight, bias, target, token_weight, listed, reduction, label_smoothing, prefix
+    )
+    back_end = triton_few if problem.fused else triton_chunks
+    stats = input.new_empty(2, problem.num_tokens, dtype=torch.float32)
+    each = reduction == "none"
+    correct = target.new_zeros((), dtype=torch.int64)
+    histogram = target.new_zeros(num_classes, dtype=torch.int64)
+    losses = Losses(
+        input.new_empty(target.shape, dtype=torch.float32) if each else None,
+        None if each else input.new_empty(back_end.programs_for(problem), dtype=torch.float64),
+        correct if metrics else None,
+        histogram if metrics else None,
+        _wrong_samples(target, mask, masked_per_sample),
+    )
+    one = input.new_ones(target.shape if each else (), dtype=torch.float32)
+    scales = make_scales(problem, one) if any(needs) else Scales(problem.divisor, None)
+    grads = make_grads(problem, input, scales, needs)
+    back_end.run(problem, stats, losses, grads if any(needs) else None)
+    loss = losses.each
+    if losses.sums is not None:
+        loss = triton_compact.finish(losses.sums, problem.divisor, reduction)
+    assert loss is not None
+    made = grads.input, grads.weight, grads.bias
+    return loss, *listed[:2], stats, listed[2], correct, histogram, *made
+
+
+def backward(
+    grad_loss: torch.Tensor,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    token_weight: torch.Tensor | None,
+    rows: torch.Tensor,
+    count: torch.Tensor,
+    stats: torch.Tensor,
+    divisor: torch.Tensor,
+    reduction: str,
+    ignore_index: int,
+    label_smoothing: float,
+    prefix: int,
+    needs: Needs,
+) -> tuple[torch.Tensor, ...]:
+    """The outputs of the registered backward op; see its public function for the arguments."""
+    if arguments.accumulation_dtype(input, weight, bias) == torch.float64:
+        return reference.backward(
+            grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
+            ignore_index, label_smoothing, prefix, *needs,
+        )  # fmt: skip
+    problem = make_problem(
+        input, weight, bias, target, token_weight, (rows, count, divisor), reduction,
+        label_smoothing, prefix,
+    )  # fmt: skip
+    grads = make_grads(problem, input, make_scales(problem, grad_loss), needs)
+    if any(needs):
+        back_end = triton_few if problem.fused else triton_chunks
+        back_end.run(problem, stats.contiguous(), None, grads)
+    return grads.input, grads.weight, grads.bias
+
+
+def _wrong_samples(
+    target: torch.Tensor, mask: torch.Tensor | None, masked_per_sample: int
+) -> torch.Tensor | None:
+    """uint8 [S]: whose mask does not hold that many tokens."""
+    if masked_per_sample < 0 or target.numel() == 0:
+        return None
+    tokens = target.shape[-1] if target.dim() else 1
+    samples = target.numel() // tokens
+    if mask is None:
+        return target.new_full((samples,), tokens != masked_per_sample, dtype=torch.uint8)
+    return (mask.reshape(samples, tokens).sum(1) != masked_per_sample).to(torch.uint8)

@@ -1,0 +1,109 @@
+"""The compiled kernels of the losses hold what they should, on every target."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clustermim_fast import ops
+from tests.gpu.targets import ARCHS, TENSOR_CORES, compiled_only
+
+pytestmark = compiled_only
+TOKENS, DIM = 196, 512
+# Kernels with matrix products of their own; the others move rows.
+PRODUCTS = ("linear_rows", "weight_parts")
+
+
+def _linear_rows(arch, dtype, classes, dim=DIM, **options):
+    """Rows of the kernels that a loss and its backward launch."""
+    from tests.gpu import static
+
+    x = torch.zeros(8, 1 + TOKENS, dim, dtype=dtype).requires_grad_()
+    w = torch.zeros(classes, dim, dtype=dtype).requires_grad_()
+    b = torch.zeros(classes).requires_grad_()
+    target = torch.zeros(8, TOKENS, dtype=torch.int64)
+    with static.offline(arch) as rows:
+        loss = ops.masked_linear_cross_entropy(
+            x, w, target, target == 0, linear_bias=b, num_prefix_tokens=1, backend="triton",
+            **options,
+        )  # fmt: skip
+        loss.sum().backward()
+    print(static.table(rows))
+    return rows
+
+
+def _check(rows, arch, kernels):
+    assert set(kernels) <= {row.kernel for row in rows}
+    for row in rows:
+        assert row.clean, row.kernel
+        if row.kernel in PRODUCTS:
+            assert row.counts[TENSOR_CORES[arch]] > 0
+            loads = [loop for loop in row.loops if loop[TENSOR_CORES[arch]] > 0]
+            assert loads
+            assert all(loop["G128"] > 0 for loop in loads)
+
+
+FEW = ("_count_spans", "_place", "_finish", "linear_rows", "weight_parts", "add_parts")
+MANY = ("_count_spans", "_place", "_finish", "gather_rows", "loss_rows", "grad_rows",
+        "scatter_rows", "add_parts")  # fmt: skip
+
+
+def test_the_shipped_kernels_of_a_hundred_classes():
+    _check(_linear_rows(90, torch.bfloat16, 100, label_smoothing=0.1), 90, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [16, 50, 100, 256])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_every_number_of_classes(arch, classes, dtype):
+    _check(_linear_rows(arch, dtype, classes, label_smoothing=0.1), arch, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dim", [48, 192, 384, 768, 1000])
+def test_every_width(arch, dim):
+    _check(_linear_rows(arch, torch.bfloat16, 100, dim, label_smoothing=0.1), arch, FEW)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [100, 256])
+def test_every_option(arch, classes):
+    weight = torch.ones(8, TOKENS)
+    rows = _linear_rows(
+        arch, torch.bfloat16, classes, label_smoothing=0.1, token_weight=weight, reduction="none",
+        masked_per_sample=TOKENS,
+    )  # fmt: skip
+    _check(rows, arch, ("linear_rows", "weight_parts"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [257, 1000, 8192])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_many_classes(arch, classes, dtype):
+    _check(_linear_rows(arch, dtype, classes, label_smoothing=0.1), arch, MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [50, 100, 1024, 16384, 20000])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_given_logits(arch, classes, dtype):
+    from tests.gpu import static
+
+    z = torch.zeros(2, 10, classes, dtype=dtype).requires_grad_()
+    target = torch.zeros(2, 10, dtype=torch.int64)
+    with static.offline(arch) as rows:
+        ops.masked_cross_entropy(
+            z, target, target == 0, label_smoothing=0.1, weight=torch.ones(classes),
+            backend="triton",
+        ).backward()  # fmt: skip
+    print(static.table(rows))
+    _check(rows, arch, ("loss_rows", "grad_rows"))
+    wide = classes % 8 == 0 or dtype == torch.float32
+    for row in rows:
+        if row.kernel in ("loss_rows", "grad_rows"):
+            assert row.counts["G128"] > 0 or not wide
