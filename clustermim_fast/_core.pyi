@@ -205,6 +205,7 @@ def linear_cross_entropy_rows(
     dim: int,
     rows: int,
     num_rows: int,
+    num_rest: int,
     num_tokens: int,
     weight: int,
     weight_stride: int,

@@ -92,10 +92,10 @@ void scatter(uintptr_t source, int dtype, int64_t sample_stride, int64_t row_str
 }
 
 void linear(uintptr_t input, int64_t sample_stride, int64_t row_stride, int64_t rows_per_sample,
-            int64_t dim, uintptr_t rows, int64_t num_rows, int64_t num_tokens, uintptr_t weight,
-            int64_t weight_stride, int64_t num_classes, uintptr_t bias, uintptr_t target,
-            double label_smoothing, uintptr_t stats, uintptr_t loss, uintptr_t argmax,
-            uintptr_t scale, uintptr_t grad_input, int64_t grad_sample_stride,
+            int64_t dim, uintptr_t rows, int64_t num_rows, int64_t num_rest, int64_t num_tokens,
+            uintptr_t weight, int64_t weight_stride, int64_t num_classes, uintptr_t bias,
+            uintptr_t target, double label_smoothing, uintptr_t stats, uintptr_t loss,
+            uintptr_t argmax, uintptr_t scale, uintptr_t grad_input, int64_t grad_sample_stride,
             int64_t grad_row_stride, uintptr_t grad_weight, uintptr_t grad_bias, int threads) {
   call<LinearRowsArgs, linear_cross_entropy_rows>({pointer<const uint16_t>(input),
                                                    sample_stride,
@@ -104,6 +104,7 @@ void linear(uintptr_t input, int64_t sample_stride, int64_t row_stride, int64_t 
                                                    dim,
                                                    pointer<const int64_t>(rows),
                                                    num_rows,
+                                                   num_rest,
                                                    num_tokens,
                                                    pointer<const uint16_t>(weight),
                                                    weight_stride,
@@ -149,10 +150,10 @@ void register_masked_cross_entropy(py::module_& m) {
   m.def("linear_rows_usable", &linear_rows_usable);
   m.def("linear_cross_entropy_rows", &linear, py::kw_only(), arg("input"), arg("sample_stride"),
         arg("row_stride"), arg("rows_per_sample"), arg("dim"), arg("rows"), arg("num_rows"),
-        arg("num_tokens"), arg("weight"), arg("weight_stride"), arg("num_classes"), arg("bias"),
-        arg("target"), arg("label_smoothing"), arg("stats"), arg("loss"), arg("argmax"),
-        arg("scale"), arg("grad_input"), arg("grad_sample_stride"), arg("grad_row_stride"),
-        arg("grad_weight"), arg("grad_bias"), arg("threads"));
+        arg("num_rest"), arg("num_tokens"), arg("weight"), arg("weight_stride"), arg("num_classes"),
+        arg("bias"), arg("target"), arg("label_smoothing"), arg("stats"), arg("loss"),
+        arg("argmax"), arg("scale"), arg("grad_input"), arg("grad_sample_stride"),
+        arg("grad_row_stride"), arg("grad_weight"), arg("grad_bias"), arg("threads"));
 }
 
 }  // namespace clustermim::bindings

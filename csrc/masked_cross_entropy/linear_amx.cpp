@@ -209,11 +209,11 @@ void input_gradient(const char* tokens, const char* weight, int64_t panels, bool
 
 void weight_gradient(const char* classes, int64_t classes_stride, const char* pairs,
                      int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
-                     bool accumulate, float* out, int64_t out_stride) {
+                     bool accumulate, float* out, int64_t out_stride, int64_t out_step) {
   for (int64_t s = begin; s < end; ++s) {
     Product product = {classes,     64, kTileBytes, classes_stride, pairs + s * 2 * kTileBytes,
                        pairs_stride};
-    product.run(strips, accumulate, out + s * kStepValues, out_stride);
+    product.run(strips, accumulate, out + s * out_step, out_stride);
   }
 }
 

@@ -79,10 +79,11 @@ struct LinearKernel {
   void (*store_row)(const float* gradient, int64_t dim, float factor, const float* direction,
                     uint16_t* row);
 
-  // Over `strips` strips, in order: out [32 classes][values of the steps [begin, end)] (+)= dZ^T X.
+  // Over `strips` strips, in order: out [32 classes][32 values] (+)= dZ^T X for each of the steps
+  // [begin, end); the next step's `out` is out_step further on.
   void (*weight_gradient)(const char* classes, int64_t classes_stride, const char* pairs,
                           int64_t pairs_stride, int64_t strips, int64_t begin, int64_t end,
-                          bool accumulate, float* out, int64_t out_stride);
+                          bool accumulate, float* out, int64_t out_stride, int64_t out_step);
   // out [32] += sum_n scale_n x_n for 32 values from 32 * step on.
   void (*scaled_sum)(const char* pairs, int64_t pairs_stride, int64_t strips, const float* scale,
                      int64_t step, float* out);

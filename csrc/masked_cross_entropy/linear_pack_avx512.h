@@ -56,9 +56,13 @@ CMIM_INLINE void store_transposed(__m512i v[2][16], char* out) {
 
 void pack_tokens(const uint16_t* const* rows, int64_t dim, char* columns, char* pairs) {
   for (int64_t d = 0; d < dim; d += kStepValues, columns += 2 * kTileBytes) {
+    const int64_t left = dim - d;
+    const __mmask32 in = left >= 32 ? ~0u : (1u << left) - 1;
     __m512i v[2][16];
+#pragma GCC unroll 32
     for (int i = 0; i < 32; ++i) {
-      v[i / 16][i % 16] = rows[i] ? load_words(rows[i], d, dim) : _mm512_setzero_si512();
+      const uint16_t* row = rows[i] ? rows[i] + d : nullptr;
+      v[i / 16][i % 16] = _mm512_maskz_loadu_epi16(row ? in : 0, row);
     }
     if (pairs) {
       store_pairs(v, pairs);

@@ -22,16 +22,17 @@ bool linear_rows_usable();
 //   -scale e/K of every class is added to dX, dW and db as the rank-one term it is.
 //
 // Workspace: W once more for dX, and once more where dim is no multiple of 32; for dW and db 13
-// MiB; and for all threads together 24 MiB, or for each that of 32 tokens where this is more (200
-// bytes a class and 200 a value of dim). Where K and dim are so large that the operands of a task
-// do not fit into those 13 MiB, they take 64 bytes a class, and as many a value of dim, for each
-// strip.
+// MiB (a small dW is summed in up to 16 parts of 512 KiB); and for all threads together 24 MiB, or
+// for each that of 32 tokens where this is more (200 bytes a class and 200 a value of dim). Where K
+// and dim are so large that the operands of a task do not fit into those 13 MiB, they take 64 bytes
+// a class, and as many a value of dim, for each strip.
 struct LinearRowsArgs {
   const uint16_t* input;
   int64_t sample_stride, row_stride, rows_per_sample;
   int64_t dim;
-  const int64_t* rows;  // [num_rows] tokens
+  const int64_t* rows;  // [num_rows + num_rest] tokens
   int64_t num_rows;
+  int64_t num_rest;  // tokens that do not count: dX is zero there
   int64_t num_tokens;
   const uint16_t* weight;  // [num_classes][weight_stride]
   int64_t weight_stride;
@@ -45,10 +46,11 @@ struct LinearRowsArgs {
 
   // Gradients; without `scale` there are none, each may be null.
   const double* scale;   // [num_rows]
-  uint16_t* grad_input;  // out: the listed tokens
+  uint16_t* grad_input;  // out: the listed tokens and the rest
   int64_t grad_sample_stride, grad_row_stride;
-  float* grad_weight;  // out: [num_classes and dim, both rounded up to whole 32]
-  float* grad_bias;    // out: [num_classes rounded up to whole 32]
+  // out: [num_classes and dim, both rounded up to whole 32]; undefined past num_classes
+  float* grad_weight;
+  float* grad_bias;  // out: [num_classes rounded up to whole 32]; undefined past num_classes
   int threads;
 };
 Status linear_cross_entropy_rows(const LinearRowsArgs& args);

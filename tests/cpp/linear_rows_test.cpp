@@ -3,6 +3,7 @@
 // tests/ops/loss_truth.py; right values of large problems are tested there.
 #include "masked_cross_entropy/linear_rows.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <random>
@@ -44,7 +45,7 @@ struct Problem {
   int64_t tokens, dim, classes, weight_stride;
   std::vector<uint16_t> input, weight, grad_input;
   std::vector<float> bias, stats, loss, grad_weight, grad_bias;
-  std::vector<int64_t> rows, target, argmax;
+  std::vector<int64_t> rows, with_rest, target, argmax;
   std::vector<double> scale;
   double smoothing;
 
@@ -59,6 +60,10 @@ struct Problem {
     for (int64_t i = 0; i < n; ++i) {
       target.push_back(static_cast<int64_t>(random() % k));
       if (random() % 4) rows.push_back(i);
+    }
+    with_rest = rows;
+    for (int64_t i = 0; i < n; i += 2) {
+      if (!std::binary_search(rows.begin(), rows.end(), i)) with_rest.push_back(i);
     }
     for (size_t i = 0; i < rows.size(); ++i) scale.push_back(normal(random));
     stats.resize(2 * n);
@@ -78,8 +83,9 @@ struct Problem {
     a.row_stride = a.grad_row_stride = dim;
     a.rows_per_sample = 5;
     a.dim = dim;
-    a.rows = rows.data();
+    a.rows = with_rest.data();
     a.num_rows = static_cast<int64_t>(rows.size());
+    a.num_rest = static_cast<int64_t>(with_rest.size()) - a.num_rows;
     a.num_tokens = tokens;
     a.weight = weight.data();
     a.weight_stride = weight_stride;
@@ -181,11 +187,12 @@ void check_problem(int64_t tokens, int64_t dim, int64_t classes, double e, const
     }
     if (wanted.bias) check_close(p.grad_bias[k], of_bias[k], 0);
   }
-  // Rows that are not listed, and the prefix, are left alone.
+  // Zeros in the rest; tokens that are in no list are left alone.
   for (int64_t token = 0, i = 0; token < tokens && wanted.input; ++token) {
     const bool listed = i < static_cast<int64_t>(p.rows.size()) && p.rows[i] == token;
     if (listed) ++i;
-    for (int64_t j = 0; j < dim && !listed; ++j) CHECK(p.grad_input[p.start(token) + j] == 0x7fc0);
+    const int want = token % 2 == 0 ? 0 : 0x7fc0;
+    for (int64_t j = 0; j < dim && !listed; ++j) CHECK(p.grad_input[p.start(token) + j] == want);
   }
 }
 
@@ -199,7 +206,13 @@ void check_refusals() {
   args = p.args(all, 1);
   args.rows = foreign;
   args.num_rows = 1;
+  args.num_rest = 0;
   CHECK(linear_cross_entropy_rows(args).code == StatusCode::invalid_argument);
+  args.num_rows = 0;
+  args.num_rest = 1;
+  CHECK(linear_cross_entropy_rows(args).code == StatusCode::invalid_argument);
+  args.num_rows = 1;
+  args.num_rest = 0;
   args.rows = token;
   p.target[0] = 4;
   CHECK(linear_cross_entropy_rows(args).code == StatusCode::index_error);
@@ -210,6 +223,18 @@ void check_refusals() {
   CHECK(linear_cross_entropy_rows(args).ok());
   for (const float v : p.grad_weight) CHECK(v == 0);
   for (const float v : p.grad_bias) CHECK(v == 0);
+}
+
+// A small dW in parts: how many threads share them changes no bit.
+void check_parts() {
+  const Outputs all = {true, true, true, true};
+  Problem one(3000, 33, 40, 0.1), three(3000, 33, 40, 0.1);
+  CHECK(linear_cross_entropy_rows(one.args(all, 1)).ok());
+  CHECK(linear_cross_entropy_rows(three.args(all, 3)).ok());
+  CHECK(one.grad_input == three.grad_input && one.loss == three.loss);
+  CHECK(one.grad_bias == three.grad_bias);
+  const size_t bytes = one.grad_weight.size() * sizeof(float);  // its padding keeps its NaN
+  CHECK(std::memcmp(one.grad_weight.data(), three.grad_weight.data(), bytes) == 0);
 }
 
 }  // namespace
@@ -228,6 +253,9 @@ int main() {
     }
   }
   check_problem(600, 40, 70, 0.1, {true, true, true, true}, 3);
+  check_problem(3000, 33, 40, 0.1, {true, true, true, true}, 3);  // dW in parts
+  check_problem(3000, 33, 40, 0.0, {true, true, false, true}, 2);
+  check_parts();
   check_problem(400, 33, 2500, 0.1, {true, true, true, false}, 2);  // panels in two blocks
   for (int subset = 0; subset < 16; ++subset) {
     const Outputs wanted = {(subset & 1) != 0, (subset & 2) != 0, (subset & 4) != 0,

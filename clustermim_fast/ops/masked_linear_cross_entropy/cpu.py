@@ -105,6 +105,8 @@ class _Gradients:
         self.weight = torch.zeros((num_classes, dim) if needs.weight else 0, dtype=chunks.acc)
         self.bias = torch.zeros(num_classes if needs.bias else 0, dtype=torch.float64)
         self.input = GradInput(problem, needs.input, chunks.threads)
+        if needs.input:
+            self.input.write(problem.rows[problem.n :], None)
 
     def add(
         self, begin: int, end: int, inputs: torch.Tensor, logits: torch.Tensor, scale: torch.Tensor
@@ -161,14 +163,20 @@ def forward(
         arguments.check_token_weight_values(OP, weights)
     count = torch.tensor(n)
     divisor = _rows.mean_divisor(count, weights, None, flat)
+    plain = weights is None and reduction == "mean" and n > 0
     scale = None
-    if any(needs):
+    if any(needs) and plain:
+        scale = torch.full((n,), 1 / n, dtype=torch.float64)
+    elif any(needs):
         one = torch.ones(target.shape if reduction == "none" else (), dtype=torch.float64)
         scale = _rows.row_scales(one, rows[:n], weights, divisor, reduction)
     stats = torch.zeros(2, flat.numel(), dtype=acc)
     problem = Problem(input, weight, bias, flat, rows, n, stats, label_smoothing, prefix)
     losses, best, *grads = _work(problem, metrics, scale, needs, want_losses=True)
-    loss = _rows.reduce_rows(losses, rows[:n], weights, divisor, target.shape, reduction)
+    if plain:
+        loss = (losses.sum(dtype=torch.float64) / n).to(acc)
+    else:
+        loss = _rows.reduce_rows(losses, rows[:n], weights, divisor, target.shape, reduction)
     correct = torch.zeros((), dtype=torch.int64)
     histogram = torch.zeros(num_classes, dtype=torch.int64)
     if metrics:

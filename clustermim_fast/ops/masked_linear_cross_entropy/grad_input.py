@@ -29,9 +29,7 @@ def token_rows(
 
 
 class GradInput:
-    """dX [..., P + L, d]; zeros in the prefix and where a token is not counted. ``tokens`` [S, L,
-    d] is the rest, of which the counted ones are still to be written.
-    """
+    """dX [..., P + L, d], zeros in the prefix; the rest, ``tokens`` [S, L, d], is to be written."""
 
     def __init__(self, problem: Problem, needed: bool, threads: int) -> None:
         input, prefix, acc = problem.input, problem.prefix, problem.acc
@@ -44,7 +42,6 @@ class GradInput:
             view = self.out.view(input.shape[:-2].numel(), *input.shape[-2:])
             view[:, :prefix].zero_()
             self.tokens = view[:, prefix:]
-            self.write(problem.rows[problem.n :], None)
 
     def write(self, rows: torch.Tensor, source: torch.Tensor | None) -> None:
         """rows = round(source), zeros without a source."""

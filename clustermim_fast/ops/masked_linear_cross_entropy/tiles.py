@@ -51,6 +51,7 @@ def run(
         dim=dim,
         rows=problem.rows.data_ptr(),
         num_rows=n,
+        num_rest=problem.rows.numel() - n,
         num_tokens=problem.target.numel(),
         weight=weight.data_ptr(),
         weight_stride=weight.stride(0),
