@@ -60,7 +60,7 @@ void check_problem(int64_t tokens, int64_t classes, int threads) {
   CHECK(cross_entropy_forward({p.rows_args(e, threads), stats.data(), loss.data(), argmax.data()})
             .ok());
   CHECK(cross_entropy_backward(
-            {p.rows_args(e, threads), true, stats.data(), scale.data(), grad.data(), true})
+            {p.rows_args(e, threads), stats.data(), scale.data(), grad.data(), true})
             .ok());
   for (int64_t i = 0; i < tokens; ++i) {
     const int64_t token = p.rows[i];
