@@ -126,8 +126,8 @@ def resolve(
     name = backend if backend is not None else _forced
     if name is not None and name not in NAMES:
         raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    if name is None and device.type == "cpu":
-        name = "cpu" if "cpu" in implemented else "reference"
+    if name is None and device.type != "cuda":
+        name = "cpu" if device.type == "cpu" and "cpu" in implemented else "reference"
     if name is None:
         usable = [n for n in ("cuda", "triton") if not _unavailable_reason(n, device, implemented)]
         compiling = torch.compiler.is_compiling()
