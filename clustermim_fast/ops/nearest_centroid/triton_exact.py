@@ -80,7 +80,7 @@ def decide_exactly(
     centroid that is ``alive`` and has no float64 score above ``exact_upper``.
     """
     limbs = WIDE_LIMBS if rows.wide or centroids.wide else NARROW_LIMBS
-    block = min(128, max(32, triton.next_power_of_2(rows.dim)))
+    block = min(64 if limbs == WIDE_LIMBS else 128, max(32, triton.next_power_of_2(rows.dim)))
     _decide_kernel[(programs,)](
         rows.arguments, centroids.arguments, norm, alive, exact_rows, number, exact_slots,
         exact_upper, ids, ids.new_empty(programs * 7 * limbs if metric == "cosine" else 0),

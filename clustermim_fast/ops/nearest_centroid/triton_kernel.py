@@ -79,7 +79,7 @@ def _assign_part(
     decide_exactly(
         rows, book.centroids, book.metric, book.norm, book.alive,
         lists.exact_rows, lists.counters[EXACT.value :], lists.exact_slots, lists.exact_upper,
-        ids, programs,
+        ids, 4 * programs,  # of one warp each
     )  # fmt: skip
     return lists.counters
 
