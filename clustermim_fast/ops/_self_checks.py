@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 
 from clustermim_fast.ops import _backend
 from clustermim_fast.ops.lloyd_step import op as _lloyd_step
+from clustermim_fast.ops.lloyd_step.reference import IMAGE_QUANTUM
 from clustermim_fast.ops.masked_cross_entropy import op as _masked_cross_entropy
 from clustermim_fast.ops.masked_linear_cross_entropy import op as _masked_linear_cross_entropy
 from clustermim_fast.ops.nearest_centroid import op as _nearest_centroid
@@ -23,6 +24,7 @@ _MODULES: tuple[Any, ...] = (
     _masked_cross_entropy,
     _masked_linear_cross_entropy,
 )
+_OPS = {m.OP: m.IMPLEMENTED for m in _MODULES} | {_lloyd_step.OP_IMAGES: _lloyd_step.IMPLEMENTED}
 
 
 def _same(op: str, got: Any, expected: Any) -> None:
@@ -98,7 +100,79 @@ def _check_masked_linear_cross_entropy(device: torch.device) -> None:
             _close("masked_linear_cross_entropy", *found)
 
 
+def _patch_cases(
+    device: torch.device,
+) -> Iterator[tuple[torch.Tensor, torch.Tensor, dict[str, Any]]]:
+    """Images, centroids near their patches, and options, of patch_tokens and lloyd_step_images."""
+    draw = torch.Generator().manual_seed(0)
+    images = torch.rand(5, 3, 32, 48, generator=draw)
+    centroids = torch.randn(70, 48, generator=draw).to(device)
+    common: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
+    bytes_ = (images * 255).to(torch.uint8)
+    for pictures, options in (
+        (images, {"patch_order": "chw"}),
+        (bytes_, {}),
+        (bytes_.contiguous(memory_format=torch.channels_last), {"metric": "cosine"}),
+        (bytes_, {"per_patch_norm": True}),
+    ):
+        yield pictures.to(device), centroids, {**common, **options}
+
+
+def _check_patch_tokens(device: torch.device) -> None:
+    for images, centroids, options in _patch_cases(device):
+        got, expected = (
+            _patch_tokens.patch_tokens(images, centroids, 4, **options, backend=name)
+            for name in ("triton", "reference")
+        )
+        _same("patch_tokens", got, expected)
+
+
+def _check_sums(op: str, got: Any, expected: Any, dim: int, quantum: float = 0.0) -> None:
+    """Two results of a Lloyd step but for their ids: float64 sums in any order, of values below 8
+    and costs whose terms' magnitudes are below 100 a row on average."""
+    n, unit = expected[0].numel(), 2.0**-52
+    count = expected[2]
+    bounds = (
+        0.0 * count[:, None] if quantum else unit * n * 8 * count[:, None],
+        unit * n * count,
+        unit * (n + dim + 8) * (expected[3].abs() + 100 * n) + quantum * n,
+    )
+    for a, b, bound in zip(got[1:], expected[1:], bounds, strict=True):
+        if not ((a - b).abs() <= bound).all():
+            raise AssertionError(f"{op}: sums differ by more than their rounding")
+
+
+def _check_lloyd_step(device: torch.device) -> None:
+    draw = torch.Generator().manual_seed(0)
+    rows = torch.randn(700, 48, generator=draw).to(device)
+    rows[5, 3] = float("nan")
+    centroids = torch.randn(70, 48, generator=draw).to(device)
+    weights = torch.rand(700, generator=draw).to(device)
+    for metric in ("euclidean", "dot"):
+        for weight in (None, weights):
+            got, expected = (
+                _lloyd_step.lloyd_step(rows, centroids, weights=weight, metric=metric, backend=name)
+                for name in ("triton", "reference")
+            )
+            _same("lloyd_step", got[0], expected[0])
+            _check_sums("lloyd_step", got, expected, 48)
+
+
+def _check_lloyd_step_images(device: torch.device) -> None:
+    op = _lloyd_step.OP_IMAGES
+    for images, centroids, options in _patch_cases(device):
+        got, expected = (
+            _lloyd_step.lloyd_step_images(images, centroids, 4, **options, backend=name)
+            for name in ("triton", "reference")
+        )
+        _same(op, got[0], expected[0])
+        _check_sums(op, got, expected, 48, IMAGE_QUANTUM if images.dtype == torch.uint8 else 0.0)
+
+
 CHECKS: dict[str, Callable[[torch.device], None]] = {
+    "lloyd_step": _check_lloyd_step,
+    "lloyd_step_images": _check_lloyd_step_images,
+    "patch_tokens": _check_patch_tokens,
     "replace_patches": _check_replace_patches,
     "masked_cross_entropy": _check_masked_cross_entropy,
     "masked_linear_cross_entropy": _check_masked_linear_cross_entropy,
@@ -119,4 +193,4 @@ def warmup(device: torch.device | str | None = None) -> dict[str, str]:
     """
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.empty(0, device=wanted).device  # with its index
-    return {m.OP: _backend.resolve(m.OP, None, chosen, m.IMPLEMENTED) for m in _MODULES}
+    return {op: _backend.resolve(op, None, chosen, names) for op, names in _OPS.items()}

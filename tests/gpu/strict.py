@@ -17,6 +17,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import random
+import types
 import warnings
 from collections.abc import Iterator
 from typing import Any
@@ -220,6 +221,20 @@ def _install_memory() -> None:
     Builder.create_atomic_cas = create_atomic_cas
 
 
+def _patch_once() -> None:
+    """A launch patches triton.language for all functions that its kernel calls; each of them would
+    do so again, which took most of the time."""
+    patch = interpreter._patch_lang
+
+    def patch_lang(fn: Any) -> Any:
+        scopes = patch(tl.zeros.fn), patch(fn)  # the library's own functions, too
+        restore = [scope.restore for scope in reversed(scopes)]
+        return types.SimpleNamespace(restore=lambda: [r() for r in restore])
+
+    interpreter._patch_lang = patch_lang
+    interpreter.InterpretedFunction.__call__ = lambda self, *a, **kw: self.rewrite()(*a, **kw)
+
+
 def _on_dot(flops: int) -> None:
     _state.seen.dot_flops += flops
 
@@ -232,6 +247,7 @@ def install() -> None:
         Builder.strict = True
         strict_numbers.install(_on_dot)
         _install_memory()
+        _patch_once()
 
 
 @contextlib.contextmanager

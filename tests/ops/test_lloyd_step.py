@@ -209,8 +209,13 @@ def test_refusals():
         check_refusal(wrong, error, "lloyd_step: ", *words)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_opcheck(backend):
+@every_path
+def test_opcheck(path):
+    with running(path) as backend:
+        opcheck(backend)
+
+
+def opcheck(backend):
     overload = torch.ops.clustermim.lloyd_step.default
     x, c = torch.randn(9, 4), torch.randn(3, 4).half()
     check_opcheck(overload, x, c, None, "euclidean", backend)

@@ -371,8 +371,13 @@ def test_one_value_stands_for_every_channel():
     assert torch.equal(ops.patch_tokens(images, c, 4, mean=np.full(3, 0.5), std=[0.25]), three)
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu"])
-def test_opcheck(backend):
+@every_path
+def test_opcheck(path):
+    with running(path) as backend:
+        opcheck(backend)
+
+
+def opcheck(backend):
     overload = torch.ops.clustermim.patch_tokens.default
     common = (list(MEAN), list(STD), False, "hwc", "euclidean", backend)
     check_opcheck(overload, photo(2, 3, 8, 12), torch.randn(5, 48), 4, *common)

@@ -13,7 +13,7 @@ from clustermim_fast.ops.nearest_centroid.op import METRICS, require_centroids
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
 OP, OP_IMAGES = "lloyd_step", "lloyd_step_images"
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 Outputs = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
@@ -46,6 +46,14 @@ def _impl(
     if backend == "reference":
         *outputs, tiers = lloyd_step_reference(x, centroids, weights, metric)
         _stats.note(x.shape[0], *tiers)
+        return outputs[0], outputs[1], outputs[2], outputs[3]
+    if backend == "triton":
+        from clustermim_fast.ops.lloyd_step import triton_kernel
+        from clustermim_fast.ops.nearest_centroid.triton_kernel import counts_of
+
+        *outputs, counts = triton_kernel.lloyd_step(x, centroids, weights, metric)
+        if _stats.recording():
+            _stats.note(x.shape[0], *counts_of(counts))
         return outputs[0], outputs[1], outputs[2], outputs[3]
     if x.stride(1) != 1 and x.shape[1] > 1:
         x = x.contiguous()
@@ -104,6 +112,15 @@ def _images_impl(
         ids, sums, counts, inertia, tiers = lloyd_step_reference(
             x.flatten(0, 1), centroids, None, metric, quantum
         )
+    elif backend == "triton":
+        from clustermim_fast.ops.lloyd_step import triton_kernel
+        from clustermim_fast.ops.nearest_centroid.triton_kernel import counts_of
+
+        quantised = image_quantum(images, patch_size, mean, std, per_patch_norm) is not None
+        ids, sums, counts, inertia, on_device = triton_kernel.lloyd_step_images(
+            images, centroids, patch_size, mean, std, per_patch_norm, patch_order, metric, quantised
+        )
+        tiers = counts_of(on_device) if _stats.recording() else (0, 0, 0, 0)
     else:
         centroids = centroids.contiguous()
         ids, sums, counts, inertia = _empty_outputs(images, rows, centroids, False)
@@ -173,7 +190,7 @@ def lloyd_step(
         centroids: [K, D] of any of these dtypes.
         weights: optional [N] floating, finite and >= 0.
         metric: as in :func:`nearest_centroid`.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Returns:
         ids: int64 [N].

@@ -29,7 +29,8 @@ def image_quantum(
     if per_patch_norm:
         largest = float(area * channels) ** 0.5
     else:
-        extremes = images.new_tensor([0, 255]).expand(1, channels, 1, 2)
+        # On the CPU wherever the images are: nothing waits for a GPU.
+        extremes = torch.tensor([0, 255], dtype=torch.uint8).expand(1, channels, 1, 2)
         largest = float(normalize_reference(extremes, mean, std).abs().max())
     rows = images.shape[0] * images.shape[2] * images.shape[3] // area
     fits = largest <= LARGEST_QUANTISED and largest * rows < 2.0**63 * IMAGE_QUANTUM

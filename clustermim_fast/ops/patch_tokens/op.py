@@ -13,7 +13,7 @@ from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_refe
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
 OP = "patch_tokens"
-IMPLEMENTED = ("reference", "cpu")
+IMPLEMENTED = ("reference", "cpu", "triton")
 
 
 def _impl(
@@ -32,6 +32,15 @@ def _impl(
         rows = patch_rows_reference(images, patch_size, mean, std, per_patch_norm, patch_order)
         ids, _, counts = nearest_centroid_reference(rows.flatten(0, 1), centroids, metric)
         ids = ids.reshape(images.shape[0], length)
+    elif backend == "triton":
+        from clustermim_fast.ops.nearest_centroid.triton_kernel import counts_of
+        from clustermim_fast.ops.patch_tokens import triton_kernel
+
+        ids, tiers = triton_kernel.patch_tokens(
+            images, centroids, patch_size, mean, std, per_patch_norm, patch_order, metric
+        )
+        ids = ids.reshape(images.shape[0], length)
+        counts = counts_of(tiers) if _stats.recording() else (0, 0, 0, 0)
     else:
         centroids = centroids.contiguous()
         ids = torch.empty(images.shape[0], length, dtype=torch.int64)
@@ -100,7 +109,7 @@ def patch_tokens(
             taken in float64, result rounded to float32.
         patch_order: "hwc" = (row, column, channel), as MAE; "chw" = (channel, row, column).
         metric: as in :func:`nearest_centroid`.
-        backend: "reference", "cpu" or None (chosen by device).
+        backend: "reference", "cpu", "triton" or None (chosen by device).
 
     Returns:
         int64 [B, L], L = (H / patch_size) * (W / patch_size), row-major; -1 for a patch with NaN
