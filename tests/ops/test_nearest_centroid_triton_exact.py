@@ -152,6 +152,30 @@ def test_magnitudes_far_apart(metric, dtype, exponent):
     check(values[:1], values[1:], metric)
 
 
+def test_subnormal_numbers_are_what_they_are():
+    """Two halves of the smallest normal number tie with the whole."""
+    whole = torch.finfo(F64).smallest_normal
+    c = torch.tensor([[whole / 2, whole / 2], [whole, 0.0]], dtype=F64)
+    x = torch.full((1, 2), 3 * whole, dtype=F64)
+    for order in ([0, 1], [1, 0]):
+        assert expected(x, c[order], "dot") == [0]
+        assert decide(x, c[order], "dot")[0].tolist() == [0]
+
+
+def test_cosine_of_sums_longer_than_any_product():
+    """40 products of 70 bits: |c|^2 and x.c have more bits than the 72 of their windows."""
+    ones = torch.full((40,), 2.0**12 - 2.0**-12)
+    ones[-1] = 1.0
+    halves = ones.clone()
+    halves[:10] = 1.0
+    c = torch.stack([halves, ones])
+    assert int((ones.double() ** 2 * 2.0**46).sum()).bit_length() > 72
+    for order in ([0, 1], [1, 0]):
+        assert decide(ones[None], c[order], "cosine")[0].tolist() == expected(
+            ones[None], c[order], "cosine"
+        )
+
+
 def test_cosine_of_multiples():
     """Multiples tie whatever their size; negative cosines; zero vectors have cosine 0."""
     c = torch.randint(-9, 9, (1, 7)).float()
