@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _backend
+from clustermim_fast.ops import _backend, _triton
 from clustermim_fast.ops.lloyd_step import op as _lloyd_step
 from clustermim_fast.ops.lloyd_step.reference import IMAGE_QUANTUM
 from clustermim_fast.ops.masked_cross_entropy import op as _masked_cross_entropy
@@ -169,10 +169,33 @@ def _check_lloyd_step_images(device: torch.device) -> None:
         _check_sums(op, got, expected, 48, IMAGE_QUANTUM if images.dtype == torch.uint8 else 0.0)
 
 
+def _check_nearest_centroid(device: torch.device) -> None:
+    from clustermim_fast.ops.nearest_centroid.triton_probe import worst_product
+
+    worst = worst_product(device, _triton.properties(device).arch)
+    if not worst <= 1.0:
+        raise AssertionError(f"nearest_centroid: a product is off by {worst:.2f} of its bound")
+    draw = torch.Generator().manual_seed(0)
+    for n, d, k in ((300, 48, 200), (100, 384, 300)):
+        centroids = torch.randint(-9, 10, (k, d), generator=draw) / 8
+        x = torch.randn(n, d, generator=draw)
+        x[:9], x[9, 1] = (centroids[:9] + centroids[9:18]) / 2, float("nan")  # near ties, ties
+        for metric in _nearest_centroid.METRICS:
+            for dtype in (torch.float32, torch.bfloat16):
+                got, expected = (
+                    _nearest_centroid.nearest_centroid(
+                        x.to(device, dtype), centroids.to(device), metric=metric, backend=name
+                    )
+                    for name in ("triton", "reference")
+                )
+                _same("nearest_centroid", got, expected)
+
+
 CHECKS: dict[str, Callable[[torch.device], None]] = {
     "lloyd_step": _check_lloyd_step,
     "lloyd_step_images": _check_lloyd_step_images,
     "patch_tokens": _check_patch_tokens,
+    "nearest_centroid": _check_nearest_centroid,
     "replace_patches": _check_replace_patches,
     "masked_cross_entropy": _check_masked_cross_entropy,
     "masked_linear_cross_entropy": _check_masked_linear_cross_entropy,

@@ -83,5 +83,5 @@ def list_candidates(rows: RowSource, book: Codebook, sizes: Sizes, lists: Lists)
         Kp, rows.dim, Dp,
         KIND=rows.kind, METRIC=book.metric, WIDE=rows.wide, EVEN=rows.dim == Dp,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
-        num_warps=tile.warps, num_stages=tile.stages,
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip

@@ -86,5 +86,5 @@ def decide_exactly(
         exact_upper, ids, ids.new_empty(programs * 7 * limbs if metric == "cosine" else 0),
         centroids.num_rows, rows.dim,
         KIND=rows.kind, C_KIND=centroids.kind, METRIC=metric, WIDE=rows.wide, C_WIDE=centroids.wide,
-        LIMBS=limbs, BLOCK_D=block, num_warps=1,
+        LIMBS=limbs, BLOCK_D=block, num_warps=1, enable_fp_fusion=True,
     )  # fmt: skip

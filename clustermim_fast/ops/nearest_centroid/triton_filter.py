@@ -141,9 +141,11 @@ def _filter_kernel(
     x, scratch, packed, bias, near, frame, scale, facts, ids, counters, open_rows, open_limits,
     N, Kp, D, Dp, accumulation, factor, tiny,
     KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    ONCE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    ROUNDED: tl.constexpr, STEPS: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """ONCE: one block of columns has them all. Else rounded rows go through scratch (in L2)."""
+    """Each row is read and rounded once. ROUNDED says where it then is for further blocks of
+    columns: "registers" (STEPS tiles), "scratch" (which stays in L2), or "" (there are none)."""
     power = tl.load(scale)
     columns = tl.arange(0, BLOCK_K)
     lanes = tl.arange(0, BLOCK_N)
@@ -154,62 +156,48 @@ def _filter_kernel(
         starts = row_starts(x, rows, KIND)
         squares = tl.zeros([BLOCK_N], tl.float32)
         rests = tl.zeros([BLOCK_N], tl.float32)
-        if ONCE:
-            places = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-            for begin in range(0, Dp, BLOCK_D):
+        best = tl.full([BLOCK_N], float("-inf"), tl.float32)
+        second = best
+        block = tl.zeros([BLOCK_N], tl.int32)
+        places = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
+        halves = ()
+        if ROUNDED == "registers":
+            for step in tl.static_range(STEPS):
                 half, squares, rests = _round_rows(
-                    x,
-                    starts,
-                    exist,
-                    begin,
-                    D,
-                    frame,
-                    power,
-                    squares,
-                    rests,
-                    KIND,
-                    METRIC,
-                    WIDE,
-                    EVEN,
-                    BLOCK_D,
-                )
-                places = tl.dot(half, load_columns(packed, columns, begin, Dp, BLOCK_D), places)
-            places += tl.load(bias + columns)[None, :]
-            best = tl.max(places, 1)
-            second = tl.full([BLOCK_N], float("-inf"), tl.float32)
-            block = tl.zeros([BLOCK_N], tl.int32)
+                    x, starts, exist, step * BLOCK_D, D, frame, power, squares, rests,
+                    KIND, METRIC, WIDE, EVEN, BLOCK_D,
+                )  # fmt: skip
+                halves = halves + (half,)  # type: ignore[assignment]
         else:
             for begin in range(0, Dp, BLOCK_D):
                 half, squares, rests = _round_rows(
-                    x,
-                    starts,
-                    exist,
-                    begin,
-                    D,
-                    frame,
-                    power,
-                    squares,
-                    rests,
-                    KIND,
-                    METRIC,
-                    WIDE,
-                    EVEN,
-                    BLOCK_D,
-                )
-                ds = begin + tl.arange(0, BLOCK_D)
-                tl.store(scratch + lanes[:, None] * Dp + ds[None, :], half)
+                    x, starts, exist, begin, D, frame, power, squares, rests,
+                    KIND, METRIC, WIDE, EVEN, BLOCK_D,
+                )  # fmt: skip
+                if ROUNDED == "scratch":
+                    ds = begin + tl.arange(0, BLOCK_D)
+                    tl.store(scratch + lanes[:, None] * Dp + ds[None, :], half)
+                else:
+                    part = load_columns(packed, columns, begin, Dp, BLOCK_D)
+                    places = tl.dot(half, part, places)
+        if ROUNDED == "":
+            places += tl.load(bias + columns)[None, :]
+            best = tl.max(places, 1)
+        else:
             tl.debug_barrier()  # other threads' values are read from here on
-            best = tl.full([BLOCK_N], float("-inf"), tl.float32)
-            second = best
-            block = tl.zeros([BLOCK_N], tl.int32)
-            places = tl.full([BLOCK_N, BLOCK_K], float("-inf"), tl.float32)
+            places += float("-inf")
             for first in range(0, Kp, BLOCK_K):
                 scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-                for begin in range(0, Dp, BLOCK_D):
-                    ds = begin + tl.arange(0, BLOCK_D)
-                    half = tl.load(scratch + lanes[:, None] * Dp + ds[None, :])
-                    part = load_columns(packed, first + columns, begin, Dp, BLOCK_D)
-                    scores = tl.dot(half, part, scores)
+                if ROUNDED == "registers":
+                    for step in tl.static_range(STEPS):
+                        part = load_columns(packed, first + columns, step * BLOCK_D, Dp, BLOCK_D)
+                        scores = tl.dot(halves[step], part, scores)
+                else:
+                    for begin in range(0, Dp, BLOCK_D):
+                        ds = begin + tl.arange(0, BLOCK_D)
+                        half = tl.load(scratch + lanes[:, None] * Dp + ds[None, :])
+                        part = load_columns(packed, first + columns, begin, Dp, BLOCK_D)
+                        scores = tl.dot(half, part, scores)
                 scores += tl.load(bias + first + columns)[None, :]
                 largest = tl.max(scores, 1)
                 block = tl.where(largest > best, first, block)
@@ -219,95 +207,9 @@ def _filter_kernel(
             tl.debug_barrier()  # before the next rows overwrite scratch
         second, winner = _two_best(best, second, block, places, BLOCK_K)
         _decide(
-            best,
-            second,
-            winner,
-            squares,
-            rests,
-            near,
-            facts,
-            ids,
-            counters,
-            open_rows,
-            open_limits,
-            rows,
-            exist,
-            accumulation,
-            factor,
-            tiny,
-            METRIC,
-        )
-
-
-@triton.jit
-def _narrow_filter_kernel(
-    x, packed, bias, near, frame, scale, facts, ids, counters, open_rows, open_limits,
-    N, Kp, D, Dp, accumulation, factor, tiny,
-    KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    STEPS: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The same where rounded rows fit registers: STEPS tiles of them."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    exist = rows < N
-    starts = row_starts(x, rows, KIND)
-    power = tl.load(scale)
-    columns = tl.arange(0, BLOCK_K)
-    squares = tl.zeros([BLOCK_N], tl.float32)
-    rests = tl.zeros([BLOCK_N], tl.float32)
-    halves = ()
-    for step in tl.static_range(STEPS):
-        half, squares, rests = _round_rows(
-            x,
-            starts,
-            exist,
-            step * BLOCK_D,
-            D,
-            frame,
-            power,
-            squares,
-            rests,
-            KIND,
-            METRIC,
-            WIDE,
-            EVEN,
-            BLOCK_D,
-        )
-        halves = halves + (half,)  # type: ignore[assignment]
-    best = tl.full([BLOCK_N], float("-inf"), tl.float32)
-    second = best
-    block = tl.zeros([BLOCK_N], tl.int32)
-    places = tl.full([BLOCK_N, BLOCK_K], float("-inf"), tl.float32)
-    for first in range(0, Kp, BLOCK_K):
-        scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
-        for step in tl.static_range(STEPS):
-            part = load_columns(packed, first + columns, step * BLOCK_D, Dp, BLOCK_D)
-            scores = tl.dot(halves[step], part, scores)
-        scores += tl.load(bias + first + columns)[None, :]
-        largest = tl.max(scores, 1)
-        block = tl.where(largest > best, first, block)
-        second = tl.maximum(second, tl.minimum(best, largest))
-        best = tl.maximum(best, largest)
-        places = tl.maximum(places, scores)
-    second, winner = _two_best(best, second, block, places, BLOCK_K)
-    _decide(
-        best,
-        second,
-        winner,
-        squares,
-        rests,
-        near,
-        facts,
-        ids,
-        counters,
-        open_rows,
-        open_limits,
-        rows,
-        exist,
-        accumulation,
-        factor,
-        tiny,
-        METRIC,
-    )
+            best, second, winner, squares, rests, near, facts, ids, counters, open_rows,
+            open_limits, rows, exist, accumulation, factor, tiny, METRIC,
+        )  # fmt: skip
 
 
 def filter_rows(
@@ -315,38 +217,24 @@ def filter_rows(
 ) -> None:
     """Stores the ids that the filter decides, lists the other rows."""
     tile = sizes.filter
-    N, D = rows.num_rows, rows.dim
     Kp, Dp = book.packed.shape
     steps = Dp // tile.values
+    num_tiles = triton.cdiv(rows.num_rows, tile.rows)
+    rounded = "" if Kp == tile.columns else "registers" if sizes.narrow else "scratch"
+    programs, scratch = num_tiles, book.packed
+    if rounded == "scratch":
+        programs = min(num_tiles, sizes.filter_programs)
+        scratch = book.packed.new_empty(programs * tile.rows * Dp)
     unit = 2.0**-24
-    constants = dict(
-        KIND=rows.kind, METRIC=book.metric, WIDE=rows.wide, EVEN=Dp == D, BLOCK_D=tile.values,
-        BLOCK_K=tile.columns,
+    _filter_kernel[(programs,)](
+        rows.arguments, scratch, book.packed, book.bias, book.near, book.frame, book.scale,
+        book.facts, ids, lists.counters, lists.open_rows, lists.open_limits,
+        rows.num_rows, Kp, rows.dim, Dp,
+        (sizes.accumulation * (Dp + 16) + 2) * unit,
+        1 + 2.02 * (tile.values + steps + 16) * unit,
+        rows.dim**0.5 * 2.0**-60,
+        KIND=rows.kind, METRIC=book.metric, WIDE=rows.wide, EVEN=rows.dim == Dp,
+        ROUNDED=rounded, STEPS=steps if rounded == "registers" else 0,
+        BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
+        num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip
-    inputs = (book.packed, book.bias, book.near, book.frame, book.scale, book.facts)
-    outputs = (ids, lists.counters, lists.open_rows, lists.open_limits)
-    sizes_and_bounds = (
-        N, Kp, D, Dp, (sizes.accumulation * (Dp + 16) + 2) * unit,
-        1 + 2.02 * (tile.values + steps + 16) * unit, D**0.5 * 2.0**-60,
-    )  # fmt: skip
-    constants_of_launch = dict(
-        BLOCK_N=tile.rows, num_warps=tile.warps, num_stages=tile.stages, **constants
-    )
-    num_tiles = triton.cdiv(N, tile.rows)
-    if sizes.narrow:
-        _narrow_filter_kernel[(num_tiles,)](
-            rows.arguments, *inputs, *outputs, *sizes_and_bounds, STEPS=steps, **constants_of_launch
-        )
-    else:
-        once = Kp == tile.columns
-        programs = num_tiles if once else min(num_tiles, sizes.filter_programs)
-        scratch = book.packed.new_empty(0 if once else programs * tile.rows * Dp)
-        _filter_kernel[(programs,)](
-            rows.arguments,
-            scratch,
-            *inputs,
-            *outputs,
-            *sizes_and_bounds,
-            ONCE=once,
-            **constants_of_launch,
-        )

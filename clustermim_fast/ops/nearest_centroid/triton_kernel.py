@@ -69,12 +69,12 @@ def _assign_part(
     triton_rescore._rescore_kernel[(programs,)](
         x, c, book.norm, lists.open_rows, lists.found, lists.slots, ids, *exact, D,
         **kinds, BLOCK_N=sizes.rescore.rows, BLOCK_D=sizes.rescore.values,
-        num_warps=sizes.rescore.warps,
+        num_warps=sizes.rescore.warps, enable_fp_fusion=True,
     )  # fmt: skip
     triton_rescore._sweep_kernel[(programs,)](
         x, c, book.norm, book.alive, lists.many, lists.slots, ids, *exact, K, D,
         **kinds, BLOCK_N=sizes.sweep.rows, BLOCK_K=sizes.sweep.columns, BLOCK_D=sizes.sweep.values,
-        num_warps=sizes.sweep.warps,
+        num_warps=sizes.sweep.warps, enable_fp_fusion=True,
     )  # fmt: skip
     decide_exactly(
         rows, book.centroids, book.metric, book.norm, book.alive,
@@ -102,6 +102,7 @@ def store_values(
             part.arguments, c.arguments, ids[first:], values[first:], part.num_rows, rows.dim,
             KIND=rows.kind, C_KIND=c.kind, METRIC=metric, WIDE=rows.wide,
             BLOCK_N=tile.rows, BLOCK_D=tile.values, num_warps=tile.warps,
+            enable_fp_fusion=True,
         )  # fmt: skip
 
 

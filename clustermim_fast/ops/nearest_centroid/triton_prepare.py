@@ -189,27 +189,21 @@ def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Code
         scale=c.new_empty(1, dtype=torch.float64),
         facts=facts,
     )
-    blocks = dict(BLOCK_K=sizes.prepare.columns, BLOCK_D=sizes.prepare.values)
+    blocks = dict(BLOCK_D=sizes.prepare.values, enable_fp_fusion=True)
     limit = 1000 if rows.wide else 126
     sizes_kernel[(triton.cdiv(K, sizes.prepare.columns),)](
         centroids.arguments, frame64, size, moved, hashes, facts, K, D,
-        KIND=centroids.kind, METRIC=metric, **blocks,
+        KIND=centroids.kind, METRIC=metric, BLOCK_K=sizes.prepare.columns, **blocks,
     )  # fmt: skip
     _pack_kernel[(Kp // sizes.prepare.columns,)](
         centroids.arguments, frame64, size, moved, hashes,
         book.packed, book.bias, book.alive, book.near, book.norm, book.frame, book.scale, facts,
         K, Kp, D, Dp,
         KIND=centroids.kind, METRIC=metric, EXACT16=rows.exact16, LIMIT=limit,
-        BLOCK=256, **blocks,
+        BLOCK_K=sizes.prepare.columns, BLOCK=256, **blocks,
     )  # fmt: skip
     if metric != "euclidean":
         row_scale_kernel[(1,)](
-            rows.arguments,
-            book.scale,
-            rows.num_rows,
-            D,
-            KIND=rows.kind,
-            WIDE=rows.wide,
-            BLOCK_D=sizes.prepare.values,
+            rows.arguments, book.scale, rows.num_rows, D, KIND=rows.kind, WIDE=rows.wide, **blocks
         )
     return book

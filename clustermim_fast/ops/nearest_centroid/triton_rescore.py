@@ -42,9 +42,10 @@ def score_bounds(total, absolute, norm, D, METRIC: tl.constexpr):
         bound = relative * absolute + underflow
     if METRIC == "cosine":
         safe = (norm > SAFE_LOW) & (norm < SAFE_HIGH)
-        divisor = tl.where(safe, norm, 1.0)
-        score = tl.where(safe, score / divisor, 0.0)
-        bound = 1.01 * (bound / divisor + relative * tl.abs(score)) + 2.0**-1022
+        inverse = 1.0 / tl.where(safe, norm, 1.0)
+        score = tl.where(safe, score * inverse, 0.0)
+        # `relative` has room for the roundings of |c|, of its inverse and of this product.
+        bound = 1.01 * (bound * inverse + relative * tl.abs(score)) + 2.0**-1022
         bound = tl.where(safe, bound, tl.where(norm == 0, 0.0, float("inf")))
     lower, upper = score - bound, score + bound
     infinity = float("inf")

@@ -41,6 +41,15 @@ class Sizes:
 VALUE = Tile(rows=16, values=64) if not interpreted() else Tile(rows=1024, values=128)
 
 
+# What is assumed of tensor cores, and why: docs/certificate.md, section 8.
+_ACCUMULATION = {"sm_80": 1.5, "sm_86": 1.5, "sm_87": 1.5, "sm_89": 1.5, "sm_90": 0.75}
+
+
+def accumulation_of(arch: str) -> float:
+    """alpha of docs/certificate.md's (13)."""
+    return 1.01 if interpreted() else _ACCUMULATION.get(arch, 4.0)
+
+
 def values_at_once(dim: int) -> int:
     """The widest tile that cuts ``dim`` with at most an eighth of it wasted."""
     for width in (128, 64, 32, 16):
@@ -55,7 +64,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
     narrow = rows.dim <= 64
     if interpreted():
         # Large: the interpreter takes as long for a small block.
-        columns = min(512, max(16, 1 << (K - 1).bit_length()))
+        columns = min(128, max(16, 1 << (K - 1).bit_length()))
         return Sizes(
             prepare=Tile(0, columns, width),
             filter=Tile(256, columns, width),
@@ -65,21 +74,26 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
             narrow=narrow,
             filter_programs=2,
             programs=2,
-            accumulation=1.01,
+            accumulation=accumulation_of(device.arch),
         )
-    width = min(width, 64)
+    # A block of float64 values takes twice the registers.
+    width = min(width, 32 if rows.wide else 64)
+    columns = min(128, max(16, 1 << (K - 1).bit_length()))
+    # Chosen from the compiled code (tests/gpu/test_nearest_centroid_static.py): the largest that
+    # spill nothing on any target. Up to 128 centroids and for narrow rows memory or the work on
+    # the scores bounds the time: small programs, of which two or three share a multiprocessor.
+    # Else products do: twice the rows for one reading of the centroids from L2.
+    tile = Tile(64, columns, width if narrow else min(width, 32))
+    if K > 128 and not narrow:
+        tile = Tile(128, 128, width, warps=8)
     return Sizes(
-        prepare=Tile(0, 16, width),
-        filter=Tile(64, 128, width, warps=4) if narrow else Tile(128, 128, width, warps=8),
-        candidates=Tile(64, 128, width, warps=4),
+        prepare=Tile(0, 16, min(tile.values, 32)),
+        filter=tile,
+        candidates=Tile(64, min(columns, 64), tile.values),
         rescore=Tile(4, values=32),
         sweep=Tile(16, 16, 16),
         narrow=narrow,
         filter_programs=device.multiprocessors,
         programs=4 * device.multiprocessors,
-        accumulation=ACCUMULATION.get(device.arch, 4.0),
+        accumulation=accumulation_of(device.arch),
     )
-
-
-# What is assumed of tensor cores: docs/certificate.md, section 8.
-ACCUMULATION = {"sm_80": 1.5, "sm_86": 1.5, "sm_87": 1.5, "sm_89": 1.5, "sm_90": 0.75}
