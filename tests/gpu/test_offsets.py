@@ -1,0 +1,49 @@
+"""What the ops' own tests cannot give their kernels: offsets beyond 32 bits, ids that are refused."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from clustermim_fast import ops
+from clustermim_fast.ops import _triton
+
+pytestmark = pytest.mark.skipif(
+    not _triton.interpreted(), reason="Triton: has a run of its own (make check-triton)"
+)
+
+if _triton.interpreted():
+    from clustermim_fast.ops.replace_patches import triton_kernel
+    from tests.gpu import strict
+
+FAR = 2**30  # elements; a third one begins where 32 bits end
+
+
+def far_apart(tensor: torch.Tensor) -> torch.Tensor:
+    """The same with its first dimension's items 2^30 elements apart; the gaps take no memory."""
+    last = (len(tensor) - 1) * FAR
+    storage = torch.empty(last + tensor[0].numel(), dtype=tensor.dtype)
+    out = storage.as_strided(tensor.shape, (FAR, *tensor[0].contiguous().stride()))
+    return out.copy_(tensor)
+
+
+def test_replace_patches():
+    images = torch.randint(0, 256, (3, 1, 4, 4), dtype=torch.uint8)
+    ids, c = torch.randint(0, 5, (3, 4)), torch.rand(5, 4)
+    where = torch.rand(3, 4) < 0.5
+    expected = ops.replace_patches(images, ids, c, where, 2)
+    with strict.checked(races=False):  # their record has a place for each byte of the gaps
+        got = ops.replace_patches(far_apart(images), ids, c, where, 2, backend="triton")
+    assert torch.equal(got, expected)
+
+
+def test_ids_beyond_the_last_centroid():
+    """On a GPU nothing checks them beforehand; such a patch is left alone."""
+    images = torch.randint(0, 256, (1, 1, 4, 4), dtype=torch.uint8)
+    pixels = torch.randint(0, 256, (5, 2, 2, 1), dtype=torch.uint8)
+    ids = torch.tensor([[4, 5, 2**40, -1]])
+    with strict.checked():
+        out = triton_kernel.replace_patches(images, ids, pixels, torch.ones(1, 4, dtype=torch.bool))
+    assert torch.equal(out[0, 0, :2, :2], pixels[4, :, :, 0])
+    assert torch.equal(out[0, 0, :, 2:], images[0, 0, :, 2:])
+    assert torch.equal(out[0, 0, 2:], images[0, 0, 2:])
