@@ -47,3 +47,18 @@ def test_ids_beyond_the_last_centroid():
     assert torch.equal(out[0, 0, :2, :2], pixels[4, :, :, 0])
     assert torch.equal(out[0, 0, :, 2:], images[0, 0, :, 2:])
     assert torch.equal(out[0, 0, 2:], images[0, 0, 2:])
+
+
+def test_nearest_centroid():
+    x, c = torch.randn(3, 16).half(), torch.randn(5, 16).half()
+    with strict.checked(races=False):
+        ids = ops.nearest_centroid(far_apart(x), c, backend="triton")
+    assert torch.equal(ids, ops.nearest_centroid(x, c))
+
+
+def test_nearest_centroid_of_strided_columns():
+    x, c = torch.randn(20, 2 * 24), torch.randn(24, 2 * 7)
+    x, c = x[:, ::2], c[:, ::2].T
+    with strict.checked():
+        ids = ops.nearest_centroid(x, c, backend="triton")
+    assert torch.equal(ids, ops.nearest_centroid(x.contiguous(), c.contiguous()))
