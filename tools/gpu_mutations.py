@@ -27,8 +27,15 @@ OFFSETS = "tests/gpu/test_offsets.py::"
 NEAREST = "clustermim_fast/ops/nearest_centroid/triton_"
 FILTER, RESCORE = f"{NEAREST}filter.py", f"{NEAREST}rescore.py"
 OF_NEAREST = "tests/ops/test_nearest_centroid.py::"
+LINEAR = "clustermim_fast/ops/masked_linear_cross_entropy/triton_fused.py"
+LOGITS = "clustermim_fast/ops/masked_cross_entropy/triton_rows.py"
+COMPACT = "clustermim_fast/ops/masked_cross_entropy/triton_compact.py"
+OF_LOSSES = "tests/ops/test_masked_loss_bugs"
+BUG03 = f"{OF_LOSSES}.py::test_bug03_mean_over_all_rows_instead_of_counted_ones[dtype0-triton]"
+MANY_TOKENS = "tests/gpu/test_many_tokens.py::test_gradients_of_many_tokens"
 SMALL = f"{OF_NEAREST}test_every_size[129-17-7]"
-TIES = f"{OF_NEAREST}test_ties_of_permuted_centroids[euclidean]"
+OF_TIES = "tests/gpu/test_small_ties.py::"
+TIES = f"{OF_TIES}test_permuted_centroids[3-euclidean]"
 
 MUTATIONS = [
     Mutation(*entry)
@@ -53,7 +60,7 @@ MUTATIONS = [
         ("margin without what rounding moved in a row", FILTER, "S = moved + R + tiny",
          "S = R + tiny", SMALL),
         ("margin without what rounding moved in the centroids", FILTER, "S = moved + R + tiny",
-         "S = moved + tiny", SMALL),
+         "S = moved + tiny", f"{OF_TIES}test_centroids_that_float16_cannot_tell_apart"),
         ("margin not scaled by the distance", FILTER, "margin = 2 * (eps + S * (distance + S))",
          "margin = 2 * (eps + S * S)", SMALL),
         ("second best of the best one's block forgotten", FILTER,
@@ -76,10 +83,38 @@ MUTATIONS = [
          "relative = 0.0 * D", TIES),
         ("exact sums: all windows but the last forgotten", f"{NEAREST}integers.py",
          "rest |= carry & SUM_MASK", "rest = carry & SUM_MASK",
-         "tests/ops/test_nearest_centroid_ties.py::test_every_bit_counts[60]"),
+         f"{OF_TIES}test_one_is_nearer_by_the_lowest_bit"),
         ("rows' offsets in 32 bits", f"{NEAREST}rows.py", "rows.to(tl.int64) * source[1]",
          "rows * source[1]", f"{OFFSETS}test_nearest_centroid"),
         ("columns' stride forgotten", f"{NEAREST}rows.py", "ds.to(tl.int64) * source[2]",
          "ds.to(tl.int64)", f"{OFFSETS}test_nearest_centroid_of_strided_columns"),
+        # ---- the masked losses
+        ("the mask not looked at", COMPACT, "other=0) != 0)", "other=0) >= 0)", BUG03),
+        ("tokens that do not count placed over others", COMPACT, "count + tokens - earlier",
+         "tokens", BUG03),
+        ("samples' offsets in 32 bits", LOGITS, "sample.to(tl.int64) * stride_sample",
+         "sample * stride_sample", f"{OFFSETS}test_masked_cross_entropy"),
+        ("classes beyond the last not masked", LOGITS,
+         'return tl.where(inside[None, :], z, float("-inf"))', "return z",
+         f"{OFFSETS}test_masked_cross_entropy"),
+        ("gradient of what does not count not zero", LINEAR,
+         "for start in range(n + pid * ROWS, N, programs * ROWS):",
+         "for start in range(n + pid * ROWS, n, programs * ROWS):",
+         f"{OF_LOSSES}.py::test_bug10_outputs_that_are_not_written[dtype1-triton]"),
+        ("an atomic sum of losses", LINEAR, "tl.store(sums_ptr + pid, tl.sum(losses, axis=0))",
+         "tl.atomic_add(sums_ptr, tl.sum(losses, axis=0))",
+         f"{OF_LOSSES}.py::test_bug29_bias_without_a_test[dtype1-0.3-triton]"),
+        ("smoothing taken from the target alone", LINEAR,
+         "tl.where(onehot, 1.0 - smoothing + each, each)", "tl.where(onehot, 1.0 - smoothing, each)",
+         f"{OF_LOSSES}.py::test_bug29_bias_without_a_test[dtype1-0.3-triton]"),
+        ("probability rounded before the one-hot is subtracted", LINEAR,
+         "dz = p * share[:, None] - ",
+         "dz = (p * share[:, None]).to(w_ptr.dtype.element_ty).to(tl.float32) - ",
+         f"{OF_LOSSES}_precision.py::test_bug07_probability_rounded_before_the_one_hot_is_subtracted"
+         "[triton]"),
+        ("float16's gradient not shifted up", LINEAR, "dz_narrow = (dz * shift)", "dz_narrow = (dz)",
+         f"{MANY_TOKENS}[dtype1]"),
+        ("the last tokens left out of dW", LINEAR, "tl.cdiv(tl.cdiv(n, ROWS), splits) * ROWS",
+         "tl.cdiv(n, ROWS) // splits * ROWS", f"{MANY_TOKENS}[dtype0]"),
     )
 ]  # fmt: skip

@@ -59,9 +59,7 @@ def _replace(dtype: torch.dtype) -> Any:
 def _logits(k: int, dtype: torch.dtype) -> Any:
     z = torch.zeros(2, 196, k, dtype=dtype).requires_grad_()
     target = torch.zeros(2, 196, dtype=torch.int64)
-    loss = ops.masked_cross_entropy(
-        z, target, target == 0, label_smoothing=0.1, backend="triton"
-    )
+    loss = ops.masked_cross_entropy(z, target, target == 0, label_smoothing=0.1, backend="triton")
     return loss.backward()
 
 

@@ -8,8 +8,8 @@ Set TRITON_INTERPRET=1 before anything imports triton, then::
 
 Every address must lie inside a tensor handed to the kernel; a masked-off lane of a load without
 ``other=`` reads NaN or 0x5a...; ``tl.device_assert`` works; integer arithmetic that overflows
-raises; programs run in a shuffled order; and no program may load or overwrite what another one
-stored (plain stores). Bytes are as requested, before any cache.
+raises; programs run in a shuffled order; no program may load or overwrite what another one stored
+(plain stores), nor add to floats atomically. Bytes are as requested, before any cache.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import triton
 import triton.language as tl
+from triton._C.libtriton import ir
 from triton.runtime import interpreter
 from triton.tools.tensor_descriptor import TensorDescriptor
 
@@ -199,6 +200,8 @@ def _install_memory() -> None:
         if _state.on:
             at, _, size = _state.locate("atomic", pointer, mask.data)
             _state.seen.atomic_bytes += at.size * size
+            if op == ir.ATOMIC_OP.FADD:
+                raise KernelMemoryError("an atomic sum of floats: the order of programs shows")
         return rmw(self, op, pointer, value, mask, *r)
 
     def create_atomic_cas(self: Any, pointer: Any, *rest: Any) -> Any:

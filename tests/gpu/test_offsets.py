@@ -62,3 +62,13 @@ def test_nearest_centroid_of_strided_columns():
     with strict.checked():
         ids = ops.nearest_centroid(x, c, backend="triton")
     assert torch.equal(ids, ops.nearest_centroid(x.contiguous(), c.contiguous()))
+
+
+def test_masked_cross_entropy():
+    z, target = torch.randn(3, 4, 5).half(), torch.randint(0, 5, (3, 4))
+    mask = torch.rand(3, 4) < 0.7
+    expected = ops.masked_cross_entropy(z, target, mask, reduction="none")
+    with strict.checked(races=False):
+        loss = ops.masked_cross_entropy(far_apart(z), target, mask, reduction="none",
+                                        backend="triton")  # fmt: skip
+    assert torch.allclose(loss, expected, atol=1e-5)  # rows of the same samples

@@ -37,6 +37,11 @@ if _triton.interpreted():
         at = tl.arange(0, BLOCK)
         tl.store(out + at, tl.load(x + at) * factor)
 
+    @triton.jit
+    def _sum(x, out, BLOCK: tl.constexpr):
+        values = tl.load(x + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK))
+        tl.atomic_add(out, tl.sum(values, 0))
+
 
 def test_bytes_are_counted():
     x, out = torch.arange(100.0), torch.empty(100)
@@ -60,6 +65,15 @@ def test_a_view_s_storage_beyond_it_is_outside():
 def test_two_programs_that_store_one_address_race():
     with pytest.raises(Exception, match="a race"), strict.checked():
         _copy[(2,)](torch.zeros(64), torch.zeros(64), 64, 16, BLOCK=32, MASKED=True)
+
+
+def test_atomic_sums_are_of_integers():
+    total = torch.zeros(1, dtype=torch.int32)
+    with strict.checked():
+        _sum[(2,)](torch.ones(32, dtype=torch.int32), total, BLOCK=16)
+    assert total.item() == 32
+    with pytest.raises(Exception, match="order of programs shows"), strict.checked():
+        _sum[(2,)](torch.ones(32), torch.zeros(1), BLOCK=16)
 
 
 def test_masked_lanes_read_poison():
