@@ -31,8 +31,11 @@ LINEAR = "clustermim_fast/ops/masked_linear_cross_entropy/triton_fused.py"
 LOGITS = "clustermim_fast/ops/masked_cross_entropy/triton_rows.py"
 COMPACT = "clustermim_fast/ops/masked_cross_entropy/triton_compact.py"
 OF_LOSSES = "tests/ops/test_masked_loss_bugs"
+BUG07 = "test_bug07_probability_rounded_before_the_one_hot_is_subtracted"
 BUG03 = f"{OF_LOSSES}.py::test_bug03_mean_over_all_rows_instead_of_counted_ones[dtype0-triton]"
 MANY_TOKENS = "tests/gpu/test_many_tokens.py::test_gradients_of_many_tokens"
+SUMS = "clustermim_fast/ops/lloyd_step/triton_sums.py"
+IMAGES = "tests/gpu/test_small_images.py::"
 SMALL = f"{OF_NEAREST}test_every_size[129-17-7]"
 OF_TIES = "tests/gpu/test_small_ties.py::"
 TIES = f"{OF_TIES}test_permuted_centroids[3-euclidean]"
@@ -50,7 +53,8 @@ MUTATIONS = [
          "y * stride_w)[:, None]", f"{OF_REPLACE}test_int32_ids_and_strided_inputs[triton]"),
         ("offsets in 32 bits", REPLACE, "tl.program_id(0).to(tl.int64)", "tl.program_id(0)",
          f"{OFFSETS}test_replace_patches"),
-        ("ids beyond the last centroid looked up", REPLACE, "(token >= 0) & (token < num_centroids)",
+        ("ids beyond the last centroid looked up", REPLACE,
+         "(token >= 0) & (token < num_centroids)",
          "token >= 0", f"{OFFSETS}test_ids_beyond_the_last_centroid"),
         ("pixels of a patch by column, then row", REPLACE,
          "(c * PATCH + y % PATCH)[:, None] * PATCH + x % PATCH",
@@ -67,7 +71,8 @@ MUTATIONS = [
          "return tl.maximum(second, tl.max(others, 1)), block + place",
          "return second, block + place", SMALL),
         ("rows beyond the last not masked", FILTER,
-         "tl.arange(0, BLOCK_N)\n    exist = rows < N", "tl.arange(0, BLOCK_N)\n    exist = rows >= 0",
+         "tl.arange(0, BLOCK_N)\n    exist = rows < N",
+         "tl.arange(0, BLOCK_N)\n    exist = rows >= 0",
          SMALL),
         ("NaN counts as decided", FILTER, "decided = second < limit  # false for NaN",
          "decided = (second >= limit) == 0",
@@ -88,6 +93,19 @@ MUTATIONS = [
          "rows * source[1]", f"{OFFSETS}test_nearest_centroid"),
         ("columns' stride forgotten", f"{NEAREST}rows.py", "ds.to(tl.int64) * source[2]",
          "ds.to(tl.int64)", f"{OFFSETS}test_nearest_centroid_of_strided_columns"),
+        # ---- images read in place, Lloyd steps
+        ("lines' stride taken for columns'", f"{NEAREST}images.py",
+         "ds // P % P * source[H_STRIDE]", "ds // P % P * source[W_STRIDE]", f"{IMAGES}test_tokens_of_strided_images"),
+        ("pixels multiplied by 1 / 255", f"{NEAREST}images.py", "tl.div_rn(values, 255.0)",
+         "values * (1.0 / 255.0)", f"{IMAGES}test_pixels_are_divided_as_promised"),
+        ("images' offsets in 32 bits", f"{NEAREST}images.py",
+         "image.to(tl.int64) * source[B_STRIDE]", "image * source[B_STRIDE]",
+         f"{IMAGES}test_images_far_apart"),
+        ("a part reads into the next centroid's rows", SUMS,
+         "end = tl.minimum(begin + PART, tl.load(starts + own_bin + 1))", "end = begin + PART",
+         f"{IMAGES}test_sums_of_uint8_images_are_the_cpu_s"),
+        ("the last part of each centroid left out", SUMS, "range(tl.max(end - begin, 0))",
+         "range(tl.max(end - begin, 0) - 1)", f"{IMAGES}test_sums_of_uint8_images_are_the_cpu_s"),
         # ---- the masked losses
         ("the mask not looked at", COMPACT, "other=0) != 0)", "other=0) >= 0)", BUG03),
         ("tokens that do not count placed over others", COMPACT, "count + tokens - earlier",
@@ -105,14 +123,15 @@ MUTATIONS = [
          "tl.atomic_add(sums_ptr, tl.sum(losses, axis=0))",
          f"{OF_LOSSES}.py::test_bug29_bias_without_a_test[dtype1-0.3-triton]"),
         ("smoothing taken from the target alone", LINEAR,
-         "tl.where(onehot, 1.0 - smoothing + each, each)", "tl.where(onehot, 1.0 - smoothing, each)",
+         "tl.where(onehot, 1.0 - smoothing + each, each)",
+         "tl.where(onehot, 1.0 - smoothing, each)",
          f"{OF_LOSSES}.py::test_bug29_bias_without_a_test[dtype1-0.3-triton]"),
         ("probability rounded before the one-hot is subtracted", LINEAR,
          "dz = p * share[:, None] - ",
          "dz = (p * share[:, None]).to(w_ptr.dtype.element_ty).to(tl.float32) - ",
-         f"{OF_LOSSES}_precision.py::test_bug07_probability_rounded_before_the_one_hot_is_subtracted"
-         "[triton]"),
-        ("float16's gradient not shifted up", LINEAR, "dz_narrow = (dz * shift)", "dz_narrow = (dz)",
+         f"{OF_LOSSES}_precision.py::{BUG07}[triton]"),
+        ("float16's gradient not shifted up", LINEAR, "dz_narrow = (dz * shift)",
+         "dz_narrow = (dz)",
          f"{MANY_TOKENS}[dtype1]"),
         ("the last tokens left out of dW", LINEAR, "tl.cdiv(tl.cdiv(n, ROWS), splits) * ROWS",
          "tl.cdiv(n, ROWS) // splits * ROWS", f"{MANY_TOKENS}[dtype0]"),

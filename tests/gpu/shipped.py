@@ -19,8 +19,9 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 # Rows of the benchmark's shapes, of other dtypes, and one whose width no tile divides.
 ASSIGNED = (
     (768, 100, FULL, "euclidean"), (384, 1000, HALF, "euclidean"), (768, 8192, HALF, "euclidean"),
-    (48, 512, HALF, "euclidean"), (48, 512, FULL, "euclidean"), (384, 1000, torch.float16, "cosine"),
-    (768, 1000, torch.float64, "euclidean"), (384, 1000, FULL, "dot"), (100, 100, FULL, "euclidean"),
+    (48, 512, HALF, "euclidean"), (48, 512, FULL, "euclidean"),
+    (384, 1000, torch.float16, "cosine"), (768, 1000, torch.float64, "euclidean"),
+    (384, 1000, FULL, "dot"), (100, 100, FULL, "euclidean"),
 )  # fmt: skip
 LOSSES = ((100, 512, HALF), (50, 384, HALF), (1000, 512, HALF), (8192, 768, HALF), (100, 512, FULL))
 

@@ -1,4 +1,4 @@
-"""What the ops' own tests cannot give their kernels: offsets beyond 32 bits, ids that are refused."""
+"""What the ops' own tests cannot give kernels: offsets beyond 32 bits, ids that are refused."""
 
 from __future__ import annotations
 
