@@ -24,7 +24,7 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help venv core test test-wheel wheel audit demo lint format types layers bench check clean \
-        check-slow check-triton check-bounds check-sanitizers check-floor print-python
+        check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor print-python
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -88,7 +88,7 @@ layers: $(READY)  ## who may import and include whom
 bench: core  ## time the ops; see benchmarks/README.md
 	$(PY) -m pytest $(wildcard benchmarks/ops/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
-check: test lint types layers test-wheel audit check-slow check-triton check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
+check: test lint types layers test-wheel audit check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
 
 check-slow: core  ## large cases and long runs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
@@ -96,6 +96,9 @@ check-slow: core  ## large cases and long runs
 # One process: Triton reads the variable when it is imported.
 check-triton: core  ## the ops' own tests on the Triton kernels, interpreted and checked strictly
 	TRITON_INTERPRET=1 $(PY) -m pytest $(TRITON_TESTS) $(PYTEST_ARGS)
+
+check-gpu-mutations: core  ## bugs planted in the GPU kernels: a test has to notice each
+	$(PY) tools/check_gpu_mutations.py
 
 check-bounds: $(READY)  ## every term of the certificate's bounds taken out of the core once: a test has to notice
 	$(PY) tools/check_bound_terms.py
