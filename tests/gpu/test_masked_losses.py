@@ -7,8 +7,9 @@ import torch
 
 from clustermim_fast import ops
 from clustermim_fast.ops import _self_checks, _triton
+from clustermim_fast.ops.masked_linear_cross_entropy import op
 from tests.ops.harness import running
-from tests.ops.linear_loss import make
+from tests.ops.linear_loss import check_all, make, truth_of
 
 pytestmark = pytest.mark.skipif(
     not _triton.interpreted(), reason="Triton: has a run of its own (make check-triton)"
@@ -78,21 +79,36 @@ def test_logits_of_any_width(dtype, classes):
     torch.testing.assert_close(found[0][1], found[1][1], rtol=1.6e-2, atol=1e-7)
 
 
-@pytest.mark.parametrize("op", ["masked_cross_entropy", "masked_linear_cross_entropy"])
-def test_the_self_check_passes_and_can_fail(op, monkeypatch):
-    check = _self_checks.CHECKS[op]
+@pytest.mark.parametrize("name", ["masked_cross_entropy", "masked_linear_cross_entropy"])
+def test_the_self_check_passes_and_can_fail(name, monkeypatch):
+    check = _self_checks.CHECKS[name]
     with running("triton"):
         check(torch.device("cpu"))
         module = _self_checks._masked_cross_entropy
-        if op == "masked_linear_cross_entropy":
+        if name == "masked_linear_cross_entropy":
             module = _self_checks._masked_linear_cross_entropy
-        right = getattr(module, op)
+        right = getattr(module, name)
         monkeypatch.setattr(
-            module, op, lambda *a, backend, **kw: right(*a, backend=backend, **kw)
+            module, name, lambda *a, backend, **kw: right(*a, backend=backend, **kw)
             * (1.02 if backend == "triton" else 1.0),
         )  # fmt: skip
         with pytest.raises(AssertionError, match="differs by"):
             check(torch.device("cpu"))
+
+
+@pytest.mark.parametrize("grad_output", [1.0, 0.25, -8.0, 3.7, 0.0])
+def test_a_late_grad_output_is_never_asked_for(grad_output, monkeypatch):
+    """Powers of two scale what the forward made; another one has dX made again, exactly once."""
+    d = make(torch.bfloat16, prefix=1, masked=7, tokens=40)
+    monkeypatch.setattr(op, "_graph_is_kept", lambda: False)
+    monkeypatch.setattr(torch.Tensor, "__float__", None)
+    with running("triton"):
+        loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"],
+                    label_smoothing=0.1, num_prefix_tokens=1, backend="triton")  # fmt: skip
+        loss.backward(torch.tensor(grad_output))
+    monkeypatch.undo()
+    truth = truth_of(d, 1, "triton", label_smoothing=0.1, grad_output=grad_output)
+    check_all(d, loss, truth, 1)
 
 
 @pytest.mark.parametrize("backward", [False, True])
@@ -104,23 +120,23 @@ def test_few_classes_keep_their_logits_and_read_what_counts(backward):
     samples, tokens, masked, dim, classes, prefix = 4, 50, 38, 64, 100, 1
     d = make(torch.bfloat16, samples, tokens, masked, dim, classes, prefix)
     x, w = (d[k].detach() for k in "xw")
-    op = torch.ops.clustermim
+    registered = torch.ops.clustermim
     options = ("mean", -100, 0.1, prefix)
     with running("triton"):
-        given = op.masked_linear_cross_entropy.default(
+        given = registered.masked_linear_cross_entropy.default(
             x, w, None, d["target"], d["mask"], None, *options, -1, False, *[False] * 3, "triton"
         )
     counted = samples * masked
-    sizes = triton_few.tile(classes, dim)
+    sizes = triton_few.tile(classes, dim, x.device)
     tiles = -(-counted // sizes["ROWS"])
     with strict.checked(races=True) as seen:
         if backward:
-            op.masked_linear_cross_entropy_backward.default(
+            registered.masked_linear_cross_entropy_backward.default(
                 torch.ones(()), x, w, None, d["target"], None, *given[1:5], *options, True, True,
                 True, "triton",
             )  # fmt: skip
         else:
-            op.masked_linear_cross_entropy.default(
+            registered.masked_linear_cross_entropy.default(
                 x, w, None, d["target"], d["mask"], None, *options, -1, False, *[False] * 3,
                 "triton",
             )  # fmt: skip

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops.masked_linear_cross_entropy import op
 from tests.gpu.targets import ARCHS, TENSOR_CORES, compiled_only
 
 pytestmark = compiled_only
@@ -54,10 +55,15 @@ def test_the_shipped_kernels_of_a_hundred_classes():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
-@pytest.mark.parametrize("classes", [16, 50, 100, 256])
+@pytest.mark.parametrize("classes", [16, 32, 50, 100])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_number_of_classes(arch, classes, dtype):
     _check(_linear_rows(arch, dtype, classes, label_smoothing=0.1), arch, FEW)
+
+
+@pytest.mark.slow
+def test_what_hopper_fits():
+    _check(_linear_rows(90, torch.bfloat16, 256, label_smoothing=0.1), 90, FEW)
 
 
 @pytest.mark.slow
@@ -70,6 +76,17 @@ def test_every_width(arch, dim):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("classes", [100, 256])
+def test_gradients_made_again(arch, classes, monkeypatch):
+    """A float16 dX, and a bfloat16 one whose grad_output the device keeps to itself."""
+    monkeypatch.setattr(op, "_on_device", lambda _: True)
+    for dtype in (torch.float16, torch.bfloat16):
+        rows = _linear_rows(arch, dtype, classes, label_smoothing=0.1)
+        _check(rows, arch, ("linear_rows",) if classes <= 128 or arch == 90 else MANY)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [64, 100])
 def test_every_option(arch, classes):
     weight = torch.ones(8, TOKENS)
     rows = _linear_rows(

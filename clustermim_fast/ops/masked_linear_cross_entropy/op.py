@@ -7,10 +7,11 @@ from typing import Any, Literal, NamedTuple, overload
 
 import torch
 
-from clustermim_fast.ops import _backend, _checks
+from clustermim_fast.ops import _backend, _checks, _triton
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 from clustermim_fast.ops.masked_linear_cross_entropy import reference
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import logits_stay
 from clustermim_fast.ops.masked_linear_cross_entropy.registered import (
     backward_op,
     check_operands,
@@ -43,7 +44,8 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
     given and each row's softmax statistics, and the backward makes the logits again, knowing
     grad_output and the divisor: a fourth product, and right for any grad_output. float16 needs that
     (1 / N without the loss scale underflows), and so do a grad_output for each row, a graph that is
-    being compiled, and a bfloat16 dX whose factor is no power of two, which would be rounded twice.
+    being compiled, a bfloat16 dX whose factor is no power of two, which would be rounded twice, and
+    on Triton all but bfloat16 with few classes.
     """
 
     @staticmethod
@@ -91,6 +93,8 @@ class _MaskedLinearCrossEntropy(torch.autograd.Function):
         )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = _differentiable_grads(ctx, grad_loss, needs)
+        elif ctx.in_forward and ctx.backend == "triton" and _on_device(grad_loss):
+            grads = _scaled_on_device(ctx, grad_loss, needs)
         else:
             factor = float(grad_loss) if ctx.in_forward else math.nan
             again, made = needs, grads_of_one
@@ -127,6 +131,32 @@ def _scaled(grad: torch.Tensor, factor: float) -> torch.Tensor:
     return grad if factor == 1.0 else grad.mul_(factor)
 
 
+def _on_device(grad_loss: torch.Tensor) -> bool:
+    """Would reading it make the host wait?"""
+    return grad_loss.is_cuda or _triton.interpreted()
+
+
+def _scaled_on_device(
+    ctx: Any, grad_loss: torch.Tensor, needs: tuple[bool, bool, bool]
+) -> list[torch.Tensor | None]:
+    """The saved gradients times ``grad_loss``, which stays where it is."""
+    from clustermim_fast.ops.masked_linear_cross_entropy import triton_kernel
+
+    input, weight, bias, target, _, *rest = ctx.saved_tensors
+    token_weight, rows, count, stats, divisor, *of_one = rest
+    reduction, _, smoothing, prefix = ctx.options
+    rounded = weight if ctx.compute_dtype is None else weight.to(ctx.compute_dtype)
+    with _triton.launching_on(input), torch.autocast(input.device.type, enabled=False):
+        made = triton_kernel.scaled_gradients(
+            grad_loss, of_one, _graph_is_kept(), input, rounded, bias, target, token_weight, rows,
+            count, stats, divisor, reduction, smoothing, prefix,
+        )  # fmt: skip
+    return [
+        grad.to(like.dtype) if needed and like is not None else None
+        for grad, needed, like in zip(made, needs, (input, weight, bias), strict=True)
+    ]
+
+
 def _differentiable_grads(
     ctx: Any, grad_loss: torch.Tensor, needs: tuple[bool, bool, bool]
 ) -> list[torch.Tensor | None]:
@@ -152,9 +182,14 @@ def _needed_in_forward(
     bias: torch.Tensor | None,
     reduction: str,
     backend: str,
+    compute_dtype: torch.dtype | None,
 ) -> tuple[bool, bool, bool]:
     """The gradients of input, weight and bias that the forward makes."""
-    forward = backend == "cpu" and reduction != "none" and input.dtype != torch.float16
+    forward = backend == "cpu"
+    if backend == "triton":
+        forward = logits_stay(input, compute_dtype or weight.dtype, weight.shape[0])
+        forward = forward and (bias is None or bias.dtype != torch.float64)
+    forward = forward and reduction != "none" and input.dtype != torch.float16
     # A traced graph cannot ask what its grad_output is.
     if not forward or not torch.is_grad_enabled() or torch.compiler.is_compiling():
         return (False, False, False)
@@ -287,7 +322,7 @@ def masked_linear_cross_entropy(
         input, linear_weight, linear_bias, target, _rows.as_mask(mask), token_weight,
         (reduction, ignore_index, float(label_smoothing), num_prefix_tokens),
         -1 if masked_per_sample is None else masked_per_sample, return_metrics, compute_dtype, name,
-        _needed_in_forward(input, linear_weight, linear_bias, reduction, name),
+        _needed_in_forward(input, linear_weight, linear_bias, reduction, name, compute_dtype),
     )  # fmt: skip
     if not return_metrics:
         return loss

@@ -1,4 +1,4 @@
-"""What the back-ends of the CPU compute from."""
+"""What the back-ends of the CPU compute from, and what all of them share."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import torch
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.masked_cross_entropy import arguments
 
 
@@ -13,6 +14,16 @@ def as_samples(input: torch.Tensor) -> torch.Tensor:
     """[..., T, d] as [S, T, d] with dense rows; a view unless the strides allow none."""
     x = input.reshape(input.shape[:-2].numel(), *input.shape[-2:])
     return x if x.stride(2) == 1 or x.shape[2] == 1 else x.contiguous()
+
+
+def logits_stay(input: torch.Tensor, weight: torch.dtype, num_classes: int) -> bool:
+    """On Triton: does one kernel hold a token's logits from their product to their gradient?
+
+    256 of them fit the registers beside Hopper's asynchronous products, else 128.
+    """
+    hopper = _triton.properties(input.device).capability // 10 == 9
+    narrow = input.dtype == weight and weight.itemsize == 2
+    return narrow and num_classes <= (256 if hopper else 128)
 
 
 class Needs(NamedTuple):

@@ -18,15 +18,22 @@ from clustermim_fast.ops.masked_linear_cross_entropy.triton_problem import (
 ADD_BLOCK = 1024
 
 
-def tile(num_classes: int, dim: int) -> dict[str, int]:
-    """Of ``linear_rows``."""
+def tile(num_classes: int, dim: int, device: torch.device) -> dict[str, int]:
+    """Of ``linear_rows``: without spills on sm_80, sm_90 and sm_100 (tests/gpu).
+
+    128 tokens share a reading of W where their logits fit the registers.
+    """
     classes = next_power(num_classes)
+    hopper = _triton.properties(device).capability // 10 == 9
+    rows, warps = 128, 4 if classes <= 32 else 8
+    if classes == 128:
+        rows, warps = (128, 16) if hopper else (64, 8)
     return {
-        "ROWS": 128 if classes <= 128 else 64,
+        "ROWS": rows if classes <= 128 else 64,
         "KP": classes,
         "DEPTH": dividing(dim, 64),
         "WIDTH": dividing(dim, 64),
-        "num_warps": 8 if classes > 64 else 4,
+        "num_warps": warps,
         "num_stages": 3,
         "enable_fp_fusion": True,
     }
@@ -47,14 +54,25 @@ def weight_tile(num_classes: int, dim: int) -> dict[str, int]:
 
 def programs_for(problem: Problem) -> int:
     """Of ``linear_rows``: two a multiprocessor, each with a fixed share of the tokens."""
-    tiles = triton.cdiv(problem.num_tokens, tile(*problem.weight.shape)["ROWS"])
-    return max(1, min(tiles, 2 * _triton.properties(problem.x.device).multiprocessors))
+    (num_classes, dim), device = problem.weight.shape, problem.x.device
+    tiles = triton.cdiv(problem.num_tokens, tile(num_classes, dim, device)["ROWS"])
+    return max(1, min(tiles, 2 * _triton.properties(device).multiprocessors))
 
 
-def run(problem: Problem, stats: torch.Tensor, losses: Losses | None, grads: Grads | None) -> None:
-    """Fills ``stats`` and ``losses``, and ``grads``; without losses the stats are read."""
+def run(
+    problem: Problem,
+    stats: torch.Tensor,
+    losses: Losses | None,
+    grads: Grads | None,
+    again: torch.Tensor | None = None,
+) -> None:
+    """Fills ``stats`` and ``losses``, and ``grads``; without losses the stats are read.
+
+    ``again``: the grad_output, float32 [1], where dX is there for one of 1: written only if this
+    one is no power of two.
+    """
     x, (num_classes, dim) = problem.x, problem.weight.shape
-    sizes, programs = tile(num_classes, dim), programs_for(problem)
+    sizes, programs = tile(num_classes, dim, x.device), programs_for(problem)
     weight, bias = _padded(problem, sizes["KP"])
     dz = db = dx = direction = None
     dx_strides: tuple[int, ...] = (0, 0)
@@ -73,11 +91,11 @@ def run(problem: Problem, stats: torch.Tensor, losses: Losses | None, grads: Gra
     kernels.linear_rows[(programs,)](
         x, weight, bias, problem.target, problem.token_weight, wrong, problem.rows,
         problem.counted, stats, each, sums, correct, histogram, factor, relative, direction, dz, dx,
-        db, problem.num_tokens, num_classes, dim, problem.per_sample, problem.prefix, x.shape[0],
-        *x.stride()[:2], weight.stride(0), *dx_strides, problem.smoothing, problem.shift,
-        TOKEN_WEIGHT=problem.token_weight is not None,
-        WRONG=wrong is not None, SMOOTH=problem.smoothing > 0, EACH=each is not None,
-        METRICS=correct is not None, LOSS=losses is not None, RELATIVE=relative is not None,
+        db, again, problem.num_tokens, num_classes, dim, problem.per_sample, problem.prefix,
+        x.shape[0], *x.stride()[:2], weight.stride(0), *dx_strides, problem.smoothing,
+        problem.shift, TOKEN_WEIGHT=problem.token_weight is not None, WRONG=wrong is not None,
+        SMOOTH=problem.smoothing > 0, EACH=each is not None, METRICS=correct is not None,
+        LOSS=losses is not None, RELATIVE=relative is not None, AGAIN=again is not None,
         DX=dx is not None, DZ=dz is not None, DB=db is not None,
         EVEN_D=dim % sizes["DEPTH"] == 0, EVEN_WIDTH=dim % sizes["WIDTH"] == 0, **sizes,
     )  # fmt: skip
@@ -89,6 +107,15 @@ def run(problem: Problem, stats: torch.Tensor, losses: Losses | None, grads: Gra
         total = stats.new_empty(sizes["KP"])
         add(db, None, total, 0.0)
         torch.mul(total[:num_classes], grads.scales.factor, out=grads.bias)
+
+
+def scale(problem: Problem, grad_input: torch.Tensor, grad: torch.Tensor) -> None:
+    """``grad_input`` times ``grad``, float32 [1], where that is a power of two."""
+    dx, dim = grad_input.view(problem.x.shape), problem.x.shape[2]
+    kernels.scale_rows[(4 * _triton.properties(dx.device).multiprocessors,)](
+        problem.rows, problem.counted, grad, dx, dim, problem.per_sample, problem.prefix,
+        *dx.stride()[:2], ROWS=32, WIDTH=dividing(dim, 128), enable_fp_fusion=True,
+    )  # fmt: skip
 
 
 def _padded(problem: Problem, classes: int) -> tuple[torch.Tensor, torch.Tensor]:

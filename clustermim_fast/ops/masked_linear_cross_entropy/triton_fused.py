@@ -42,6 +42,33 @@ def _tile_logits(
 
 
 @triton.jit
+def _is_power_of_two(value):
+    """Or 0 or inf: no product of a finite number with it is rounded."""
+    return (value.to(tl.int32, bitcast=True) & 0x7FFFFF) == 0
+
+
+@triton.jit
+def scale_rows(
+    rows_ptr, count_ptr, grad_ptr, dx_ptr, D, per_sample, prefix, dx_sample, dx_row,
+    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """dX times grad_output where that is a power of two; nothing is read where it is 1."""
+    grad = tl.load(grad_ptr)
+    n = tl.where(_is_power_of_two(grad) & (grad != 1.0), tl.load(count_ptr), 0)
+    for start in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
+        slots = start + tl.arange(0, ROWS).to(tl.int64)
+        live = slots < n
+        tokens = tl.load(rows_ptr + slots, mask=live, other=0)
+        base = token_offsets(tokens, per_sample, prefix, dx_sample, dx_row)
+        for d in range(0, D, WIDTH):
+            ds = d + tl.arange(0, WIDTH)
+            at = dx_ptr + base[:, None] + ds[None, :]
+            mask = live[:, None] & (ds < D)[None, :]
+            dx = tl.load(at, mask=mask, other=0.0).to(tl.float32) * grad
+            tl.store(at, dx.to(dx_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _zero_rows(
     dx_ptr, base, listed, D, ROWS: tl.constexpr, WIDTH: tl.constexpr, EVEN_WIDTH: tl.constexpr
 ):  # fmt: skip
@@ -59,21 +86,25 @@ def _zero_rows(
 def linear_rows(
     x_ptr, w_ptr, bias_ptr, target_ptr, token_weight_ptr, wrong_ptr, rows_ptr, count_ptr,
     stats_ptr, loss_ptr, sums_ptr, correct_ptr, histogram_ptr,
-    factor_ptr, relative_ptr, direction_ptr, dz_ptr, dx_ptr, db_ptr,
+    factor_ptr, relative_ptr, direction_ptr, dz_ptr, dx_ptr, db_ptr, grad_ptr,
     N, K, D, per_sample, prefix, samples, x_sample, x_row, w_row, dx_sample, dx_row, smoothing,
     shift, TOKEN_WEIGHT: tl.constexpr, WRONG: tl.constexpr,
     SMOOTH: tl.constexpr, EACH: tl.constexpr, METRICS: tl.constexpr, LOSS: tl.constexpr,
-    RELATIVE: tl.constexpr, DX: tl.constexpr, DZ: tl.constexpr, DB: tl.constexpr,
+    RELATIVE: tl.constexpr, AGAIN: tl.constexpr, DX: tl.constexpr, DZ: tl.constexpr,
+    DB: tl.constexpr,
     ROWS: tl.constexpr, KP: tl.constexpr, DEPTH: tl.constexpr, WIDTH: tl.constexpr,
     EVEN_D: tl.constexpr, EVEN_WIDTH: tl.constexpr,
 ):  # fmt: skip
     """LOSS: losses and stats, written. DX, DZ, DB: gradients; without LOSS the stats are read.
 
-    Weight, bias and db have KP classes, of which those past K hold 0, -inf and anything.
+    Weight, bias and db have KP classes, of which those past K hold 0, -inf and anything. AGAIN: dX
+    is there for a grad_output of 1, and is made again if that is no power of two.
     """
     pid = tl.program_id(0)
     programs = tl.num_programs(0)
     n = tl.load(count_ptr)
+    if AGAIN:
+        n = tl.where(_is_power_of_two(tl.load(grad_ptr)), 0, n)
     ks = tl.arange(0, KP)
     inside = ks < K
     factor = 1.0
@@ -178,7 +209,7 @@ def linear_rows(
     if LOSS and METRICS:  # whole numbers: the order of the additions does not show
         tl.atomic_add(histogram_ptr + ks, chosen.to(tl.int64), mask=chosen > 0, sem="relaxed")
         tl.atomic_add(correct_ptr, tl.sum(right, axis=0).to(tl.int64), sem="relaxed")
-    if LOSS or DX:  # what does not count
+    if (LOSS or DX) and not AGAIN:  # what does not count
         for start in range(n + pid * ROWS, N, programs * ROWS):
             slots = start + tl.arange(0, ROWS).to(tl.int64)
             listed = slots < N
@@ -191,7 +222,7 @@ def linear_rows(
             if DX:
                 base = token_offsets(tokens, per_sample, prefix, dx_sample, dx_row)
                 _zero_rows(dx_ptr, base, listed, D, ROWS, WIDTH, EVEN_WIDTH)
-    if DX:  # the prefixes
+    if DX and not AGAIN:  # the prefixes
         for start in range(pid * ROWS, samples * prefix, programs * ROWS):
             tokens = start + tl.arange(0, ROWS)
             base = token_offsets(tokens, prefix, 0, dx_sample, dx_row)
@@ -217,7 +248,7 @@ def weight_parts(
     begin = split * span
     end = tl.minimum(begin + span, n)
     factor = tl.load(factor_ptr)
-    dw = tl.zeros([KP, WIDTH], tl.float32)
+    dw = tl.zeros([WIDTH, KP], tl.float32)  # transposed: tensor cores want 64 rows
     inputs = tl.zeros([ROWS, WIDTH], tl.float32)
     for start in range(begin, end, ROWS):
         slots = start + tl.arange(0, ROWS).to(tl.int64)
@@ -229,7 +260,7 @@ def weight_parts(
             x_mask = x_mask & there[None, :]
         x = tl.load(x_ptr + base[:, None] + ds[None, :], mask=x_mask, other=0.0)
         dz = tl.load(dz_ptr + slots[:, None] * KP + ks[None, :], mask=live[:, None], other=0.0)
-        dw = tl.dot(tl.trans(dz), x, dw)
+        dw = tl.dot(tl.trans(x), dz, dw)
         if SMOOTH:
             if RELATIVE:
                 relative = tl.load(relative_ptr + slots, mask=live, other=0.0)
@@ -237,7 +268,7 @@ def weight_parts(
             else:
                 inputs += x.to(tl.float32)
     at = parts_ptr + (split.to(tl.int64) * K + ks[:, None]) * D + ds[None, :]
-    tl.store(at, dw * (factor / shift), mask=(ks < K)[:, None] & there[None, :])
+    tl.store(at, tl.trans(dw) * (factor / shift), mask=(ks < K)[:, None] & there[None, :])
     if SMOOTH:
         at = sums_ptr + split.to(tl.int64) * D + ds
         tl.store(at, tl.sum(inputs, axis=0) * factor, mask=there)

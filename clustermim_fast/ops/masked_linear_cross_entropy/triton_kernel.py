@@ -7,6 +7,8 @@ the reference, on the same device.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 
 from clustermim_fast.ops.masked_cross_entropy import arguments, triton_compact
@@ -129,3 +131,40 @@ def _wrong_samples(
     if mask is None:
         return target.new_full((samples,), tokens != masked_per_sample, dtype=torch.uint8)
     return (mask.reshape(samples, tokens).sum(1) != masked_per_sample).to(torch.uint8)
+
+
+def scaled_gradients(
+    grad_loss: torch.Tensor,
+    of_one: Sequence[torch.Tensor],
+    keep: bool,
+    input: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    token_weight: torch.Tensor | None,
+    rows: torch.Tensor,
+    count: torch.Tensor,
+    stats: torch.Tensor,
+    divisor: torch.Tensor,
+    reduction: str,
+    label_smoothing: float,
+    prefix: int,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The gradients for ``grad_loss`` from those for 1, without asking the device what it is.
+
+    A power of two is multiplied in place (in a copy, if ``keep``); for another one dX is made
+    again, since its second rounding would show.
+    """
+    grad_input, grad_weight, grad_bias = of_one
+    grad = grad_loss.float().reshape(1)
+    if grad_input.numel():
+        problem = make_problem(
+            input, weight, bias, target, token_weight, (rows, count, divisor), reduction,
+            label_smoothing, prefix,
+        )  # fmt: skip
+        grad_input = grad_input.clone() if keep else grad_input
+        triton_few.scale(problem, grad_input, grad)
+        needs = Needs(True, False, False)
+        grads = make_grads(problem, input, make_scales(problem, grad_loss), needs, grad_input)
+        triton_few.run(problem, stats.contiguous(), None, grads, again=grad)
+    return grad_input, grad_weight * grad, grad_bias * grad

@@ -8,9 +8,12 @@ import torch
 import triton
 
 from clustermim_fast.ops.masked_cross_entropy import triton_compact
-from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs, as_samples
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import (
+    Needs,
+    as_samples,
+    logits_stay,
+)
 
-FUSED_CLASSES = 256
 HALF_PRECISION_SHIFT = 2.0**15  # of float16's dZ, which is at most 1: away from its subnormals
 
 
@@ -41,8 +44,7 @@ class Problem(NamedTuple):
     @property
     def fused(self) -> bool:
         """Can the kernels that keep the logits take it?"""
-        narrow = self.x.dtype == self.weight.dtype and self.x.dtype.itemsize == 2
-        return narrow and self.weight.shape[0] <= FUSED_CLASSES
+        return logits_stay(self.x, self.weight.dtype, self.weight.shape[0])
 
     @property
     def shift(self) -> float:
@@ -121,13 +123,25 @@ def make_scales(problem: Problem, grad_loss: torch.Tensor) -> Scales:
     return Scales(factor, scale / factor)
 
 
-def make_grads(problem: Problem, input: torch.Tensor, scales: Scales, needs: Needs) -> Grads:
+def make_grads(
+    problem: Problem,
+    input: torch.Tensor,
+    scales: Scales,
+    needs: Needs,
+    grad_input: torch.Tensor | None = None,
+) -> Grads:
+    """Room for what is needed; ``grad_input`` where that is there already."""
     num_classes, dim = problem.weight.shape
+    if grad_input is None:
+        grad_input = input.new_empty(input.shape if needs.input else (0,))
+    of_weight = (num_classes, dim) if needs.weight else (0,)
     return Grads(
-        scales, needs, input.new_empty(input.shape if needs.input else (0,)),
-        problem.weight.new_empty((num_classes, dim) if needs.weight else (0,), dtype=torch.float32),
-        problem.weight.new_empty(num_classes if needs.bias else 0, dtype=torch.float32),
-    )  # fmt: skip
+        scales,
+        needs,
+        grad_input,
+        input.new_empty(of_weight, dtype=torch.float32),
+        input.new_empty(num_classes if needs.bias else 0, dtype=torch.float32),
+    )
 
 
 def next_power(size: int, least: int = 16) -> int:
