@@ -251,8 +251,8 @@ def grad_rows(
         if EXTRA and tl.program_id(1) == 0:
             more = tl.arange(0, EXTRA)
             values = _in_parts(scale * shift, more, ROWS, EXTRA, out_ptr.dtype.element_ty)
-            out = out_ptr + out_base[:, None] + (row_aligned * ALIGN + more)[None, :]
-            tl.store(out, values, mask=listed[:, None])
+            behind = out_ptr + out_base[:, None] + (row_aligned * ALIGN + more)[None, :]
+            tl.store(behind, values, mask=listed[:, None])
     if DB:
         at = db_ptr + pid.to(tl.int64) * K + ks
         if DB_MORE:
