@@ -21,6 +21,7 @@ COUNTS = {  # column -> opcodes
     "FFMA": r"FFMA2?",
     "TMA": r"UTMALDG|UTMASTG|UTMAREDG|UBLKCP",
     "G128": r"(LDG|LDGSTS|STG)\b.*\.128",
+    "Gnarrow": r"LDG\S*\.[US](8|16)\b",
     "G": r"LDG|LDGSTS|STG",
     "local": r"LDL|STL",
     "total": r".",

@@ -119,5 +119,5 @@ class Inertia:
         )  # fmt: skip
         _add_costs_kernel[(1,)](
             sums, quanta, self._state, self._quanta, self.value, programs,
-            QUANTISED=self.quantised, BLOCK=_BLOCK, num_warps=4,
+            QUANTISED=self.quantised, BLOCK=_BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip

@@ -149,7 +149,9 @@ def add_rows(
     bin_rows = min(max(triton.next_power_of_2(k * PART_ROWS), 2**14), 2**21)
     bins = triton.cdiv(n, bin_rows) * k
     keys = ids.new_empty(n, dtype=torch.int32)
-    _keys_kernel[(triton.cdiv(n, 1024),)](ids, keys, n, k, bins, BIN=bin_rows, BLOCK=1024)
+    _keys_kernel[(triton.cdiv(n, 1024),)](
+        ids, keys, n, k, bins, BIN=bin_rows, BLOCK=1024, enable_fp_fusion=False
+    )
     keys, order = keys.sort(stable=True)
     most = min(n, n // PART_ROWS + bins)  # parts there can be
     numbers = torch.arange(max(bins + 1, most), dtype=torch.int32, device=ids.device)
@@ -165,7 +167,7 @@ def add_rows(
         return ids.new_zeros((1, n), dtype=torch.float64)
     kind = "quantised" if quantised else "plain" if weights is None else "weighted"
     block_d, pieces = _column_blocks(d)
-    block_n = max(_BLOCK_ROWS, 2048 // block_d)
+    block_n = max(_BLOCK_ROWS, (1024 if source.wide else 2048) // block_d)
     cs = matrix_rows(centroids)
     parts = totals.sums.new_empty(most, d)
     weight_parts = ids.new_empty(most if kind == "weighted" else 0, dtype=torch.float64)
@@ -178,7 +180,7 @@ def add_rows(
     )  # fmt: skip
     _add_parts_kernel[(triton.cdiv(k, 8), triton.cdiv(d, 128))](
         parts, weight_parts, first_parts, totals.sums, totals.counts, bins, k, d,
-        SUM=kind, BLOCK_K=8, BLOCK_D=128, num_warps=4,
+        SUM=kind, BLOCK_K=8, BLOCK_D=128, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     return costs
 

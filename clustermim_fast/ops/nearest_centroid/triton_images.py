@@ -31,19 +31,20 @@ def image_arguments(
     across = width // patch_size
     return (
         images, *images.stride(), height // patch_size * across, across,
-        tl.constexpr(patch_size), tl.constexpr(channels), tl.constexpr(_is_packed(images)),
+        tl.constexpr(patch_size), tl.constexpr(channels), tl.constexpr(is_packed(images)),
         tl.constexpr(mean is not None), *(mean or ()), *(std or ()),
     )  # fmt: skip
 
 
-def _is_packed(images: torch.Tensor) -> bool:
+def is_packed(images: torch.Tensor) -> bool:
+    """Whether the channels of a pixel lie side by side, and pixels of a line do."""
     channels = images.shape[1]
     return channels > 1 and images.stride(1) == 1 and images.stride(3) == channels
 
 
 def memory_order(images: torch.Tensor) -> str:
     """The patch order in which kernels read rows of ``images``."""
-    return "hwc" if _is_packed(images) else "chw"
+    return "hwc" if is_packed(images) else "chw"
 
 
 def in_order(rows: torch.Tensor, channels: int, order: str, wanted: str) -> torch.Tensor:

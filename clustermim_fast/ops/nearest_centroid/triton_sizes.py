@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from clustermim_fast.ops._triton import Device, interpreted
+from clustermim_fast.ops.nearest_centroid.triton_images import is_packed
 from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource
 
 
@@ -76,22 +77,28 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
             programs=2,
             accumulation=accumulation_of(device.arch),
         )
-    # A block of float64 values takes twice the registers.
-    width = min(width, 32 if rows.wide else 64)
+    # A block of float64 values, or of pixels until they are values, takes twice the registers; of
+    # channels side by side each value has a mean and a deviation of its own there.
+    pixels = rows.kind == "images"
+    width = min(width, 32 if rows.wide or pixels else 64)
     columns = min(128, max(16, 1 << (K - 1).bit_length()))
     # Chosen from the compiled code (tests/gpu/test_nearest_centroid_static.py): the largest that
     # spill nothing on any target. Up to 128 centroids and for narrow rows memory or the work on
     # the scores bounds the time: small programs, of which two or three share a multiprocessor.
     # Else products do: twice the rows for one reading of the centroids from L2.
     tile = Tile(64, columns, width if narrow else min(width, 32))
+    if pixels and narrow:
+        tile = Tile(64, min(columns, 64), width)
+    elif pixels and is_packed(rows.arguments[0]):
+        tile = Tile(64, columns, 16, warps=8)
     if K > 128 and not narrow:
         tile = Tile(128, 128, width, warps=8)
     return Sizes(
         prepare=Tile(0, 16, min(tile.values, 32)),
         filter=tile,
-        candidates=Tile(64, min(columns, 64), tile.values),
+        candidates=Tile(32 if pixels else 64, min(columns, 64), tile.values),
         rescore=Tile(4, values=32),
-        sweep=Tile(16, 16, 16),
+        sweep=Tile(8 if pixels else 16, 16, 16),
         narrow=narrow,
         filter_programs=device.multiprocessors,
         programs=4 * device.multiprocessors,
