@@ -98,7 +98,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
         filter=tile,
         candidates=Tile(32 if pixels else 64, min(columns, 64), tile.values),
         rescore=Tile(4, values=32),
-        sweep=Tile(8 if pixels else 16, 16, 16),
+        sweep=Tile(8, 16, 16, warps=4 if pixels else 2),
         narrow=narrow,
         filter_programs=device.multiprocessors,
         programs=4 * device.multiprocessors,
