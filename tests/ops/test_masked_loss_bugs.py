@@ -4,8 +4,8 @@ The numbers are those of the survey that collected them. Here are those by which
 is simply another one; test_masked_loss_bugs_precision.py has 4 to 9 and 22, _large.py 13,
 _autograd.py 16, 17, 19 to 21, 23, 24 and 27, _work.py 18, 28 and 30.
 
-25, a launch whose size follows the next power of two above K, has no test on the CPU: nothing here
-has such a size. It belongs to the tests of the kernels for GPUs.
+25, a launch whose size follows the next power of two above K, is the GPU kernels':
+tests/gpu/test_masked_losses_launch.py.
 """
 
 from __future__ import annotations
