@@ -12,7 +12,7 @@ from clustermim_fast import ops
 from clustermim_fast.ops import _backend
 from tests.ops.adversarial import GENERATORS, make
 from tests.ops.adversarial_patches import PATCH_GENERATORS, make_patches
-from tests.ops.harness import METRICS, running, usable_paths
+from tests.ops.harness import METRICS, every_cpu_path, running, usable_paths
 from tests.ops.patch_rows import MEMORY, Layout
 from tests.ops.truth import nearest_ids
 
@@ -194,7 +194,7 @@ def test_lloyd_step_images_assigns_alike(name):
         assert counts.sum() == (expected >= 0).sum()
 
 
-@pytest.mark.parametrize("path", usable_paths()[1:])
+@every_cpu_path
 def test_the_set_has_teeth(path):
     """Without the margins of the certificate many of these tokens are wrong on every path."""
     layout, norm, core = Layout(8, 3), take(IMAGENET, 3), _backend.core()
