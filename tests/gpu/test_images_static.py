@@ -22,8 +22,8 @@ CASES = {
 }
 # Kernels that every pixel passes; the others see few rows.
 STREAMING = ("_filter_kernel", "_parts_kernel")
-# Sees rows with more than eight candidates; test_the_sweep_spills_nothing holds it to the bar.
-SWEEP = "_sweep_kernel"
+# 16 to 68 bytes spill: ptxas saves registers around the calls that divide.
+SPILLS = {80: ["_sweep_kernel"]}
 
 
 def pixels(case):
@@ -43,7 +43,7 @@ def test_nothing_spills_and_loads_are_wide(arch, case):
     with static.offline(arch) as rows:
         ops.lloyd_step_images(images, centroids, patch, mean=MEAN, std=STD, backend="triton")
     print(static.table(rows))
-    assert not [r.kernel for r in rows if not r.clean and r.kernel != SWEEP]
+    assert [r.kernel for r in rows if not r.clean] == SPILLS.get(arch, [])
     streaming = [r for r in rows if r.kernel in STREAMING]
     assert len(streaming) == 2
     for row in streaming:
@@ -54,25 +54,6 @@ def test_nothing_spills_and_loads_are_wide(arch, case):
             assert row.counts["Gnarrow"] <= 8, row.kernel
         if row.kernel != "_parts_kernel":
             assert row.counts[TENSOR_CORES[arch]] > 0
-
-
-AMPERE = pytest.param(
-    80, marks=pytest.mark.xfail(reason="16 to 68 bytes spill on sm_80; why is not known yet")
-)
-
-
-@pytest.mark.parametrize("arch", [AMPERE, 90, 100])
-@pytest.mark.parametrize("case", CASES)
-def test_the_sweep_spills_nothing(arch, case, monkeypatch):
-    from clustermim_fast.ops.nearest_centroid import triton_kernel
-    from tests.gpu import static
-
-    for other in ("filter_rows", "list_candidates", "decide_exactly"):  # compiled by others
-        monkeypatch.setattr(triton_kernel, other, lambda *_: None)
-    with static.offline(arch) as rows:
-        ops.patch_tokens(*pixels(case), mean=MEAN, std=STD, backend="triton")
-    (sweep,) = (r for r in rows if r.kernel == SWEEP)
-    assert sweep.clean
 
 
 @pytest.mark.parametrize("arch", ARCHS)
