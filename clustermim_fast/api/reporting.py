@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clustermim_fast._version import __version__
 from clustermim_fast.data import ImageSet, open_images
-from clustermim_fast.masking import random_mask
+from clustermim_fast.masking import Masker
 from clustermim_fast.report import RunView, codebook_picture, write_report
 from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
@@ -40,8 +40,7 @@ def report_run(
     images = _open(loaded) if images is None else images
     samples = torch.from_numpy(_spread(len(images), SHOWN))
     config = loaded.config
-    rows, columns = loaded.model.grid  # type: ignore[misc]
-    mask = random_mask(rows * columns, config.mask.ratio, config.seed, 0, samples.numpy())
+    mask = _masker(loaded)(config.seed, 0, samples.numpy()).mask
     usage, counted = None, 0
     if loaded.tokenizer is not None:
         usage, counted = _usage(loaded.tokenizer, images)
@@ -88,6 +87,11 @@ def show_tokenizer(path: str | Path, out: str | Path | None = None, *, say: Say 
     codebook_picture(tokenizer, counts).save(target)
     say(f"  {'codebook':<15} {target}")
     return target
+
+
+def _masker(loaded: LoadedRun) -> Masker:
+    model: Any = loaded.model
+    return Masker(loaded.config.mask, model.grid, model.patch_size)
 
 
 def _open(loaded: LoadedRun) -> ImageSet:
@@ -151,12 +155,13 @@ def _about(
     size = sum(p.numel() for p in encoder.parameters()) / 1e6
     height, width = images.image_size
     rows, columns = model.grid  # type: ignore[misc]
+    masker = _masker(loaded)
     facts = [
         ("images", f"{len(images):,} from {config.data.path}"),
         ("image size", f"{height} × {width} px"),
         ("patches", f"{rows} × {columns} of {config.model.patch_size} px"),
         ("encoder", f"{config.model.encoder}, {size:.2f} M parameters"),
-        ("masked", f"{100 * config.mask.ratio:.0f} % of the patches"),
+        ("masked", f"{100 * masker.num_masked / (rows * columns):.0f} % of the patches"),
     ]
     if loaded.tokenizer is not None:
         facts.append(("centroids", f"K = {loaded.tokenizer.num_clusters}"))

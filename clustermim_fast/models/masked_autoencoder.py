@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
@@ -25,6 +27,7 @@ class MaskedAutoencoder(nn.Module):
     """
 
     objective = ""
+    mask_kinds = ("random", "block", "inverse_block")
 
     def __init__(
         self, config: ModelConfig, image_size: tuple[int, int], head_dim: int | None
@@ -49,6 +52,11 @@ class MaskedAutoencoder(nn.Module):
         positions = sincos_positions(self.grid, dim, self.num_prefix_tokens)
         self.register_buffer("decoder_positions", positions[None], persistent=False)
         self._initialise()
+
+    @staticmethod
+    def defaults(encoder: str) -> dict[str, Any]:
+        """Settings of the papers, for those that a config leaves open."""
+        return {"mask.kind": "random", "mask.ratio": 0.75}
 
     @property
     def num_patches(self) -> int:

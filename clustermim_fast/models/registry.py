@@ -16,8 +16,11 @@ Method = TypeVar("Method", bound=type[nn.Module])
 def register_method(name: str) -> Callable[[Method], Method]:
     """Class decorator: make a method known under `name`.
 
-    The class has an attribute `objective`, the name of its loss in `clustermim_fast.losses`, an
-    attribute `encoder`, and takes (ModelConfig, image_size, num_clusters) when made.
+    The class has attributes `objective`, the name of its loss in `clustermim_fast.losses`,
+    `mask_kinds`, those of `clustermim_fast.masking` that it is defined for, and `encoder`, and
+    takes (ModelConfig, image_size, num_clusters) when made. Its static method
+    `defaults(encoder name)` gives a value to each setting ("mask.kind", ...) that depends on the method, for configs that
+    have None there.
     """
 
     def register(method: Method) -> Method:

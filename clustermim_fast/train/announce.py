@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.masking import num_visible
+from clustermim_fast.masking import Masker
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.state import TrainState
@@ -31,9 +31,10 @@ def announce(
         f"{config.method} on {config.model.encoder}: {encoder:.2f} M parameters in the encoder, "
         f"{total:.2f} M in all; {rows} x {columns} patches of {config.model.patch_size} px"
     )
-    patches = rows * columns
+    masker = Masker(config.mask, model.grid, model.patch_size)
+    replaced = f", {masker.num_replaced} shown as centroids" if masker.num_replaced else ""
     say(
-        f"mask: {patches - num_visible(patches, config.mask.ratio)} of {patches} patches; "
+        f"mask: {masker.num_masked} of {rows * columns} patches{replaced}, {config.mask.kind}; "
         f"normalisation: mean {config.data.mean}, std {config.data.std}"
     )
     if model.objective == "tokens":

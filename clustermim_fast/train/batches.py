@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clustermim_fast import counter_rng
 from clustermim_fast.data import DataConfig, ImageSet
-from clustermim_fast.masking import MaskConfig, num_visible, random_mask, visible_indices
+from clustermim_fast.masking import MaskConfig, Masker
 
 MAX_WORKERS = 8
 _SMALL_SIDE = 96
@@ -28,13 +28,15 @@ class Batch(NamedTuple):
     """One forward pass.
 
     images uint8 [B, 3, H, W]; samples int64 [B]; mask bool [B, L], True = masked; visible int64
-    [B, Lv], sorted; broken: files met unreadable while making it, (path, reason).
+    [B, Lv], sorted; replaced bool [B, L], True = shown as a centroid, or None; broken: files met
+    unreadable while making it, (path, reason).
     """
 
     images: Tensor
     samples: Tensor
     mask: Tensor
     visible: Tensor
+    replaced: Tensor | None
     broken: list[tuple[str, str]]
 
 
@@ -107,16 +109,13 @@ class TrainingBatches(Dataset[Batch]):
         self._data = data
         self._seed = seed
         height, width = images.image_size
-        self._num_patches = (height // patch) * (width // patch)
-        self._ratio = mask.ratio
-        self.num_visible = num_visible(self._num_patches, mask.ratio)
+        self._masker = Masker(mask, (height // patch, width // patch), patch)
 
     def __getitem__(self, key: BatchKey) -> Batch:
         crops = self._images.crops(self._seed, key.epoch, key.samples, self._data)
-        mask = random_mask(self._num_patches, self._ratio, self._seed, key.epoch, key.samples)
-        visible = visible_indices(mask, self.num_visible)
+        mask, visible, replaced = self._masker(self._seed, key.epoch, key.samples)
         broken = [(str(path), reason) for path, reason in self._images.take_new_broken()]
-        return Batch(crops, torch.from_numpy(key.samples), mask, visible, broken)
+        return Batch(crops, torch.from_numpy(key.samples), mask, visible, replaced, broken)
 
 
 def make_loader(

@@ -5,13 +5,15 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
-from clustermim_fast.masking import num_visible
+from clustermim_fast.masking import MaskConfig, Masker
 from clustermim_fast.models import method_class
 from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
 from clustermim_fast.train.config import TrainConfig
@@ -41,7 +43,16 @@ def open_run_images(config: TrainConfig, split: str = "train") -> ImageSet:
 
 
 def resolve(config: TrainConfig, images: ImageSet) -> TrainConfig:
-    """Fill in what the config leaves to the images: their size, mean and std, the patch size."""
+    """Fill in what the config leaves to the method and the images: their size, mean and std, the
+    patch size.
+    """
+    method = method_class(config.method)
+    config = _fill_in(config, method.defaults(config.model.encoder))
+    if config.mask.kind not in method.mask_kinds:
+        raise ValueError(
+            f"mask.kind = {config.mask.kind!r} is not defined for method {config.method}; choose "
+            f"one of {', '.join(method.mask_kinds)}"
+        )
     data = config.data
     if data.mean is None:
         mean, std = IMAGENET_MEAN, IMAGENET_STD
@@ -56,18 +67,29 @@ def resolve(config: TrainConfig, images: ImageSet) -> TrainConfig:
         with torch.device("meta"):
             probe = create_vit(model.encoder, img_size=images.image_size, **model.timm_options())
         model = dataclasses.replace(model, patch_size=int(probe.patch_embed.patch_size[0]))
-    _require_patches(images.image_size, model.patch_size or 1, config.mask.ratio)
+    _require_patches(images.image_size, model.patch_size or 1, config.mask)
     return dataclasses.replace(config, data=data, model=model)
 
 
-def _require_patches(size: tuple[int, int], patch: int, ratio: float) -> None:
+def _fill_in(config: TrainConfig, defaults: Mapping[str, Any]) -> TrainConfig:
+    """Settings that are None take the method's value."""
+    for key, value in defaults.items():
+        group, _, name = key.partition(".")
+        part = getattr(config, group)
+        if getattr(part, name) is None:
+            changed = dataclasses.replace(part, **{name: value})
+            config = dataclasses.replace(config, **{group: changed})
+    return config
+
+
+def _require_patches(size: tuple[int, int], patch: int, mask: MaskConfig) -> None:
     if any(side % patch for side in size):
         fitting = "x".join(str(max(1, round(side / patch)) * patch) for side in size)
         raise ValueError(
             f"data.image_size {size} is not a multiple of model.patch_size {patch} on both sides; "
             f"img_size={fitting} would be, or choose another patch_size"
         )
-    num_visible((size[0] // patch) * (size[1] // patch), ratio)
+    Masker(mask, (size[0] // patch, size[1] // patch), patch)
 
 
 def needs_tokenizer(config: TrainConfig) -> bool:

@@ -69,6 +69,7 @@ def test_values_that_are_not_text():
         ({"optim.betas": "0.9"}, "optim.betas: expected"),
         ({"method": "simmim"}, "method must be one of clustermim, mae"),
         ({"mask_ratio": 1}, "mask.ratio must be between 0 and 1"),
+        ({"mask.kind": "blocks"}, "mask.kind must be one of"),
         ({"epochs": 0}, "optim.epochs must be at least 1"),
         ({"warmup_epochs": 500}, "optim.warmup_epochs must be at least 0 and below"),
         ({"resume": "maybe"}, 'resume must be "auto"'),

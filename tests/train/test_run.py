@@ -321,6 +321,19 @@ def test_overfits_one_batch(tiny, method):
     assert losses[-1] < 0.15 * losses[0]
 
 
+@pytest.mark.parametrize("kind", ["block", "inverse_block"])
+def test_other_masks(tiny, kind):
+    said = []
+    result = train.run(tiny(method="mae", mask__kind=kind, mask__unit=6), say=said.append)
+    assert math.isfinite(result.final_loss)
+    assert any(line.startswith(f"mask: 12 of 16 patches, {kind}") for line in said)
+
+
+def test_a_method_names_the_masks_it_knows(tiny):
+    with pytest.raises(ValueError, match="not defined for method mae; choose one of random, block"):
+        train.run(tiny(method="mae", mask__kind="replaced"), **QUIET)
+
+
 def test_plan_covers_each_epoch_once():
     plan = Plan.of(23, 4, 2, 3, seed=1)
     assert (plan.effective_batch, plan.steps_per_epoch, plan.total_steps) == (8, 2, 6)
