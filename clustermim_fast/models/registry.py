@@ -18,9 +18,9 @@ def register_method(name: str) -> Callable[[Method], Method]:
 
     The class has attributes `objective`, the name of its loss in `clustermim_fast.losses`,
     `mask_kinds`, those of `clustermim_fast.masking` that it is defined for, and `encoder`, and
-    takes (ModelConfig, image_size, num_clusters) when made. Its static method
-    `defaults(encoder name)` gives a value to each setting ("mask.kind", ...) that depends on the method, for configs that
-    have None there.
+    takes (ModelConfig, image_size, num_clusters) when made. Its static method `defaults` takes the
+    encoder's name and gives a value to each setting ("mask.kind", ...) that depends on the method,
+    for configs that have None there.
     """
 
     def register(method: Method) -> Method:
