@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 
 from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_reference
-from clustermim_fast.ops.patch_tokens.reference import normalize_reference
 
 # Rows of uint8 images are summed as integer multiples of this, so that sums do not depend on their
 # order. csrc/lloyd_step has the same constants and the same rule.
@@ -25,13 +25,13 @@ def image_quantum(
     """The quantum of the images' sums; None where they are plain float64 sums."""
     if images.dtype != torch.uint8:
         return None
-    channels, area = images.shape[1], patch_size**2
+    area = patch_size**2
     if per_patch_norm:
-        largest = float(area * channels) ** 0.5
+        largest = float(area * images.shape[1]) ** 0.5
     else:
-        # On the CPU wherever the images are: nothing waits for a GPU.
-        extremes = torch.tensor([0, 255], dtype=torch.uint8).expand(1, channels, 1, 2)
-        largest = float(normalize_reference(extremes, mean, std).abs().max())
+        # In numpy: nothing waits for a GPU, whatever torch's default device is.
+        means, stds = (np.float32(values or [one]) for values, one in ((mean, 0.0), (std, 1.0)))
+        largest = float(np.abs((np.float32([[0.0], [1.0]]) - means) / stds).max())
     rows = images.shape[0] * images.shape[2] * images.shape[3] // area
     fits = largest <= LARGEST_QUANTISED and largest * rows < 2.0**63 * IMAGE_QUANTUM
     return IMAGE_QUANTUM if fits else None

@@ -12,6 +12,7 @@ import triton.language as tl
 
 BLOCK = 2048  # tokens looked at together
 SPANS = 512  # programs at most: each sums up what those before it have found
+MOST_TOKENS = 2**30  # a stride beyond the last one still fits 32 bits
 
 
 @triton.jit
@@ -101,6 +102,8 @@ def row_list(
     target; one out of range weighs nothing.
     """
     num_tokens = target.numel()
+    if num_tokens > MOST_TOKENS:
+        raise ValueError(f"target: at most 2^30 tokens, got {num_tokens}; split the batch")
     blocks = max(1, triton.cdiv(num_tokens, BLOCK))
     span = BLOCK * triton.cdiv(blocks, SPANS)
     programs = max(1, triton.cdiv(num_tokens, span))
