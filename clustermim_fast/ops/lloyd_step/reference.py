@@ -30,8 +30,10 @@ def image_quantum(
         largest = float(area * images.shape[1]) ** 0.5
     else:
         # In numpy: nothing waits for a GPU, whatever torch's default device is.
-        means, stds = (np.float32(values or [one]) for values, one in ((mean, 0.0), (std, 1.0)))
-        largest = float(np.abs((np.float32([[0.0], [1.0]]) - means) / stds).max())
+        means = np.asarray(mean or [0.0], np.float32)
+        stds = np.asarray(std or [1.0], np.float32)
+        ends = np.asarray([[0.0], [1.0]], np.float32)
+        largest = float(np.abs((ends - means) / stds).max())
     rows = images.shape[0] * images.shape[2] * images.shape[3] // area
     fits = largest <= LARGEST_QUANTISED and largest * rows < 2.0**63 * IMAGE_QUANTUM
     return IMAGE_QUANTUM if fits else None
