@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import inspect
 import struct
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from pickle import UnpicklingError
@@ -20,6 +22,8 @@ _NAMES_THAT_WORK = (
     "vit_tiny_patch16_224, vit_small_patch16_224, vit_base_patch16_224, vit_large_patch16_224, "
     "deit_small_patch16_224, deit3_small_patch16_224, vit_small_patch14_reg4_dinov2"
 )
+
+State = dict[str, Tensor]
 
 # What torch.load raises on files that are cut or of another kind.
 _NOT_A_WEIGHT_FILE = (
@@ -86,11 +90,11 @@ def require_plain_vit(name: str) -> None:
         )
 
 
-def _probe(name: str) -> Any:
+def _probe(name: str, setting: str = "model.encoder") -> Any:
     if not timm.is_model(name):
         near = difflib.get_close_matches(name, timm.list_models(), n=4, cutoff=0.5)
         hint = f"did you mean {', '.join(near)}?" if near else f"for instance {_NAMES_THAT_WORK}"
-        raise ValueError(f"model.encoder = {name!r} is not a timm model; {hint}")
+        raise ValueError(f"{setting} = {name!r} is not a timm model; {hint}")
     with torch.device("meta"):  # the shape of the network, without memory or time for its weights
         return timm.create_model(name, pretrained=False)
 
@@ -104,6 +108,40 @@ def _require_divisible(encoder: VisionTransformer) -> None:
                 f"choose data.image_size = {max(1, round(side / patch)) * patch} or another "
                 "patch_size"
             )
+
+
+def create_backbone(name: str, *, pretrained: bool = False, **options: Any) -> nn.Module:
+    """Any timm model without classifier, in eval mode; ViTs take images of any size.
+
+    Args:
+        name: a timm name, with or without a tag (``vit_small_patch16_224.dino``).
+        pretrained: fetch the weights of the tag, as timm does.
+        options: timm's keyword arguments.
+
+    Raises:
+        ValueError: unknown name (with near misses), or weights that cannot be fetched.
+    """
+    probe = _probe(name, "model")
+    if "dynamic_img_size" in inspect.signature(type(probe).__init__).parameters:
+        options = {"dynamic_img_size": True, **options}
+    try:
+        return timm.create_model(name, pretrained=pretrained, num_classes=0, **options).eval()
+    except TypeError as error:
+        raise ValueError(f"model: timm cannot make {name!r} with {options}: {error}") from error
+    except (OSError, RuntimeError, ValueError) as error:
+        if not pretrained:
+            raise
+        raise ValueError(
+            f"model: the weights of {name!r} could not be fetched ({error}); give weights=FILE, "
+            "a checkpoint on this machine"
+        ) from error
+
+
+def timm_filter(name: str, module: nn.Module) -> Callable[[State], State]:
+    """What timm does to checkpoints of this architecture's codebases: their names, other sizes."""
+    family = sys.modules[timm.models.model_entrypoint(name).__module__]
+    adapt: Any = getattr(family, "checkpoint_filter_fn", None)
+    return (lambda state: state) if adapt is None else (lambda state: adapt(state, module))
 
 
 @dataclass(frozen=True)
@@ -175,17 +213,35 @@ def _strip(name: str) -> str:
     return name
 
 
-def load_weights(module: nn.Module, path: str | Path, *, keep: tuple[str, ...] = ()) -> Verdict:
+def load_weights(
+    module: nn.Module,
+    path: str | Path,
+    *,
+    keep: tuple[str, ...] = (),
+    adapt: Callable[[State], State] | None = None,
+    complete: bool = False,
+) -> Verdict:
     """Load a weight file into `module` and say what matched.
 
     Args:
         keep: names of `module` that are never overwritten (fixed position embeddings).
+        adapt: renames and resamples what the file holds, see :func:`timm_filter`.
+        complete: refuse a file that lacks a tensor of `module`.
 
     Raises:
-        ValueError: a tensor of another shape (all are named), or no tensor in common.
+        ValueError: a tensor of another shape or a missing one (all are named), or no tensor in
+        common.
     """
     wanted = {name: value for name, value in module.state_dict().items() if name not in keep}
-    state = {name: value for name, value in read_state(path).items() if name not in keep}
+    state = read_state(path)
+    if adapt is not None:
+        try:
+            state = adapt(state)
+        except (RuntimeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+            raise ValueError(
+                f"weights: {path} does not fit the model ({type(error).__name__}: {error})"
+            ) from error
+    state = {name: value for name, value in state.items() if name not in keep}
     matched = sorted(wanted.keys() & state.keys())
     wrong = [
         f"{name}: file {list(state[name].shape)}, model {list(wanted[name].shape)}"
@@ -200,6 +256,9 @@ def load_weights(module: nn.Module, path: str | Path, *, keep: tuple[str, ...] =
             f"{', '.join(sorted(state)[:4]) or 'none'}, the model has "
             f"{', '.join(sorted(wanted)[:4])}"
         )
-    module.load_state_dict({name: state[name] for name in matched}, strict=False)
     missing = sorted(wanted.keys() - state.keys())
-    return Verdict(matched, missing, sorted(state.keys() - wanted.keys()))
+    verdict = Verdict(matched, missing, sorted(state.keys() - wanted.keys()))
+    if complete and missing:
+        raise ValueError(f"weights: {path} does not fill the model: {verdict.line()}")
+    module.load_state_dict({name: state[name] for name in matched}, strict=False)
+    return verdict

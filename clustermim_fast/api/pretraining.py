@@ -14,9 +14,10 @@ from clustermim_fast import recipes
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet
 from clustermim_fast.models import ModelConfig
-from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import (
     RunResult,
+    TokenizerConfig,
     TrainConfig,
     config_from_overrides,
     load_config,
@@ -81,15 +82,26 @@ def pretrain(
     return result
 
 
-def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> PixelTokenizer:
-    """Fit the tokenizer that a run with these settings would use, and save it to ``out``."""
-    config, images, said = _prepare(None, overrides)
+def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> Tokenizer:
+    """Fit the tokenizer that a run with these settings would use, and save it to ``out``.
+
+    Settings of the tokenizer need no "tokenizer." before them; with kind="feature", ``model`` is
+    the network whose features are clustered, not the encoder of a run.
+    """
+    if overrides.get("kind") == "feature":  # "model" is then the network that gives features
+        own = {field.name for field in dataclasses.fields(TokenizerConfig)} - {"path"}
+    else:
+        own = {"kind", "metric", "algorithm", "max_iter", "max_images", "per_patch_norm"}
+    named = {f"tokenizer.{key}" if key in own else key: v for key, v in overrides.items()}
+    config, images, said = _prepare(None, named)
     for line in said:
         say(f"chosen: {line}")
     if config.tokenizer.path:
         raise ValueError("tokenizer.path: there is nothing to fit when a tokenizer is given")
     say(images.summary())
     tokenizer = prepare_tokenizer(config, images)
+    if isinstance(tokenizer, FeatureTokenizer):
+        say(f"network: {tokenizer.network.about}")
     Path(out).parent.mkdir(parents=True, exist_ok=True)
     tokenizer.save(out)
     return tokenizer
@@ -180,7 +192,7 @@ def _sizes(config: TrainConfig) -> str:
     )
 
 
-def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> PixelTokenizer:
+def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> Tokenizer:
     """The run folder's tokenizer where images and settings are the same, else a new one."""
     file = Path(config.out) / "tokenizer.safetensors"
     note = Path(config.out) / "tokenizer.json"
@@ -214,4 +226,18 @@ def tokenizer_key(config: TrainConfig, images: ImageSet) -> str:
         "seed": config.seed,
         "images": images_fingerprint(images),
     }
+    if config.tokenizer.kind == "feature":
+        settings["network"] = _files_digest(config.tokenizer.weights or config.tokenizer.model)
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _files_digest(path: str) -> str:
+    """Hash of a file, or of a folder's weights; "" for a timm name."""
+    place = Path(path.removeprefix("local-dir:")).expanduser()
+    folders = (place, place / "export")
+    files = [place, *(folder / "model.safetensors" for folder in folders)]
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    return ""

@@ -17,7 +17,7 @@ from clustermim_fast._version import __version__
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.masking import Masker
 from clustermim_fast.report import RunView, codebook_picture, write_report
-from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.tokenizers import Tokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
 
 __all__ = ["report_run", "show_tokenizer"]
@@ -72,8 +72,8 @@ def show_tokenizer(path: str | Path, out: str | Path | None = None, *, say: Say 
     """Print what a tokenizer file holds and write its codebook as a picture beside it."""
     tokenizer = load_tokenizer(path)
     say(f"{path}: K = {tokenizer.num_clusters}, patch_size {tokenizer.patch_size}")
-    for name in ("patch_order", "per_patch_norm", "metric", "mean", "std"):
-        say(f"  {name:<15} {getattr(tokenizer, name, None)}")
+    for name, value in tokenizer.describe().items():
+        say(f"  {name:<15} {value}")
     report = getattr(tokenizer, "report", None)
     counts = torch.ones(tokenizer.num_clusters, dtype=torch.int64)
     if report is not None:
@@ -112,7 +112,7 @@ def _spread(count: int, wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
     return np.unique(np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64))
 
 
-def _usage(tokenizer: PixelTokenizer, images: ImageSet) -> tuple[Tensor, int]:
+def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
     ids = _spread(len(images), COUNTED)
     counts = torch.zeros(tokenizer.num_clusters, dtype=torch.int64)
     for part in np.array_split(ids, -(-len(ids) // 256)):

@@ -1,13 +1,24 @@
 """Recipes: functions that return a TrainConfig."""
 
 from clustermim_fast.recipes.auto import auto_recipe
-from clustermim_fast.recipes.imagenet100 import clustermim_vit_small_imagenet100
+from clustermim_fast.recipes.imagenet100 import (
+    clustermim_features_imagenet100,
+    clustermim_features_k1000_imagenet100,
+    clustermim_vit_small_imagenet100,
+)
 from clustermim_fast.recipes.registry import get_recipe, list_recipes, register_recipe
-from clustermim_fast.recipes.small import cifar10_vit_tiny, digits_demo
+from clustermim_fast.recipes.small import (
+    cifar10_features_vit_tiny,
+    cifar10_vit_tiny,
+    digits_demo,
+)
 
 __all__ = [
     "auto_recipe",
+    "cifar10_features_vit_tiny",
     "cifar10_vit_tiny",
+    "clustermim_features_imagenet100",
+    "clustermim_features_k1000_imagenet100",
     "clustermim_vit_small_imagenet100",
     "digits_demo",
     "get_recipe",

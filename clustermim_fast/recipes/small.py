@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from clustermim_fast.data import DataConfig
 from clustermim_fast.models import ModelConfig
 from clustermim_fast.optim import OptimConfig
@@ -36,6 +38,19 @@ def cifar10_vit_tiny() -> TrainConfig:
         optim=OptimConfig(epochs=10, batch_size=128, blr=2e-3),
         log=LogConfig(keep=2),
     )
+
+
+@register_recipe
+def cifar10_features_vit_tiny() -> TrainConfig:
+    """`cifar10_vit_tiny` on K = 100 tokens of a frozen network's features.
+
+    The default network is DINO's ViT-S/16, for which images are enlarged four times; with
+    tokenizer.model=RUN it is the encoder of another run, cifar10_vit_tiny's for instance, which takes
+    them as they are.
+    """
+    pixels = cifar10_vit_tiny()
+    tokenizer = TokenizerConfig(kind="feature", num_clusters=100)
+    return dataclasses.replace(pixels, tokenizer=tokenizer)
 
 
 @register_recipe

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clustermim_fast.losses import patchify
-from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.tokenizers import Tokenizer
 
 from . import charts, pictures
 from .pictures import Column
@@ -138,7 +138,7 @@ def _unpatchify(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
     return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
 
 
-def codebook_picture(tokenizer: PixelTokenizer, counts: Tensor) -> Image.Image:
+def codebook_picture(tokenizer: Tokenizer, counts: Tensor) -> Image.Image:
     """All centroids as patches, by their counts [K]."""
     patches = tokenizer.decode(torch.arange(tokenizer.num_clusters)[:, None], (1, 1))
     return pictures.atlas(patches, counts)

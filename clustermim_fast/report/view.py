@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.tokenizers import Tokenizer
 
 __all__ = ["RunView"]
 
@@ -36,7 +36,7 @@ class RunView:
     run_dir: Path
     method: str
     model: nn.Module
-    tokenizer: PixelTokenizer | None
+    tokenizer: Tokenizer | None
     mean: tuple[float, ...]
     std: tuple[float, ...]
     samples: Tensor

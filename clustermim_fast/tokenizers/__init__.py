@@ -8,9 +8,18 @@ from clustermim_fast.tokenizers.loading import load_tokenizer
 from clustermim_fast.tokenizers.pixel import PixelTokenizer
 
 if TYPE_CHECKING:
+    from clustermim_fast.tokenizers.feature import FeatureTokenizer
     from clustermim_fast.tokenizers.kmeans import KMeans
 
-__all__ = ["Iteration", "KMeans", "KMeansReport", "PixelTokenizer", "Tokenizer", "load_tokenizer"]
+__all__ = [
+    "FeatureTokenizer",
+    "Iteration",
+    "KMeans",
+    "KMeansReport",
+    "PixelTokenizer",
+    "Tokenizer",
+    "load_tokenizer",
+]
 
 
 def __getattr__(name: str) -> Any:
@@ -18,4 +27,8 @@ def __getattr__(name: str) -> Any:
         from clustermim_fast.tokenizers.kmeans import KMeans
 
         return KMeans
+    if name == "FeatureTokenizer":  # needs timm
+        from clustermim_fast.tokenizers.feature import FeatureTokenizer
+
+        return FeatureTokenizer
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

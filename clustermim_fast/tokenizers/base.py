@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
+
+from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 
 
 @runtime_checkable
@@ -13,21 +15,39 @@ class Tokenizer(Protocol):
     """Images to token ids, and back to pictures.
 
     Attributes:
+        kind: "pixel" or "feature".
         num_clusters: K.
         centroids: [K, D] float32.
         patch_size: side of a patch, pixels.
+        metric: how patches are compared with centroids.
         mean, std: the normalisation applied to un-normalised images, one float a channel in [0, 1]
             pixel units, or None.
+        report: of the fit; None for given centroids.
     """
 
-    num_clusters: int
+    kind: str
     centroids: torch.Tensor
-    patch_size: int
-    mean: tuple[float, ...] | None
-    std: tuple[float, ...] | None
+    metric: str
+    report: KMeansReport | None
+
+    @property
+    def num_clusters(self) -> int: ...
+
+    @property
+    def patch_size(self) -> int: ...
+
+    @property
+    def mean(self) -> tuple[float, ...] | None: ...
+
+    @property
+    def std(self) -> tuple[float, ...] | None: ...
 
     def __call__(self, images: torch.Tensor, normalized: bool = False) -> torch.Tensor:
         """[B, C, H, W] -> int64 ids [B, L]; ``normalized``: mean and std are already applied."""
+        ...
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """What is compared with the centroids: float32 rows [B * L, D]."""
         ...
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
@@ -36,6 +56,14 @@ class Tokenizer(Protocol):
 
     def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
         """Ids [B, L] -> float images [B, 3, H, W] in [0, 1]; -1 is grey."""
+        ...
+
+    def to(self, device: torch.device | str) -> Tokenizer:
+        """Itself, with its tensors on ``device``."""
+        ...
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, by name."""
         ...
 
     def save(self, path: str | Path) -> None:

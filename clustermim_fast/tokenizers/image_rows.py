@@ -41,7 +41,14 @@ class PatchSettings:
         ).flatten(0, 1)
 
 
-class ImageRows(Rows):
+class PatchRows(Rows):
+    """Rows made of the patches of ``images``; row = image * patches_per_image + patch."""
+
+    images: torch.Tensor
+    patches_per_image: int
+
+
+class ImageRows(PatchRows):
     """The patches of images [N, C, H, W], uint8 or floating; row = image * L + patch.
 
     Args:
@@ -152,7 +159,7 @@ class StreamRows(Rows):
 
     def __init__(
         self,
-        passes: Callable[[], Iterable[ImageRows]],
+        passes: Callable[[], Iterable[Rows]],
         sample: MatrixRows,
         exact: bool,
         ranks: Alone,

@@ -14,7 +14,7 @@ import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, bits
 from clustermim_fast.ops._images import size_remedy
-from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
+from clustermim_fast.tokenizers.image_rows import PatchRows, PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import Progress
 from clustermim_fast.tokenizers.pixel_settings import check_channels
 from clustermim_fast.tokenizers.ranks import Alone
@@ -31,12 +31,12 @@ def check_images(images: torch.Tensor, settings: PatchSettings, where: str) -> t
     if images.dim() != 4 or not accepted:
         got = f"{images.dtype} {list(images.shape)}"
         expected = "uint8 or floating [B, C, H, W]"
-        raise TypeError(f"PixelTokenizer.fit: {where} must be {expected}, got {got}")
+        raise TypeError(f"tokenizer fit: {where} must be {expected}, got {got}")
     p = settings.patch_size
     height, width = images.shape[2:]
     if height % p or width % p:
         raise ValueError(
-            f"PixelTokenizer.fit: {where} are {height} x {width} pixels, not multiples of "
+            f"tokenizer fit: {where} are {height} x {width} pixels, not multiples of "
             f"patch_size = {p}; {size_remedy(images)}"
         )
     check_channels(settings, images.shape[1])
@@ -55,11 +55,9 @@ def _refuse_values(part: torch.Tensor, start: int, low: float, high: float, wher
     finite = torch.isfinite(part).flatten(1).all(dim=1)
     if not bool(finite.all()):
         first = start + int(torch.nonzero(~finite)[0])
-        raise ValueError(
-            f"PixelTokenizer.fit: {where} contain NaN or infinity, first in image {first}"
-        )
+        raise ValueError(f"tokenizer fit: {where} contain NaN or infinity, first in image {first}")
     raise ValueError(
-        f"PixelTokenizer.fit: float {where} must lie in [0, 1] before normalisation, got values "
+        f"tokenizer fit: float {where} must lie in [0, 1] before normalisation, got values "
         f"from {low:.4g} to {high:.4g}. If mean and std are already applied, undo that and pass "
         "them as mean= and std= (the tokenizer stores and applies them; later call it with "
         "normalized=True). If these are pixels in 0..255, pass them as uint8 or divide by 255"
@@ -67,27 +65,28 @@ def _refuse_values(part: torch.Tensor, start: int, low: float, high: float, wher
 
 
 class ImageStream:
-    """Any iterable of image batches that can be iterated again and again."""
+    """Any iterable of image batches that can be iterated again and again.
+
+    ``open_rows`` checks a batch, which its second argument names in messages, and makes its rows.
+    """
 
     def __init__(
         self,
         loader: Iterable[Any],
-        settings: PatchSettings,
-        metric: str,
+        open_rows: Callable[[torch.Tensor, str], PatchRows],
         device: torch.device | None,
     ) -> None:
         if not hasattr(loader, "__iter__") and not hasattr(loader, "__getitem__"):
             raise TypeError(
-                "PixelTokenizer.fit: images_or_loader must be a tensor [N, C, H, W] or an iterable "
+                "tokenizer fit: images_or_loader must be a tensor [N, C, H, W] or an iterable "
                 f"of image batches, got {type(loader).__name__}"
             )
         if isinstance(loader, Iterator):
             raise TypeError(
-                "PixelTokenizer.fit: images_or_loader is an iterator, which ends after one pass, "
+                "tokenizer fit: images_or_loader is an iterator, which ends after one pass, "
                 "but several are needed; pass a DataLoader, a list, or an object with __iter__"
             )
-        self._loader, self._settings = loader, settings
-        self._metric, self._device = metric, device
+        self._loader, self._open_rows, self._device = loader, open_rows, device
         self._seen: torch.Tensor | None = None
 
     def warn_if_sequential(self) -> None:
@@ -95,34 +94,34 @@ class ImageStream:
         sampler = getattr(self._loader, "sampler", None)
         if isinstance(sampler, torch.utils.data.SequentialSampler):
             warnings.warn(
-                "PixelTokenizer.fit: the DataLoader does not shuffle; images sorted by class pull "
+                "tokenizer fit: the DataLoader does not shuffle; images sorted by class pull "
                 "mini-batch centroids from class to class. Pass shuffle=True",
                 UserWarning,
-                stacklevel=5,
+                stacklevel=7,
             )
 
-    def passes(self) -> Iterator[ImageRows]:
+    def passes(self) -> Iterator[PatchRows]:
         """One pass: each batch as rows."""
         number = -1
         for number, batch in enumerate(self._loader):
             images = batch[0] if isinstance(batch, (tuple, list)) else batch
             if not isinstance(images, torch.Tensor):
                 raise TypeError(
-                    "PixelTokenizer.fit: the loader must give image tensors or tuples that start "
+                    "tokenizer fit: the loader must give image tensors or tuples that start "
                     f"with one, got {type(images).__name__}"
                 )
             images = images if self._device is None else images.to(self._device)
-            check_images(images, self._settings, f"images of batch {number}")
+            rows = self._open_rows(images, f"images of batch {number}")
             self._seen = images[:0]
             if len(images):
-                yield ImageRows(images, self._settings, self._metric)
+                yield rows
         if number < 0:
-            raise ValueError("PixelTokenizer.fit: the loader gave no batch")
+            raise ValueError("tokenizer fit: the loader gave no batch")
 
-    def no_images(self) -> ImageRows:
+    def no_images(self) -> PatchRows:
         """A batch of no image, after a pass."""
         assert self._seen is not None
-        return ImageRows(self._seen, self._settings, self._metric)
+        return self._open_rows(self._seen, "images")
 
     def sample(
         self, size_for: Callable[[int], int], seed: int, group: Alone, bar: Progress
@@ -142,7 +141,7 @@ class ImageStream:
                     kept = _Lowest(size_for(batch.dim), batch)
                 if batch.dim != kept.rows.shape[1]:
                     raise ValueError(
-                        f"PixelTokenizer.fit: batches differ: {kept.rows.shape[1]} values a patch, "
+                        f"tokenizer fit: batches differ: {kept.rows.shape[1]} values a patch, "
                         f"then {batch.dim}"
                     )
                 kept.offer(batch, patch_keys(batch, seed))
@@ -150,7 +149,7 @@ class ImageStream:
                 seen += batch.num_rows
                 bar.advance(patches=seen)
             if kept is None:
-                raise ValueError("PixelTokenizer.fit: the loader gave no image")
+                raise ValueError("tokenizer fit: the loader gave no image")
             return kept, seen, exact
 
         kept, seen, exact = group.agree(read_own)
@@ -174,7 +173,7 @@ class Sample:
     exact: bool
 
 
-def patch_keys(batch: ImageRows, seed: int) -> npt.NDArray[np.uint64]:
+def patch_keys(batch: PatchRows, seed: int) -> npt.NDArray[np.uint64]:
     """64 bits a patch [B * L]: equal for equal images at equal seeds."""
     pixels = batch.images.contiguous().view(torch.uint8).cpu().numpy()
     digests = [hashlib.blake2b(image, digest_size=8).digest() for image in pixels]
@@ -186,12 +185,12 @@ def patch_keys(batch: ImageRows, seed: int) -> npt.NDArray[np.uint64]:
 class _Lowest:
     """The rows of the ``size`` lowest keys of all that were offered."""
 
-    def __init__(self, size: int, like: ImageRows) -> None:
+    def __init__(self, size: int, like: PatchRows) -> None:
         self.size = size
         self.keys = np.empty(0, dtype=np.uint64)
         self.rows = torch.empty(0, like.dim, device=like.device)
 
-    def offer(self, batch: ImageRows, keys: npt.NDArray[np.uint64]) -> None:
+    def offer(self, batch: PatchRows, keys: npt.NDArray[np.uint64]) -> None:
         """Take over the rows of ``batch`` whose ``keys`` are low enough."""
         if len(self.keys) == self.size:
             candidates = np.flatnonzero(keys < self.keys.max())

@@ -13,13 +13,20 @@ import numpy as np
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.tokenizers import centroid_files, pixel_fit, pixel_pictures, storage
+from clustermim_fast.tokenizers import (
+    centroid_files,
+    pixel_data,
+    pixel_pictures,
+    storage,
+    token_fit,
+)
 from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import (
     check_channels,
     check_settings,
+    grid_of,
     read_settings,
     require_count,
 )
@@ -176,7 +183,12 @@ class PixelTokenizer:
             return settings, options, None if device is None else torch.device(device)
 
         settings, options, place = everyone().agree(read)
-        centers, report = pixel_fit.fit(images_or_loader, settings, options, place)
+        centers, report = token_fit.fit(
+            lambda checked: pixel_data.open_data(images_or_loader, settings, checked, place),
+            settings,
+            options,
+            cls.kind,
+        )
         return cls(centers.float(), settings, metric=metric, report=report)
 
     @classmethod
@@ -230,10 +242,11 @@ class PixelTokenizer:
 
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """(rows, columns) of patches of an image of this size."""
-        p = self.patch_size
-        if height % p or width % p:
-            raise ValueError(f"{height} x {width} pixels are not a multiple of patch_size = {p}")
-        return height // p, width // p
+        return grid_of(self.patch_size, height, width)
+
+    def vectors(self, images: torch.Tensor) -> torch.Tensor:
+        """What is compared with the centroids: float32 rows [B * L, D]."""
+        return self.settings.rows(images)
 
     def centroid_images(self) -> torch.Tensor:
         """The codebook as pictures: float32 [K, C, p, p] in [0, 1]; see ``pixel_pictures``."""
@@ -258,9 +271,13 @@ class PixelTokenizer:
         self.centroids = self.centroids.to(device)
         return self
 
+    def describe(self) -> dict[str, Any]:
+        """Every setting, by name."""
+        return {**asdict(self.settings), "metric": self.metric}
+
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over the centroids and every setting that changes ids."""
-        meaning = {**asdict(self.settings), "metric": self.metric, "kind": self.kind}
+        meaning = {**self.describe(), "kind": self.kind}
         digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
         digest.update(np.ascontiguousarray(self.centroids.cpu().numpy(), dtype="<f4").tobytes())
         return digest.hexdigest()[:16]
@@ -268,8 +285,7 @@ class PixelTokenizer:
     def save(self, path: str | Path) -> None:
         """One safetensors file with all settings and the report in its metadata."""
         settings = {
-            **asdict(self.settings),
-            "metric": self.metric,
+            **self.describe(),
             "report": None if self.report is None else self.report.as_dict(),
         }
         storage.write(path, self.kind, {"centroids": self.centroids}, settings)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
-from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings, StreamRows
+from clustermim_fast.tokenizers.image_rows import ImageRows, PatchRows, PatchSettings, StreamRows
 from clustermim_fast.tokenizers.image_stream import ImageStream, check_images
 from clustermim_fast.tokenizers.kmeans_init import RandomState
 from clustermim_fast.tokenizers.kmeans_report import progress
@@ -59,7 +59,7 @@ class Images:
         self._group = everyone()
         self._group.agree(lambda: check_images(images, settings, "images"))
         kind = (images.dtype, tuple(images.shape[1:]))
-        self._group.require_equal("PixelTokenizer.fit: dtype and shape of the images", kind)
+        self._group.require_equal("tokenizer fit: dtype and shape of the images", kind)
         self._local = ImageRows(images, settings, options.metric)
         self._settings, self._options = settings, options
         sizes = self._group.each(np.array([len(images)]))[:, 0]
@@ -67,7 +67,7 @@ class Images:
         self._num_images = int(sizes.sum())
         id_bytes = (2 if options.num_clusters <= 2**15 else 4) * self._local.patches_per_image
         self._local.keep_ids = int(sizes.max()) * id_bytes <= IDS_BYTES
-        self.rows = spread(self._local, "PixelTokenizer.fit: images")
+        self.rows = spread(self._local, "tokenizer fit: images")
         require_enough(self.rows.num_rows, options.num_clusters)
 
     def sample(self, random: RandomState) -> MatrixRows:
@@ -106,13 +106,11 @@ class Loader:
     def __init__(
         self,
         loader: Iterable[Any],
-        settings: PatchSettings,
+        open_rows: Callable[[torch.Tensor, str], PatchRows],
         options: FitOptions,
         device: torch.device | None,
     ) -> None:
-        self._stream = everyone().agree(
-            lambda: ImageStream(loader, settings, options.metric, device)
-        )
+        self._stream = everyone().agree(lambda: ImageStream(loader, open_rows, device))
         if options.algorithm != "lloyd":  # whose passes do not depend on the order
             self._stream.warn_if_sequential()
         self._options = options
@@ -120,7 +118,7 @@ class Loader:
     def sample(self, random: RandomState) -> MatrixRows:
         """Kept; ``random`` is not drawn from: see :meth:`ImageStream.sample`."""
         options, group = self._options, everyone()
-        with progress(options.verbose, None, "pixel tokenizer, sample of patches") as bar:
+        with progress(options.verbose, None, "tokenizer, sample of patches") as bar:
             found = self._stream.sample(
                 lambda dim: sample_size(options.num_clusters, dim), options.seed, group, bar
             )
@@ -132,7 +130,24 @@ class Loader:
     def batches(self, epoch: int) -> Iterator[Rows]:
         """The loaders' own batches, of all ranks side by side."""
         passes = self._stream.passes()
-        return side_by_side(passes, self._stream.no_images, "PixelTokenizer.fit: images")
+        return side_by_side(passes, self._stream.no_images, "tokenizer fit: images")
+
+
+def open_data(
+    images_or_loader: torch.Tensor | Iterable[Any],
+    settings: PatchSettings,
+    options: FitOptions,
+    device: torch.device | None,
+) -> Images | Loader:
+    """Patches of pixels."""
+    if isinstance(images_or_loader, torch.Tensor):
+        images = images_or_loader if device is None else images_or_loader.to(device)
+        return Images(images, settings, options)
+
+    def open_rows(images: torch.Tensor, where: str) -> ImageRows:
+        return ImageRows(check_images(images, settings, where), settings, options.metric)
+
+    return Loader(images_or_loader, open_rows, options, device)
 
 
 def sample_size(num_clusters: int, dim: int) -> int:
@@ -145,6 +160,6 @@ def require_enough(num_patches: int, num_clusters: int) -> None:
     """Refuse fewer patches than clusters."""
     if num_patches < num_clusters:
         raise ValueError(
-            f"PixelTokenizer.fit: the images have {num_patches} patches, fewer than "
+            f"tokenizer fit: the images have {num_patches} patches, fewer than "
             f"num_clusters = {num_clusters}; use more images or fewer clusters"
         )

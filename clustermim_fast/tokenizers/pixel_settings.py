@@ -15,7 +15,7 @@ from clustermim_fast.tokenizers.image_rows import PatchSettings
 def require_count(name: str, value: Any) -> int:
     """``value`` as an int >= 1."""
     if not isinstance(value, (int, np.integer)) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"PixelTokenizer: {name} must be an int >= 1, got {value!r}")
+        raise ValueError(f"tokenizer: {name} must be an int >= 1, got {value!r}")
     return int(value)
 
 
@@ -27,6 +27,15 @@ def channel_tuple(name: str, values: Any) -> tuple[float, ...] | None:
         values = values.flatten().tolist()
     floats = (values,) if isinstance(values, (int, float)) else tuple(values)
     return tuple(float(v) for v in floats)
+
+
+def grid_of(patch_size: int, height: int, width: int) -> tuple[int, int]:
+    """(rows, columns) of patches of an image of this size."""
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"{height} x {width} pixels are not a multiple of patch_size = {patch_size}"
+        )
+    return height // patch_size, width // patch_size
 
 
 def read_settings(
@@ -48,13 +57,13 @@ def check_settings(settings: PatchSettings) -> None:
     for name in ("mean", "std"):
         values = getattr(settings, name)
         if values is not None and not all(math.isfinite(v) for v in values):
-            raise ValueError(f"PixelTokenizer: {name} must be finite, got {values}")
+            raise ValueError(f"tokenizer: {name} must be finite, got {values}")
     if settings.std is not None and min(settings.std) <= 0:
-        raise ValueError(f"PixelTokenizer: std must be > 0, got {settings.std}")
+        raise ValueError(f"tokenizer: std must be > 0, got {settings.std}")
     if (settings.mean is None) != (settings.std is None):
         absent, given, neutral = ("std", "mean", 1.0) if settings.mean else ("mean", "std", 0.0)
         raise ValueError(
-            f"PixelTokenizer: {absent} must be given where {given} is, got None; "
+            f"tokenizer: {absent} must be given where {given} is, got None; "
             f"pass {absent}={neutral} if none is meant"
         )
 
@@ -65,7 +74,7 @@ def check_channels(settings: PatchSettings, channels: int) -> None:
         values: Sequence[float] | None = getattr(settings, name)
         if values is not None and len(values) not in (1, channels):
             raise ValueError(
-                f"PixelTokenizer: {name} must have one value a channel ({channels}), got {values}"
+                f"tokenizer: {name} must have one value a channel ({channels}), got {values}"
             )
 
 
@@ -73,4 +82,4 @@ def require_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     """Raise ValueError unless ``value`` is one of ``choices``."""
     if value not in choices:
         expected = ", ".join(map(repr, choices))
-        raise ValueError(f"PixelTokenizer: {name} must be one of {expected}, got {value!r}")
+        raise ValueError(f"tokenizer: {name} must be one of {expected}, got {value!r}")

@@ -27,27 +27,49 @@ class TokenizerConfig:
 
     Attributes:
         path: a tokenizer written by `tokenizer.save`; "" fits one on the run's images.
+        kind: "pixel", or "feature" for tokens of a frozen network's patch features.
         num_clusters: K.
+        metric: "euclidean", "cosine", or for features "dot", see ``FeatureTokenizer.fit``.
         algorithm: "minibatch", "lloyd" or "clustermim", see ``PixelTokenizer.fit``.
         max_iter: passes over the images at most; None: 10, 50 or 100.
         max_images: fit on at most this many images, evenly spaced, and never on more than 1 GiB.
-        per_patch_norm: normalise each patch before clustering.
+        per_patch_norm: normalise each patch of pixels before clustering.
+        model: timm name or folder of the network that gives features.
+        weights: a checkpoint file for it; "": those of the name's tag, or in the folder.
+        layer, apply_norm, precision, keep_features: see ``FeatureTokenizer.fit``.
     """
 
     path: str = ""
+    kind: str = "pixel"
     num_clusters: int = 50
+    metric: str = "euclidean"
     algorithm: str = "minibatch"
     max_iter: int | None = None
     max_images: int = 100_000
     per_patch_norm: bool = False
+    model: str = "vit_small_patch16_224.dino"
+    weights: str = ""
+    layer: int = -1
+    apply_norm: bool = True
+    precision: str = "float32"
+    keep_features: bool = False
 
     def __post_init__(self) -> None:
         _require_at_least("tokenizer", self, num_clusters=1, max_images=1, max_iter=1)
-        known = ("minibatch", "lloyd", "clustermim")
-        if self.algorithm not in known:
-            expected = ", ".join(map(repr, known))
+        dot = ("dot",) if self.kind == "feature" else ()
+        for name, known in (
+            ("kind", ("pixel", "feature")),
+            ("algorithm", ("minibatch", "lloyd", "clustermim")),
+            ("metric", ("euclidean", "cosine", *dot)),
+            ("precision", ("float32", "bfloat16")),
+        ):
+            value = getattr(self, name)
+            if value not in known:
+                expected = ", ".join(map(repr, known))
+                raise ValueError(f"tokenizer.{name} must be one of {expected}, got {value!r}")
+        if self.kind == "feature" and self.per_patch_norm:
             raise ValueError(
-                f"tokenizer.algorithm must be one of {expected}, got {self.algorithm!r}"
+                'tokenizer.per_patch_norm normalises pixels; it means nothing with kind="feature"'
             )
 
 

@@ -9,7 +9,7 @@ from torch import nn
 
 from clustermim_fast.checkpoint import load_checkpoint
 from clustermim_fast.models import create_model
-from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.tokenizers import Tokenizer, load_tokenizer
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.overrides import from_dict
 
@@ -20,7 +20,7 @@ class LoadedRun:
 
     config: TrainConfig
     model: nn.Module
-    tokenizer: PixelTokenizer | None
+    tokenizer: Tokenizer | None
     step: int
     epoch: int
 

@@ -19,7 +19,7 @@ from clustermim_fast.checkpoint import remove_partial
 from clustermim_fast.data import ImageSet
 from clustermim_fast.models import create_model, load_encoder_weights
 from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
-from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.announce import announce
 from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
 from clustermim_fast.train.config import TrainConfig
@@ -64,7 +64,7 @@ class RunResult:
 
 def run(
     config: TrainConfig,
-    tokenizer: PixelTokenizer | None = None,
+    tokenizer: Tokenizer | None = None,
     images: ImageSet | None = None,
     *,
     say: Say = lambda line: print(line, flush=True),
@@ -108,7 +108,7 @@ class _Trainer:
     def __init__(
         self,
         config: TrainConfig,
-        tokenizer: PixelTokenizer | None,
+        tokenizer: Tokenizer | None,
         images: ImageSet,
         say: Say,
         on_epoch: Callable[[int, nn.Module], None] | None,

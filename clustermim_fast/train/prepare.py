@@ -5,17 +5,24 @@ from __future__ import annotations
 import dataclasses
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from clustermim_fast import counter_rng
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
 from clustermim_fast.masking import MaskConfig, Masker
 from clustermim_fast.models import method_class
-from clustermim_fast.tokenizers import PixelTokenizer, load_tokenizer
+from clustermim_fast.tokenizers import (
+    FeatureTokenizer,
+    PixelTokenizer,
+    Tokenizer,
+    load_tokenizer,
+)
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.state import find_checkpoint
 from clustermim_fast.weights import create_vit
@@ -23,6 +30,7 @@ from clustermim_fast.weights import create_vit
 _TOLERANCE = 1e-6
 # Views that a fit holds at once: 7,000 of 224 pixels, with 1.4 million patches of 16.
 _FIT_BYTES = 1024**3
+_FIT_BATCH = 128
 
 
 def open_run_images(config: TrainConfig, split: str = "train") -> ImageSet:
@@ -97,7 +105,7 @@ def needs_tokenizer(config: TrainConfig) -> bool:
     return method_class(config.method).objective == "tokens"
 
 
-def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
+def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
     """The tokenizer of a resolved config: the file it names, or k-means of the run's images.
 
     A run that goes on takes the one it began with, from its folder; a folder with another run is
@@ -107,15 +115,20 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     settings = config.tokenizer
     begun = find_checkpoint(config, None, len(images)) is not None if config.out else False
     if settings.path:
-        return load_tokenizer(settings.path)
+        given = load_tokenizer(settings.path)
+        if isinstance(given, FeatureTokenizer) and given.pictures is None:
+            given.look_at(_Views(images, _spread(len(images), 1024), config.seed))  # for the report
+        return given
     file = Path(config.out) / "tokenizer.safetensors"
     if begun and file.exists():
         return load_tokenizer(file)
     if config.data.mean is None or config.model.patch_size is None:
         raise ValueError("config: expected a resolved one (train.resolve), got data.mean = None")
+    if settings.kind == "feature":
+        return _fit_features(config, images)
     height, width = images.image_size
-    count = min(len(images), settings.max_images, max(1, _FIT_BYTES // (3 * height * width)))
-    ids = np.linspace(0, len(images) - 1, count).round().astype(np.int64)
+    count = min(settings.max_images, max(1, _FIT_BYTES // (3 * height * width)))
+    ids = _spread(len(images), count)
     return PixelTokenizer.fit(
         images.images(ids),
         settings.num_clusters,
@@ -123,6 +136,7 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
         mean=config.data.mean,
         std=config.data.std,
         per_patch_norm=settings.per_patch_norm,
+        metric=settings.metric,
         algorithm=settings.algorithm,
         max_iter=settings.max_iter,
         seed=config.seed,
@@ -130,12 +144,54 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> PixelTokenizer:
     )
 
 
-def require_matching_tokenizer(config: TrainConfig, tokenizer: PixelTokenizer) -> None:
-    """Refuse a tokenizer made for other pixels: its mean, std and patch size must be the run's.
+def _spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
+    """Up to ``wanted`` of ``count`` images, evenly spaced."""
+    return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
+
+
+def _fit_features(config: TrainConfig, images: ImageSet) -> FeatureTokenizer:
+    """Images are read again in each pass, so that there may be any number of them."""
+    settings = config.tokenizer
+    tokenizer = FeatureTokenizer.fit(
+        _Views(images, _spread(len(images), settings.max_images), config.seed),
+        settings.num_clusters,
+        settings.model,
+        weights=settings.weights or None,
+        layer=settings.layer,
+        apply_norm=settings.apply_norm,
+        patch_size=config.model.patch_size,
+        precision=settings.precision,
+        metric=settings.metric,
+        algorithm=settings.algorithm,
+        max_iter=settings.max_iter,
+        keep_features=settings.keep_features,
+        seed=config.seed,
+        verbose=sys.stderr.isatty(),
+        device=choose_device(config.efficiency.device),
+    )
+    return tokenizer.to("cpu")
+
+
+class _Views:
+    """Batches of un-augmented views, in a new order in each pass."""
+
+    def __init__(self, images: ImageSet, ids: npt.NDArray[np.int64], seed: int) -> None:
+        self._images, self._ids, self._seed, self._epoch = images, ids, seed, -1
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        self._epoch += 1
+        order = counter_rng.permutation(self._seed, self._epoch, len(self._ids))
+        for start in range(0, len(order), _FIT_BATCH):
+            yield self._images.images(self._ids[order[start : start + _FIT_BATCH]])
+
+
+def require_matching_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
+    """Refuse a tokenizer made for other pixels: its patch size must be the run's, and so must the
+    mean and std of one of pixels (a network has its own).
 
     Raises ValueError saying both values and both remedies.
     """
-    for name, neutral in (("mean", 0.0), ("std", 1.0)):
+    for name, neutral in (("mean", 0.0), ("std", 1.0)) if tokenizer.kind == "pixel" else ():
         wanted = getattr(config.data, name)
         stored = getattr(tokenizer, name)
         values = [neutral] * 3 if stored is None else [float(value) for value in stored]

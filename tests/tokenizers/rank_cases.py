@@ -9,16 +9,19 @@ from __future__ import annotations
 
 import multiprocessing
 import sys
+import tempfile
 import traceback
 import warnings
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+import timm
 import torch
+from safetensors.torch import save_file
 
 from clustermim_fast import KMeans
-from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.tokenizers import FeatureTokenizer, PixelTokenizer
 
 Results = dict[str, Any]
 CASES: dict[str, Callable[[int, int], Results]] = {}
@@ -289,6 +292,29 @@ def pixels_on_one_rank_only(rank: int, world: int) -> Results:
 def float_images(rank: int, world: int) -> Results:
     mine = part(images().float() / 255, rank, world)
     return tokenizer_outcome(PixelTokenizer.fit(mine, 30, 4, algorithm="lloyd", max_iter=4))
+
+
+@case(exact=True, algorithm=["lloyd", "minibatch"])
+def features(rank: int, world: int, algorithm: str) -> Results:
+    """Whole numbers only: a network's features differ in their last bits from batch to batch."""
+    options = {"img_size": 8, "patch_size": 4, "embed_dim": 8, "depth": 1, "num_heads": 1}
+    vit = timm.create_model("vit_tiny_patch16_224", num_classes=0, **options)
+    batches = [part(batch, rank, world) for batch in images().split(26)]
+    with tempfile.NamedTemporaryFile(suffix=".safetensors") as file:
+        save_file(vit.state_dict(), file.name)
+        tokenizer = FeatureTokenizer.fit(
+            batches,
+            6,
+            "vit_tiny_patch16_224",
+            weights=file.name,
+            model_options=options,
+            algorithm=algorithm,
+            max_iter=3,
+        )
+    assert tokenizer.report is not None
+    assert tokenizer.pictures is not None
+    counts = np.array(tokenizer.report.counts).astype(np.int64)
+    return {"counts": counts, "pictures": tokenizer.pictures.numpy(), "rows": counts.sum()}
 
 
 def run(rank: int, world: int) -> dict[str, Results]:

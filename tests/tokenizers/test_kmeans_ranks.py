@@ -1,4 +1,4 @@
-"""KMeans and PixelTokenizer over the ranks of a gloo group, against one process."""
+"""KMeans and tokenizers over the ranks of a gloo group, against one process."""
 
 from __future__ import annotations
 
@@ -77,8 +77,8 @@ MESSAGES = {
     "zero_weights": "must have a value > 0, got zeros only",
     "k": "KMeans: parameters must be the same on every rank; ranks 0 and 1 differ",
     "dim": "KMeans: X must be the same on every rank",
-    "seed": "PixelTokenizer.fit: settings must be the same on every rank",
-    "size": "PixelTokenizer.fit: dtype and shape of the images must be the same on every rank",
+    "seed": "tokenizer fit: settings must be the same on every rank",
+    "size": "tokenizer fit: dtype and shape of the images must be the same on every rank",
 }
 
 

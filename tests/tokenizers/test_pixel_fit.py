@@ -195,7 +195,7 @@ def test_the_sample_of_a_stream_is_even():
     for batch in batches:
         batch[:, 0, 0, 0] = torch.arange(10)  # no image comes twice
     total = np.zeros(40)
-    stream = ImageStream(batches, PatchSettings(2), "euclidean", None)
+    stream = ImageStream(batches, lambda x, _: ImageRows(x, PatchSettings(2)), None)
     for seed in range(50):
         found = stream.sample(lambda dim: 100, seed, ALONE, Progress())
         assert found.rows.shape == (100, 4)
@@ -211,7 +211,7 @@ def test_the_sample_does_not_depend_on_order_or_batches(digits):
     samples = []
     for images in (digits, digits.flip(0), digits[torch.randperm(400)]):
         for size in (7, 400):
-            stream = ImageStream(images.split(size), settings, "euclidean", None)
+            stream = ImageStream(images.split(size), lambda x, _: ImageRows(x, settings), None)
             samples.append(stream.sample(lambda dim: 300, 5, ALONE, Progress()).rows)
     assert samples[0].shape == (300, 48)
     assert all(torch.equal(sample, samples[0]) for sample in samples)

@@ -1,16 +1,14 @@
-"""The fit of :class:`PixelTokenizer`: images in memory or from a loader, never a patch matrix."""
+"""The k-means fit of every tokenizer: images in memory or from a loader, never all their rows."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 
-from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_init import RandomState, kmeans_plus_plus, random_rows
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EpochTotals, MiniBatch
@@ -24,23 +22,21 @@ STARVED = 0.01  # share of the mean count; of the largest, as in scikit-learn, f
 
 
 def fit(
-    images_or_loader: torch.Tensor | Iterable[Any],
-    settings: PatchSettings,
+    open_data: Callable[[FitOptions], Images | Loader],
+    settings: object,
     options: FitOptions,
-    device: torch.device | None,
+    kind: str,
 ) -> tuple[torch.Tensor, KMeansReport]:
-    """Centroids [K, D] float64 (values of float32) and the report; settings are checked ones."""
+    """Centroids [K, D] float64 (values of float32) and the report.
+
+    ``settings``, checked ones, must be equal on all ranks; ``kind`` stands on progress bars.
+    """
     total, group = Timer(), everyone()
-    group.require_equal("PixelTokenizer.fit: settings", (settings, replace(options, verbose=False)))
+    group.require_equal("tokenizer fit: settings", (settings, replace(options, verbose=False)))
     options = replace(options, verbose=options.verbose and group.rank == 0)
     random = np.random.RandomState(options.seed)
-    data: Images | Loader
-    if isinstance(images_or_loader, torch.Tensor):
-        images = images_or_loader if device is None else images_or_loader.to(device)
-        data = Images(images, settings, options)
-    else:
-        data = Loader(images_or_loader, settings, options, device)
-    title = f"pixel tokenizer K={options.num_clusters}"
+    data = open_data(options)
+    title = f"{kind} tokenizer K={options.num_clusters}"
     if options.algorithm == "clustermim":
         with progress(options.verbose, options.passes, title) as bar:
             centers, report = _minibatch(data, None, options, random, bar)
@@ -61,7 +57,7 @@ def fit(
     report.seconds = total()
     if report.unused:
         warnings.warn(
-            f"PixelTokenizer.fit: {report.unused} of {options.num_clusters} centroids are nearest "
+            f"tokenizer fit: {report.unused} of {options.num_clusters} centroids are nearest "
             "to no patch; the images may have fewer distinct patches, or use algorithm='lloyd'",
             UserWarning,
             stacklevel=3,
@@ -80,7 +76,7 @@ def _from_first_batch(batch: Rows, options: FitOptions, random: RandomState) -> 
     """As MiniBatchKMeans.partial_fit: k-means++ on the first batch, or on some rows of it."""
     if batch.num_rows < options.num_clusters:
         raise ValueError(
-            f"PixelTokenizer.fit: the first batch has {batch.num_rows} patches, fewer than "
+            f"tokenizer fit: the first batch has {batch.num_rows} patches, fewer than "
             f"num_clusters = {options.num_clusters}, and algorithm='clustermim' draws its first "
             "centroids from it; use larger batches or algorithm='minibatch'"
         )
