@@ -35,16 +35,17 @@ Fit the k-means tokenizer that `pretrain` with the same settings would fit, and 
   clustermim tokenizer fit data=photos/ num_clusters=100 patch_size=16 out=tok.safetensors
   clustermim pretrain data=photos/ tokenizer=tok.safetensors
 
-With kind=feature the features of a frozen network are clustered instead of pixels. model= is a timm
-name, a run folder or a folder in timm's format; weights=FILE a checkpoint for it (.safetensors, or
-.pth of tensors in the names of timm, DINO, DeiT, MAE, BEiT).
+With kind=feature the features of a frozen network are clustered instead of pixels. model= is a
+timm name (vit_small_patch16_224.dino where none is given), a run folder or a folder in timm's
+format; weights=FILE a checkpoint for it (.safetensors, or .pth of tensors in the names of timm,
+DINO, DeiT, MAE, BEiT).
 
-  clustermim tokenizer fit data=photos/ kind=feature model=vit_small_patch16_224.dino num_clusters=100
+  clustermim tokenizer fit data=photos/ kind=feature num_clusters=100
   clustermim tokenizer fit data=photos/ kind=feature model=runs/clustermim_photos layer=8
 
-Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter= max_images=,
-per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16 keep_features=no
-(features). Images are resized for a network whose patches are not of patch_size.
+Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter=
+max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
+keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
 """
 BENCH_HELP = """\
 Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:

@@ -45,8 +45,8 @@ def cifar10_features_vit_tiny() -> TrainConfig:
     """`cifar10_vit_tiny` on K = 100 tokens of a frozen network's features.
 
     The default network is DINO's ViT-S/16, for which images are enlarged four times; with
-    tokenizer.model=RUN it is the encoder of another run, cifar10_vit_tiny's for instance, which takes
-    them as they are.
+    tokenizer.model=RUN it is the encoder of another run, cifar10_vit_tiny's for instance, which
+    takes them as they are.
     """
     pixels = cifar10_vit_tiny()
     tokenizer = TokenizerConfig(kind="feature", num_clusters=100)
