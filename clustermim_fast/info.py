@@ -37,7 +37,8 @@ class Info:
 
     ``backends`` maps an op to its back-ends, each with None when it can run here, else the reason
     why not. ``gpu_runs`` maps an op to the architectures and back-ends of recorded correct runs on
-    a GPU. ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``.
+    a GPU; ``gpu_choice`` a CUDA device to what serves each op there if no back-end is named.
+    ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``.
     """
 
     version: str
@@ -52,6 +53,7 @@ class Info:
     devices: tuple[str, ...]
     backends: dict[str, dict[str, str | None]] = field(default_factory=dict)
     gpu_runs: dict[str, dict[str, tuple[str, ...]]] = field(default_factory=dict)
+    gpu_choice: dict[str, dict[str, str]] = field(default_factory=dict)
     packages: dict[str, str | None] = field(default_factory=dict)
     environment: dict[str, str] = field(default_factory=dict)
 
@@ -111,6 +113,12 @@ class Info:
         if not self.gpu_runs:
             lines.append("  triton: no GPU has run our kernels in our hands; they were interpreted")
             lines.append("    and compiled, and are checked against the reference at first use")
+        for device, choices in self.gpu_choice.items():
+            groups: dict[str, list[str]] = {}
+            for op, choice in choices.items():
+                groups.setdefault(choice, []).append(op)
+            lines.append(f"  on {device}, unless another is named:")
+            lines += [f"    {', '.join(ops)}: {choice}" for choice, ops in groups.items()]
         return lines
 
 
@@ -146,6 +154,21 @@ def _backends(torch: Any, has_cuda: bool) -> dict[str, dict[str, str | None]]:
     return answers
 
 
+def _gpu_choice(torch: Any, count: int) -> dict[str, dict[str, str]]:
+    """For each CUDA device and op what serves it; nothing is run to find out."""
+    standing = importlib.import_module("clustermim_fast.ops._choice").standing
+    unavailable = importlib.import_module("clustermim_fast.ops._backend").availability
+    ops = importlib.import_module("clustermim_fast.ops._self_checks").OPS
+    answers: dict[str, dict[str, str]] = {}
+    for device in (f"cuda:{i}" for i in range(count)):
+        answers[device] = {}
+        for op, implemented in ops.items():
+            reasons = unavailable(torch.device(device), implemented)
+            usable = tuple(n for n in ("cuda", "triton") if reasons[n] is None)
+            answers[device][op] = standing(op, device, usable)
+    return answers
+
+
 def _version_of(package: str) -> str | None:
     try:
         return importlib.metadata.version(package)
@@ -162,6 +185,7 @@ def info() -> Info:
     devices: tuple[str, ...] = ()
     backends: dict[str, dict[str, str | None]] = {}
     gpu_runs: dict[str, dict[str, tuple[str, ...]]] = {}
+    gpu_choice: dict[str, dict[str, str]] = {}
     try:
         torch = importlib.import_module("torch")
     except ImportError as error:
@@ -174,6 +198,7 @@ def info() -> Info:
         devices = ("cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus))
         backends = _backends(torch, has_cuda)
         gpu_runs = importlib.import_module("clustermim_fast.ops._choice").RECORDED_RUNS
+        gpu_choice = _gpu_choice(torch, len(gpus))
     return Info(
         version=__version__,
         location=str(Path(__file__).parent),
@@ -187,6 +212,7 @@ def info() -> Info:
         devices=devices,
         backends=backends,
         gpu_runs=gpu_runs,
+        gpu_choice=gpu_choice,
         packages={name: _version_of(name) for name in OPTIONAL_PACKAGES},
         environment={name: os.environ[name] for name in ENVIRONMENT if name in os.environ},
     )

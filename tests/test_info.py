@@ -11,7 +11,7 @@ import torch
 
 import clustermim_fast
 from clustermim_fast.info import info
-from clustermim_fast.ops import _choice
+from clustermim_fast.ops import _choice, _triton
 
 OPS = {
     "lloyd_step",
@@ -76,6 +76,27 @@ def test_kernels_that_no_gpu_has_run_say_so(monkeypatch) -> None:
     page = str(info())
     assert "no GPU has run our kernels" not in page
     assert "lloyd_step (sm_90: cuda, triton)" in page
+
+
+def test_what_serves_each_op_on_a_gpu_is_shown(monkeypatch) -> None:
+    h200 = _triton.Device("sm_90", 90, 132, 232_448)
+    for name, answer in (("is_available", True), ("device_count", 1), ("get_device_name", "H200")):
+        monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
+    monkeypatch.setattr(_triton, "properties", lambda device: h200)
+    ops = ("lloyd_step", "lloyd_step_images", "patch_tokens")
+    checked = {(op, "cuda:0"): why for op, why in zip(ops, ("", "3 ids differ", ""), strict=True)}
+    monkeypatch.setattr(_choice, "_verdicts", checked)
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {"replace_patches": {"sm_90": ("triton",)}})
+    page = str(info())
+    assert "cuda:0 H200" in page
+    for line in (
+        "on cuda:0, unless another is named:",
+        "    patch_tokens, lloyd_step: triton: agreed with plain torch here",
+        "    lloyd_step_images: plain torch: 3 ids differ",
+        "    replace_patches: triton: such GPUs have run it in our hands",
+        "    nearest_centroid, masked_cross_entropy, masked_linear_cross_entropy: triton, once it",
+    ):
+        assert line in page, page
 
 
 def test_forced_isa_is_shown() -> None:

@@ -126,12 +126,20 @@ def resolve(
     name = backend if backend is not None else _forced
     if name is not None and name not in NAMES:
         raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {name!r}")
-    if name is None and device.type != "cuda":
-        name = "cpu" if device.type == "cpu" and "cpu" in implemented else "reference"
+    if device.type == "cuda":
+        return _on_gpu(op, name, str(device), implemented, torch.compiler.is_compiling())
+    if device.type not in ("cpu", "meta"):
+        raise RuntimeError(
+            f"{op}: no back-end runs on {device.type} tensors; "
+            "move them to the CPU or a CUDA device"
+        )
     if name is None:
-        usable = [n for n in ("cuda", "triton") if not _unavailable_reason(n, device, implemented)]
-        compiling = torch.compiler.is_compiling()
-        name = _choice.fastest(op, str(device), tuple(usable), compiling)
+        name = "cpu" if device.type == "cpu" and "cpu" in implemented else "reference"
+    return _require(op, name, device, implemented)
+
+
+def _require(op: str, name: str, device: torch.device, implemented: tuple[str, ...]) -> str:
+    """``name`` if it can run on ``device``, else an error that says what can."""
     reason = _unavailable_reason(name, device, implemented)
     if reason is not None:
         reasons = availability(device, implemented)
@@ -141,3 +149,29 @@ def resolve(
             f"(available here: {', '.join(usable)})"
         )
     return name
+
+
+# What is settled for this process: looking for packages and devices takes longer than a launch.
+_settled: dict[tuple[str, str | None, str], str] = {}
+
+
+def _on_gpu(
+    op: str, name: str | None, device: str, implemented: tuple[str, ...], compiling: bool
+) -> str:
+    key = (op, name, device)
+    if key in _settled:
+        return _settled[key]
+    found = torch.device(device)
+    if name is not None:
+        _settled[key] = _require(op, name, found, implemented)
+        return _settled[key]
+    usable = [n for n in ("cuda", "triton") if not _unavailable_reason(n, found, implemented)]
+    chosen = _choice.fastest(op, device, tuple(usable), compiling)
+    if chosen != "reference":  # that may be until a check passes
+        _settled[key] = chosen
+    return chosen
+
+
+# torch.compiler.assume_constant_result without importing torch's compiler: the compiler calls it
+# itself instead of tracing it.
+_on_gpu._dynamo_marked_constant = True  # type: ignore[attr-defined]

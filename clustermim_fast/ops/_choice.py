@@ -4,12 +4,14 @@ passes a check on this very device.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib
-import importlib.metadata
 import json
 import logging
 import os
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -25,6 +27,8 @@ _log = logging.getLogger("clustermim_fast")
 _said: set[str] = set()
 # (op, device) -> "" where Triton agreed with the reference, else what went wrong
 _verdicts: dict[tuple[str, str], str] = {}
+NOT_CHECKED = "its Triton kernels are not checked on this device yet (call ops.warmup())"
+NO_MEMORY = "no memory was left to check its Triton kernels"
 
 
 def fastest(op: str, device: str, usable: tuple[str, ...], compiling: bool) -> str:
@@ -34,10 +38,9 @@ def fastest(op: str, device: str, usable: tuple[str, ...], compiling: bool) -> s
     device and version, and never while torch compiles or a CUDA graph is captured. The reference
     serves until then.
     """
-    arch = _triton.properties(torch.device(device)).arch
-    for name in RECORDED_RUNS.get(op, {}).get(arch, ()):
-        if name in usable:
-            return name
+    recorded = recorded_run(op, device, usable)
+    if recorded:
+        return recorded
     if "triton" not in usable:
         reason = _triton.unavailable_reason(torch.device(device)) or "it has no Triton kernel"
         _say(f"{op} on {device} runs as plain torch: {reason}")
@@ -50,9 +53,10 @@ def fastest(op: str, device: str, usable: tuple[str, ...], compiling: bool) -> s
     return "reference"
 
 
-# torch.compiler.assume_constant_result without importing torch's compiler: the compiler calls
-# `fastest` itself instead of tracing it.
-fastest._dynamo_marked_constant = True  # type: ignore[attr-defined]
+def recorded_run(op: str, device: str, usable: tuple[str, ...]) -> str | None:
+    """The fastest usable back-end that this architecture has run without a wrong result."""
+    arch = _triton.properties(torch.device(device)).arch
+    return next((name for name in RECORDED_RUNS.get(op, {}).get(arch, ()) if name in usable), None)
 
 
 def verdict(op: str, device: str, may_check: bool = True) -> str:
@@ -62,20 +66,36 @@ def verdict(op: str, device: str, may_check: bool = True) -> str:
         if _remembered(op, device):
             _verdicts[key] = ""
         elif not may_check:
-            return "its Triton kernels are not checked on this device yet (call ops.warmup())"
+            return NOT_CHECKED
         else:
-            _verdicts[key] = _check(op, device)
-            if not _verdicts[key]:
+            problem = _check(op, device)
+            if problem == NO_MEMORY:  # which may be another time
+                return problem
+            _verdicts[key] = problem
+            if not problem:
                 _remember(op, device)
     return _verdicts[key]
 
 
 def _check(op: str, device: str) -> str:
-    checks = importlib.import_module("clustermim_fast.ops._self_checks").CHECKS
+    """Runs the op's self-check in a thread of its own, out of reach of what the caller has set:
+    autocast, inference mode, a default device, torch's modes, `record_stats`."""
+    check = importlib.import_module("clustermim_fast.ops._self_checks").CHECKS[op]
+    strict = torch.are_deterministic_algorithms_enabled()
+    only_warns = torch.is_deterministic_algorithms_warn_only_enabled()
+    dtype = torch.get_default_dtype()
     try:
-        checks[op](torch.device(device))
+        torch.use_deterministic_algorithms(False)  # the reference may use others
+        torch.set_default_dtype(torch.float32)
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(check, torch.device(device)).result()
+    except torch.cuda.OutOfMemoryError:
+        return NO_MEMORY
     except Exception as error:  # noqa: BLE001  a kernel that fails must not end the user's program
         return f"its Triton kernels failed their check: {type(error).__name__}: {error}"
+    finally:
+        torch.use_deterministic_algorithms(strict, warn_only=only_warns)
+        torch.set_default_dtype(dtype)
     return ""
 
 
@@ -94,20 +114,22 @@ def _identity(op: str, device: str) -> str:
     """Everything that a verdict depends on."""
     found = torch.device(device)
     name = torch.cuda.get_device_name(found) if found.type == "cuda" else device
-    kernels = hashlib.sha256()
-    for file in sorted(Path(__file__).parent.glob("*/triton_*.py")):
-        kernels.update(file.read_bytes())
-    triton = importlib.metadata.version("triton")
+    sources = hashlib.sha256()
+    for file in sorted(Path(__file__).parent.rglob("*.py")):
+        sources.update(file.read_bytes())
+    # Not from the metadata: AMD's and nightly builds are packages of other names.
+    triton = importlib.import_module("triton").__version__
     versions = f"{__version__}, torch {torch.__version__}, triton {triton}"
-    return f"{op} on {name}: {versions}, {kernels.hexdigest()[:12]}"
+    return f"{op} on {name}: {versions}, {sources.hexdigest()[:12]}"
 
 
 def _passed() -> list[str]:
+    """What the cache says; nothing where it is missing, damaged or out of reach."""
     try:
         found = json.loads(_passed_file().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RuntimeError):  # RuntimeError: there is no home
         return []
-    return found if isinstance(found, list) else []
+    return [line for line in found if isinstance(line, str)] if isinstance(found, list) else []
 
 
 def _remembered(op: str, device: str) -> bool:
@@ -115,13 +137,29 @@ def _remembered(op: str, device: str) -> bool:
 
 
 def _remember(op: str, device: str) -> None:
-    """Best effort: a home that cannot be written costs a check in the next process."""
-    file = _passed_file()
+    """Best effort: a home that cannot be written, or two processes at once, cost another check."""
     lines = sorted({*_passed(), _identity(op, device)})
-    temporary = file.with_suffix(f".{os.getpid()}")
-    try:
+    with contextlib.suppress(OSError, RuntimeError):
+        file = _passed_file()
         file.parent.mkdir(parents=True, exist_ok=True)
-        temporary.write_text(json.dumps(lines, indent=1), encoding="utf-8")
-        temporary.replace(file)
-    except OSError:
-        pass
+        handle, temporary = tempfile.mkstemp(dir=file.parent, prefix=file.name)
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as out:
+                json.dump(lines, out, indent=1)
+            Path(temporary).replace(file)
+        except OSError:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+
+
+def standing(op: str, device: str, usable: tuple[str, ...]) -> str:
+    """What ``auto`` does for ``op`` on the GPU ``device``, in words; nothing is run."""
+    recorded = recorded_run(op, device, usable)
+    if recorded:
+        return f"{recorded}: such GPUs have run it in our hands"
+    if "triton" not in usable:
+        return "plain torch"
+    problem = verdict(op, device, may_check=False)
+    if problem == NOT_CHECKED:
+        return "triton, once it agrees with plain torch here: at first use, or in ops.warmup()"
+    return f"plain torch: {problem}" if problem else "triton: agreed with plain torch here"

@@ -24,7 +24,7 @@ _MODULES: tuple[Any, ...] = (
     _masked_cross_entropy,
     _masked_linear_cross_entropy,
 )
-_OPS = {m.OP: m.IMPLEMENTED for m in _MODULES} | {_lloyd_step.OP_IMAGES: _lloyd_step.IMPLEMENTED}
+OPS = {m.OP: m.IMPLEMENTED for m in _MODULES} | {_lloyd_step.OP_IMAGES: _lloyd_step.IMPLEMENTED}
 
 
 def _same(op: str, got: Any, expected: Any) -> None:
@@ -216,4 +216,4 @@ def warmup(device: torch.device | str | None = None) -> dict[str, str]:
     """
     wanted = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = torch.empty(0, device=wanted).device  # with its index
-    return {op: _backend.resolve(op, None, chosen, names) for op, names in _OPS.items()}
+    return {op: _backend.resolve(op, None, chosen, names) for op, names in OPS.items()}

@@ -6,6 +6,8 @@ Imports no triton: ``import clustermim_fast.ops`` must not. The kernels stand in
 
 from __future__ import annotations
 
+import functools
+import importlib
 import importlib.util
 import os
 from collections.abc import Iterator
@@ -66,10 +68,23 @@ def unavailable_reason(device: torch.device) -> str | None:
         return f"it needs CUDA tensors, got {device}"
     if not torch.cuda.is_available():
         return "no CUDA device is visible"
+    broken = _import_error()
+    if broken:
+        return f"the package triton cannot be imported ({broken})"
     found = properties(device)
     if found.arch.startswith("sm_") and found.capability < LOWEST_CAPABILITY:
         return f"it needs compute capability 8.0 or newer, {device} is {found.arch}"
     return None
+
+
+@functools.cache
+def _import_error() -> str:
+    """Why triton, which is installed, is of no use; "" if it is."""
+    try:
+        importlib.import_module("triton.language")
+    except Exception as error:  # noqa: BLE001  whatever a broken installation raises
+        return f"{type(error).__name__}: {error}"
+    return ""
 
 
 def properties(device: torch.device) -> Device:
@@ -78,7 +93,8 @@ def properties(device: torch.device) -> Device:
         return _stand_in or INTERPRETED
     found = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return Device(found.gcnArchName.split(":")[0], 0, found.multi_processor_count, 65_536)
+        arch, shared = found.gcnArchName.split(":")[0], 65_536  # of CDNA and RDNA alike, at least
+        return Device(arch, 0, found.multi_processor_count, shared)
     capability = 10 * found.major + found.minor
     shared = getattr(found, "shared_memory_per_block_optin", 101_376)
     return Device(f"sm_{capability}", capability, found.multi_processor_count, shared)

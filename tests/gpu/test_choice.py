@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clustermim_fast import ops
 from clustermim_fast.ops import _backend, _choice, _self_checks, _triton
@@ -18,6 +22,7 @@ H200 = _triton.Device("sm_90", 90, 132, 232_448)
 def _fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(_choice, "_verdicts", {})
     monkeypatch.setattr(_choice, "_said", set())
+    monkeypatch.setattr(_backend, "_settled", {})
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
 
 
@@ -103,7 +108,7 @@ def test_compiled_code_calls_the_choice_and_does_not_trace_it(monkeypatch):
     choose()
 
     def double_on_triton(x):
-        return x * (2 if _choice.fastest(OP, "cpu", ("triton",), True) == "triton" else 3)
+        return x * (2 if _backend._on_gpu(OP, None, "cpu", ("triton",), True) == "triton" else 3)
 
     with _triton.stand_in(H200):
         compiled = torch.compile(double_on_triton, fullgraph=True, backend="eager")
@@ -119,3 +124,148 @@ def test_naming_triton_on_the_cpu_says_what_is_needed():
 
 def test_warmup_names_the_cpu_back_ends():
     assert set(ops.warmup("cpu").values()) == {"cpu"}
+
+
+def test_the_check_is_out_of_reach_of_the_caller_s_modes(monkeypatch):
+    """Each of these alone would make it fail, for the life of the process."""
+    seen = []
+
+    def check(device):
+        leaf = torch.randn(3, 3, generator=torch.Generator()).requires_grad_()
+        grad = torch.autograd.grad((leaf @ leaf).sum(), leaf)[0]
+        seen.append((grad.dtype, type(grad), float(grad.sum()), ops._stats.recording()))
+        assert not torch.are_deterministic_algorithms_enabled()
+
+    monkeypatch.setitem(_self_checks.CHECKS, OP, check)
+    torch.use_deterministic_algorithms(True)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with (
+            torch.inference_mode(), torch.device("meta"), FakeTensorMode(),
+            torch.autocast("cpu", torch.bfloat16), ops.record_stats(),
+        ):  # fmt: skip
+            assert choose() == "triton"
+        assert torch.are_deterministic_algorithms_enabled()
+        assert torch.get_default_dtype() == torch.float64
+    finally:
+        torch.use_deterministic_algorithms(False)
+        torch.set_default_dtype(torch.float32)
+    ((dtype, kind, _, recording),) = seen
+    assert (dtype, kind, recording) == (torch.float32, torch.Tensor, False)
+
+
+def test_a_check_without_memory_is_made_another_time(monkeypatch):
+    checks(monkeypatch, torch.cuda.OutOfMemoryError("full"))
+    assert choose() == "reference"
+    asked = checks(monkeypatch)
+    assert choose() == "triton"
+    assert asked == ["cpu"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[[1], 2, null]", '{"a": 1}', b"\xff\xfe"])
+def test_a_damaged_cache_is_an_empty_one(monkeypatch, content):
+    asked = checks(monkeypatch)
+    file = _choice._passed_file()
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content if isinstance(content, bytes) else content.encode())
+    assert choose() == "triton"
+    monkeypatch.setattr(_choice, "_verdicts", {})
+    assert choose() == "triton"
+    assert asked == ["cpu"]
+    assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_a_home_that_is_missing_or_cannot_be_written_costs_a_check(monkeypatch, tmp_path):
+    asked = checks(monkeypatch)
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # a folder cannot be made in it
+    assert choose() == "triton"
+    monkeypatch.setattr(_choice, "_verdicts", {})
+
+    def nobody():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(_choice.Path, "home", nobody)
+    assert choose() == "triton"
+    assert asked == ["cpu", "cpu"]
+
+
+def test_processes_that_finish_at_once_leave_a_whole_cache(monkeypatch):
+    monkeypatch.setattr(_choice, "_identity", lambda op, device: op * 1000)
+    with ThreadPoolExecutor(8) as threads:
+        list(threads.map(lambda i: _choice._remember(f"op {i % 8} ", "cpu"), range(200)))
+    file = _choice._passed_file()
+    assert set(json.loads(file.read_text())) <= {f"op {i} " * 1000 for i in range(8)}
+    assert len(_choice._passed()) >= 1
+    assert [f.name for f in file.parent.iterdir()] == [file.name]
+
+
+def test_a_triton_that_cannot_be_imported_is_a_reason(monkeypatch):
+    def broken(name):
+        raise OSError("libtriton.so: undefined symbol")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_triton.importlib, "import_module", broken)
+    _triton._import_error.cache_clear()
+    try:
+        assert "undefined symbol" in _triton.unavailable_reason(torch.device("cuda:0"))
+    finally:
+        _triton._import_error.cache_clear()
+
+
+def test_amd_s_gpus_are_named_as_they_name_themselves(monkeypatch):
+    found = SimpleNamespace(gcnArchName="gfx942:sramecc+:xnack-", multi_processor_count=304)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
+    device = torch.device("cuda:0")
+    assert _triton.properties(device) == _triton.Device("gfx942", 0, 304, 65_536)
+    assert _triton.unavailable_reason(device) is None
+
+
+def test_other_devices_are_told_what_to_do():
+    with pytest.raises(RuntimeError, match="mps tensors; move them to the CPU or a CUDA device"):
+        _backend.resolve(OP, None, torch.device("mps"), ("reference", "cpu", "triton"))
+
+
+def test_a_named_back_end_is_not_checked_and_an_old_gpu_refuses_it(monkeypatch):
+    asked = checks(monkeypatch, AssertionError)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(_triton, "properties", lambda d: H200)
+    names, device = ("reference", "cpu", "triton"), torch.device("cuda:0")
+    assert _backend.resolve(OP, "triton", device, names) == "triton"
+    assert _backend.resolve(OP, "reference", device, names) == "reference"
+    assert asked == []
+    monkeypatch.setattr(_backend, "_settled", {})
+    monkeypatch.setattr(_triton, "properties", lambda d: _triton.Device("sm_75", 75, 40, 65_536))
+    with pytest.raises(RuntimeError, match=r"8\.0 or newer.*available here: reference"):
+        _backend.resolve(OP, "triton", device, names)
+    assert _backend.resolve(OP, None, device, names) == "reference"
+
+
+def test_what_is_settled_is_not_looked_up_again(monkeypatch):
+    """A look at packages and devices would cost every call more than a launch does."""
+    checks(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    monkeypatch.setattr(_triton, "properties", lambda d: H200)
+    device = torch.device("cuda:0")
+    assert _backend.resolve(OP, None, device, ("reference", "triton")) == "triton"
+    monkeypatch.setattr(_triton, "unavailable_reason", None)
+    assert _backend.resolve(OP, None, device, ("reference", "triton")) == "triton"
+
+
+def test_standing_is_said_without_a_check(monkeypatch):
+    asked = checks(monkeypatch)
+    with _triton.stand_in(H200):
+        assert "once it agrees" in _choice.standing(OP, "cpu", ("triton",))
+        assert _choice.standing(OP, "cpu", ()) == "plain torch"
+        assert asked == []
+        choose()
+        assert _choice.standing(OP, "cpu", ("triton",)) == "triton: agreed with plain torch here"
+        monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu"): "3 ids differ"})
+        assert _choice.standing(OP, "cpu", ("triton",)) == "plain torch: 3 ids differ"
+        monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": ("triton",)}})
+        assert "in our hands" in _choice.standing(OP, "cpu", ("triton",))
