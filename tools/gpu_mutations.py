@@ -39,6 +39,8 @@ IMAGES = "tests/gpu/test_small_images.py::"
 SMALL = f"{OF_NEAREST}test_every_size[129-17-7]"
 OF_TIES = "tests/gpu/test_small_ties.py::"
 TIES = f"{OF_TIES}test_permuted_centroids[3-euclidean]"
+BARRIER = "tl.debug_barrier()  # "
+BARRIERS = "tests/gpu/test_barriers.py::"
 
 MUTATIONS = [
     Mutation(*entry)
@@ -92,6 +94,24 @@ MUTATIONS = [
          "rows * source[1]", f"{OFFSETS}test_nearest_centroid"),
         ("columns' stride forgotten", f"{NEAREST}rows.py", "ds.to(tl.int64) * source[2]",
          "ds.to(tl.int64)", f"{OFFSETS}test_nearest_centroid_of_strided_columns"),
+        ("missing barrier: rows in scratch are read", FILTER,
+         f"{BARRIER}other threads' values are read from here on", "pass",
+         f"{BARRIERS}test_rounded_rows_in_scratch"),
+        ("missing barrier: rows in scratch are overwritten", FILTER,
+         f"{BARRIER}before the next rows overwrite scratch", "pass",
+         f"{BARRIERS}test_rounded_rows_in_scratch"),
+        ("missing barrier: slots of the sweep", RESCORE,
+         f"{BARRIER}the slots that other threads stored are read", "pass",
+         f"{OF_TIES}test_permuted_centroids[10-euclidean]"),
+        ("missing barrier: exact sums are read", f"{NEAREST}integers.py",
+         f"{BARRIER}other threads read what one stored", "pass",
+         f"{BARRIERS}test_numbers_of_several_comparisons"),
+        ("missing barrier: exact sums are overwritten", f"{NEAREST}integers.py",
+         f"{BARRIER}dot may be overwritten, the others be read", "pass",
+         f"{BARRIERS}test_numbers_of_several_comparisons"),
+        ("missing barrier: exact products are overwritten", f"{NEAREST}integers.py",
+         f"{BARRIER}scratch may be overwritten", "pass",
+         f"{BARRIERS}test_numbers_of_several_comparisons"),
         # ---- images read in place, Lloyd steps
         ("lines' stride taken for columns'", f"{NEAREST}images.py",
          "ds // P % P * source[H_STRIDE]", "ds // P % P * source[W_STRIDE]",

@@ -9,7 +9,8 @@ Set TRITON_INTERPRET=1 before anything imports triton, then::
 Every address must lie inside a tensor handed to the kernel; a masked-off lane of a load without
 ``other=`` reads NaN or 0x5a...; ``tl.device_assert`` works; integer arithmetic that overflows
 raises; programs run in a shuffled order; no program may load or overwrite what another one stored
-(plain stores), nor add to floats atomically. Bytes are as requested, before any cache.
+(plain stores), nor, without a barrier, what it stored itself, nor add to floats atomically. Bytes
+are as requested, before any cache.
 """
 
 from __future__ import annotations
@@ -31,10 +32,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from tests.gpu import strict_numbers
 from tests.gpu.strict_numbers import Builder, Handle
-
-
-class KernelMemoryError(Exception):
-    pass
+from tests.gpu.strict_races import KernelMemoryError, Races
 
 
 class TooLongToInterpret(Exception):
@@ -74,8 +72,7 @@ class _State:
                 merged.append([begin, end])
         self.starts = np.array([e[0] for e in merged], dtype=np.uint64)
         self.ends = np.array([e[1] for e in merged], dtype=np.uint64)
-        self.owner: dict[int, np.ndarray] = {}  # extent -> program that last stored each byte
-        self.program = 0
+        self.accesses = Races()
         self.permutation: list[int] = []
 
     def locate(self, what: str, pointers: Any, mask: np.ndarray) -> tuple[Any, Any, int]:
@@ -96,28 +93,24 @@ class _State:
             i = int(np.argmax(bad))
             n = max(int(where[i]), 0)
             offset, length = int(at[i]) - int(self.starts[n]), int(self.ends[n] - self.starts[n])
+            program, wrong = self.accesses.program, int(bad.sum())
             raise KernelMemoryError(
-                f"{what} by program {self.program}: {int(bad.sum())} of {at.size} addresses "
+                f"{what} by program {program}: {wrong} of {at.size} addresses "
                 f"outside every argument or misaligned; the first is {offset} bytes into an "
                 f"argument of {length} bytes"
             )
         return at, where, size
 
-    def touch(self, what: str, at: Any, where: Any, size: int, store: bool) -> None:
-        """A plain access: no other program may have stored these bytes in this launch."""
-        for n in np.unique(where):
-            fresh = np.full(int(self.ends[n] - self.starts[n]), -1, np.int32)
-            owner = self.owner.setdefault(int(n), fresh)
-            offset = (at[where == n] - self.starts[n]).astype(np.int64)
-            other = (owner[offset] != -1) & (owner[offset] != self.program)
-            if other.any():
-                first = int(owner[offset][other][0])
-                raise KernelMemoryError(
-                    f"{what} by program {self.program} of bytes stored by program {first}: a race"
-                )
-            if store:
-                for byte in range(size):
-                    owner[offset + byte] = self.program
+    def touch(self, what: str, pointers: Any, at: Any, where: Any, size: int) -> list[Any]:
+        """A plain load or store of addresses that ``locate`` returned: (extent, places in it)."""
+        block = hash((pointers.data.shape, pointers.data.tobytes())) | 1
+        touched = []
+        for extent in map(int, np.unique(where)):
+            start, end = self.starts[extent], self.ends[extent]
+            places = (at[where == extent] - start).astype(np.int64)
+            self.accesses.touch(what, extent, int(end - start), places, size, block)
+            touched.append((extent, places))
+        return touched
 
 
 _state = _State()
@@ -167,7 +160,8 @@ def _install_memory() -> None:
             if n == 0:
                 _state.permutation = _state.order.sample(range(nx * ny * nz), nx * ny * nz)
             n = _state.permutation[n]
-        _state.program = n
+        _state.accesses.program = n
+        _state.accesses.barrier()
         _state.seen.programs += 1
         set_index(self, n // (ny * nz), n // nz % ny, n % nz)
 
@@ -180,11 +174,12 @@ def _install_memory() -> None:
             for n, count in zip(*np.unique(where, return_counts=True), strict=True):
                 start = int(_state.starts[int(n)])
                 _state.seen.loaded[start] = _state.seen.loaded.get(start, 0) + int(count) * size
-            if _state.races and at.size:
-                _state.touch("load", at, where, size, store=False)
             if other is None and not mask.data.all():
                 other = _poison(pointers)
-        return load(self, pointers, mask, other, *rest, **kw)
+        value = load(self, pointers, mask, other, *rest, **kw)
+        if _state.on and _state.races and at.size:
+            value.loaded_from = _state.touch("load", pointers, at, where, size)
+        return value
 
     def create_masked_store(
         self: Any, pointers: Any, value: Any, mask: Any, *rest: Any, **kw: Any
@@ -193,7 +188,7 @@ def _install_memory() -> None:
             at, where, size = _state.locate("store", pointers, mask.data)
             _state.seen.store_bytes += at.size * size
             if _state.races and at.size:
-                _state.touch("store", at, where, size, store=True)
+                _state.touch("store", pointers, at, where, size)
         return store(self, pointers, value, mask, *rest, **kw)
 
     def create_atomic_rmw(self: Any, op: Any, pointer: Any, value: Any, mask: Any, *r: Any) -> Any:
@@ -211,6 +206,9 @@ def _install_memory() -> None:
             _state.seen.atomic_bytes += at.size * size
         return cas(self, pointer, *rest)
 
+    def create_barrier(self: Any) -> None:
+        _state.accesses.barrier()
+
     def quietly(self: Any, *args: Any, **kwargs: Any) -> None:
         with np.errstate(all="ignore"):  # a GPU says nothing of inf - inf either
             run(self, *args, **kwargs)
@@ -222,6 +220,7 @@ def _install_memory() -> None:
     Builder.create_masked_store = create_masked_store
     Builder.create_atomic_rmw = create_atomic_rmw
     Builder.create_atomic_cas = create_atomic_cas
+    Builder.create_barrier = create_barrier
 
 
 def _patch_once() -> None:
@@ -238,8 +237,10 @@ def _patch_once() -> None:
     interpreter.InterpretedFunction.__call__ = lambda self, *a, **kw: self.rewrite()(*a, **kw)
 
 
-def _on_dot(flops: int) -> None:
+def _on_dot(flops: int, *operands: Any) -> None:
     _state.seen.dot_flops += flops
+    for extent, places in (at for o in operands for at in getattr(o, "loaded_from", ())):
+        _state.accesses.multiply(extent, places)
 
 
 def install() -> None:

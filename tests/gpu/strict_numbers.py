@@ -92,8 +92,9 @@ def _cut_to_tf32(data: np.ndarray) -> np.ndarray:
     return bits.view(np.float32)
 
 
-def install(on_dot: Callable[[int], None]) -> None:
-    """Replace the interpreter's arithmetic; ``on_dot`` is told the operations of each product."""
+def install(on_dot: Callable[..., None]) -> None:
+    """Replace the interpreter's arithmetic; ``on_dot`` is told the operations of each product, and
+    its operands."""
     for name in (
         "binary_op", "ternary_op", "unary_op", "create_fma", "create_clampf", "create_idiv",
         "create_rsqrt",
@@ -118,7 +119,7 @@ def install(on_dot: Callable[[int], None]) -> None:
 
     def create_dot(self: Any, a: Any, b: Any, d: Any, precision: Any, imprecise: Any) -> Any:
         m, k, n = a.data.shape[-2], a.data.shape[-1], b.data.shape[-1]
-        on_dot(2 * m * n * k * int(np.prod(a.data.shape[:-2], dtype=np.int64)))
+        on_dot(2 * m * n * k * int(np.prod(a.data.shape[:-2], dtype=np.int64)), a, b)
         a, b = widened(a), widened(b)
         if precision == ir.INPUT_PRECISION.TF32 and a.data.dtype == np.float32:
             a, b = Handle(_cut_to_tf32(a.data), a.dtype), Handle(_cut_to_tf32(b.data), b.dtype)

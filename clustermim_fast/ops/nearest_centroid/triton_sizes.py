@@ -39,7 +39,7 @@ class Sizes:
     accumulation: float
 
 
-VALUE = Tile(rows=16, values=64) if not interpreted() else Tile(rows=1024, values=128)
+VALUE = Tile(rows=8, values=64) if not interpreted() else Tile(rows=1024, values=128)
 
 
 # What is assumed of tensor cores, and why: docs/certificate.md, section 8.
@@ -89,6 +89,8 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
     tile = Tile(64, columns, width if narrow else min(width, 32))
     if pixels and narrow:
         tile = Tile(64, min(columns, 64), width)
+    elif narrow and K > 128 and device.capability >= 100:
+        tile = Tile(64, 64, width)
     elif pixels and is_packed(rows.arguments[0]):
         tile = Tile(64, columns, 16, warps=8)
     if K > 128 and not narrow:
@@ -96,7 +98,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
     return Sizes(
         prepare=Tile(0, 16, min(tile.values, 32)),
         filter=tile,
-        candidates=Tile(32 if pixels else 64, min(columns, 64), tile.values),
+        candidates=Tile(32 if pixels else 64, min(columns, 32 if rows.wide else 64), tile.values),
         rescore=Tile(4, values=32),
         sweep=Tile(8, 16, 16, warps=4 if pixels else 2),
         narrow=narrow,
