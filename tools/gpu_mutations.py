@@ -36,6 +36,7 @@ BUG03 = f"{OF_LOSSES}.py::test_bug03_mean_over_all_rows_instead_of_counted_ones[
 MANY_TOKENS = "tests/gpu/test_many_tokens.py::test_gradients_of_many_tokens"
 SUMS = "clustermim_fast/ops/lloyd_step/triton_sums.py"
 IMAGES = "tests/gpu/test_small_images.py::"
+GREY = f"{IMAGES}test_grey_pixels_between_two_centroids"
 SMALL = f"{OF_NEAREST}test_every_size[129-17-7]"
 OF_TIES = "tests/gpu/test_small_ties.py::"
 TIES = f"{OF_TIES}test_permuted_centroids[3-euclidean]"
@@ -79,8 +80,8 @@ MUTATIONS = [
          "decided = (second >= limit) == 0",
          f"{OF_NEAREST}test_rows_with_nan_or_inf_get_minus_one[euclidean-triton]"),
         ("padded and dead centroids may win", f"{NEAREST}prepare.py",
-         'tl.where(lives, (-half * kept_square).to(tl.float32), float("-inf"))',
-         "(-half * kept_square).to(tl.float32)", f"{OF_NEAREST}test_bug14_padding_never_wins[15]"),
+         'tl.where(lives, (-share * kept_square).to(tl.float32), float("-inf"))',
+         "(-share * kept_square).to(tl.float32)", f"{OF_NEAREST}test_bug14_padding_never_wins[15]"),
         ("places in a list off by one", f"{NEAREST}lists.py", "tl.cumsum(number, 0) - number",
          "tl.cumsum(number, 0)", TIES),
         ("of equal centroids the last wins", f"{NEAREST}exact.py", "if nearer > 0:",
@@ -118,6 +119,13 @@ MUTATIONS = [
          f"{IMAGES}test_tokens_of_strided_images"),
         ("pixels multiplied by 1 / 255", f"{NEAREST}images.py", "tl.div_rn(values, 255.0)",
          "values * (1.0 / 255.0)", f"{IMAGES}test_pixels_are_divided_as_promised"),
+        ("pixels taken for points on their line", f"{NEAREST}pixels.py",
+         "(eta * power) @ (eta * power)", "0.0 * (eta @ eta)", f"{GREY}[values off the line]"),
+        ("centroids' rounding counted in operands' units", f"{NEAREST}prepare.py",
+         "rest = values - kept", "rest = operands - half.to(tl.float64)",
+         f"{GREY}[centroids rounded]"),
+        ("a pixel's offset off by one", f"{NEAREST}pixels.py", "(1024.0 + MIDDLE)",
+         "(1025.0 + MIDDLE)", f"{GREY}[values off the line]"),
         ("images' offsets in 32 bits", f"{NEAREST}images.py",
          "image.to(tl.int64) * source[B_STRIDE]", "image * source[B_STRIDE]",
          f"{IMAGES}test_images_far_apart"),

@@ -13,6 +13,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 if _triton.interpreted():
+    from clustermim_fast.ops.nearest_centroid.triton_pixels import line_of
     from tests.gpu import strict
     from tests.gpu.test_offsets import far_apart
 
@@ -57,3 +58,33 @@ def test_sums_of_uint8_images_are_the_cpu_s():
         got = ops.lloyd_step_images(images, c, 4, **OPTIONS, backend="triton")
     for ours, right in zip(got[:3], ops.lloyd_step_images(images, c, 4, **OPTIONS), strict=False):
         assert torch.equal(ours, right)
+
+
+# Pixels of 128 are zero in the frame of their line. Two float64 centroids, on its two sides: the
+# first is nearer to zero by coordinates, but not to the pixels' values as the op defines them.
+@pytest.mark.parametrize("cause", ["values off the line", "centroids rounded"])
+def test_grey_pixels_between_two_centroids(cause):
+    mean, std = (0.406,), (0.225,)
+    power, middle, factor = line_of(4, 1, mean, std).arguments
+    value = (torch.tensor(128.0) / 255 - torch.tensor(mean)) / torch.tensor(std)
+    moved = float(value.double() - middle) * power * factor
+    if cause == "values off the line":
+        unit = 2.0**-20  # between coordinates of about 2^-10
+        points = torch.tensor([[-(2.0**-10)], [2.0**-10]], dtype=torch.float64).repeat(1, 16)
+        points[1] += round(moved / unit) * unit
+        rounded = torch.zeros(2, 1, dtype=torch.float64)
+        assert moved > 2 * unit
+    else:
+        points = torch.tensor([[-1.0], [1.0]], dtype=torch.float64).repeat(1, 16)
+        points[1, :9] += 2.0**-10
+        rounded = torch.tensor([[-0.4], [-0.2]], dtype=torch.float64) * 2.0**-10
+    coordinates = points + rounded
+    assert torch.equal(coordinates.half().double(), points)
+    assert points[0].norm() < points[1].norm()
+    assert (coordinates[1] - moved).norm() < (coordinates[0] - moved).norm()
+    c = middle + coordinates / (factor * power)
+    images = torch.full((1, 1, 8, 8), 128, dtype=torch.uint8)
+    for order in ([0, 1], [1, 0]):
+        with strict.checked():
+            ids = ops.patch_tokens(images, c[order], 4, mean=mean, std=std, backend="triton")
+        assert ids.flatten().tolist() == [order.index(1)] * 4

@@ -115,6 +115,14 @@ def test_mean_and_std_are_optional(mean, std):
     check(photo(2, 3, 16, 16), 4, mean=mean, std=std)
 
 
+@pytest.mark.parametrize("std", [(0.1, 1.0, 1.6), (0.1, 1.0, 1.7), (2e-38, 1.0, 1e38), (1e-30,)])
+@pytest.mark.parametrize("mean", [MEAN, (1e-3, 3.0, -1e6)])
+def test_means_and_deviations_far_from_usual_ones(mean, std):
+    images = photo(4, 3, 10, 10)
+    check(images, 5, mean=mean, std=std * (3 // len(std)))
+    check(images.contiguous(memory_format=torch.channels_last), 5, mean=MEAN, std=STD)
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
 def test_floating_images(dtype):
     """Taken as float32, not divided by 255; float64 is rounded first."""

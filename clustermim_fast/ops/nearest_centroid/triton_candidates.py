@@ -5,7 +5,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from clustermim_fast.ops.nearest_centroid.triton_filter import load_columns, load_rows, to_frame
+from clustermim_fast.ops.nearest_centroid.triton_filter import (
+    load_columns,
+    load_operands,
+    load_rows,
+    to_frame,
+)
 from clustermim_fast.ops.nearest_centroid.triton_lists import (
     INVALID,
     MANY,
@@ -24,7 +29,7 @@ def _candidates_kernel(
     x, packed, bias, frame, scale, counters, open_rows, open_limits, found, slots, many,
     Kp, D, Dp,
     KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+    LINE: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """found: how many candidates a listed row has; -1 for a row with NaN or Inf."""
     power = tl.load(scale)
@@ -41,14 +46,18 @@ def _candidates_kernel(
         for first in range(0, Kp, BLOCK_K):
             scores = tl.zeros([BLOCK_N, BLOCK_K], tl.float32)
             for begin in range(0, Dp, BLOCK_D):
-                values = load_rows(x, starts, exist, begin, D, KIND, WIDE, EVEN, BLOCK_D)
-                if first == 0:
-                    finite = tl.minimum(
-                        finite, tl.min((tl.abs(values) < float("inf")).to(tl.int32), 1)
-                    )
-                values = to_frame(values, frame, power, begin, METRIC, WIDE, BLOCK_D)
+                if LINE:
+                    half = load_operands(x, starts, exist, begin, D, EVEN, BLOCK_D)
+                else:
+                    values = load_rows(x, starts, exist, begin, D, KIND, WIDE, EVEN, BLOCK_D)
+                    if first == 0:
+                        finite = tl.minimum(
+                            finite, tl.min((tl.abs(values) < float("inf")).to(tl.int32), 1)
+                        )
+                    values = to_frame(values, frame, power, begin, METRIC, WIDE, BLOCK_D)
+                    half = values.to(tl.float16)
                 part = load_columns(packed, first + columns, begin, Dp, BLOCK_D)
-                scores = tl.dot(values.to(tl.float16), part, scores)
+                scores = tl.dot(half, part, scores)
             addend = tl.load(bias + first + columns)
             scores += addend[None, :]
             possible = (addend > float("-inf"))[None, :] & (exist & (finite != 0))[:, None]
@@ -82,6 +91,7 @@ def list_candidates(rows: RowSource, book: Codebook, sizes: Sizes, lists: Lists)
         lists.open_rows, lists.open_limits, lists.found, lists.slots, lists.many,
         Kp, rows.dim, Dp,
         KIND=rows.kind, METRIC=book.metric, WIDE=rows.wide, EVEN=rows.dim == Dp,
+        LINE=book.line is not None,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
     )  # fmt: skip

@@ -19,6 +19,7 @@ from clustermim_fast.ops.nearest_centroid.triton_lists import (
     Lists,
     append,
 )
+from clustermim_fast.ops.nearest_centroid.triton_pixels import pixel_operands
 from clustermim_fast.ops.nearest_centroid.triton_prepare import Codebook
 from clustermim_fast.ops.nearest_centroid.triton_rows import (
     RowSource,
@@ -28,6 +29,7 @@ from clustermim_fast.ops.nearest_centroid.triton_rows import (
 )
 from clustermim_fast.ops.nearest_centroid.triton_sizes import Sizes
 
+SAME = tl.constexpr(16)  # columns of the product that sums squares of pixels
 ROOM = tl.constexpr(1 + 2.0**-12)  # rounds up sums of a few positive float32 terms
 
 
@@ -40,6 +42,14 @@ def load_rows(
     mask = exist[:, None] if EVEN else exist[:, None] & (ds < D)[None, :]
     places = starts[:, None] + column_places(x, ds, KIND)[None, :]
     return load_values(x, places, ds[None, :], mask, KIND, WIDE)
+
+
+@triton.jit
+def load_operands(x, starts, exist, begin, D, EVEN: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Of images whose values lie on a line: pixels as float16."""
+    ds = begin + tl.arange(0, BLOCK_D)
+    mask = exist[:, None] if EVEN else exist[:, None] & (ds < D)[None, :]
+    return pixel_operands(x[0], starts[:, None] + column_places(x, ds, "images")[None, :], mask)
 
 
 @triton.jit
@@ -85,15 +95,23 @@ def _limit(
 def _round_rows(
     x, starts, exist, begin, D, frame, power, squares, rests,
     KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    BLOCK_D: tl.constexpr,
+    LINE: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """Values of rows as float16; |xr|^2 and what rounding moved are added up."""
-    values = load_rows(x, starts, exist, begin, D, KIND, WIDE, EVEN, BLOCK_D)
-    values = to_frame(values, frame, power, begin, METRIC, WIDE, BLOCK_D)
-    half = values.to(tl.float16)
-    kept = half.to(tl.float32)
-    rest = (values - half.to(values.dtype)).to(tl.float32)
-    return half, squares + tl.sum(kept * kept, 1), rests + tl.sum(rest * rest, 1)
+    """Rows' operands as float16; |xr|^2 and what rounding moved are added up."""
+    if LINE:
+        half = load_operands(x, starts, exist, begin, D, EVEN, BLOCK_D)
+        ds = begin + tl.arange(0, BLOCK_D)
+        weights = tl.load(frame + ds[:, None] + tl.zeros([1, SAME], tl.int32))
+        squares = tl.dot(half * half, weights, squares)
+    else:
+        values = load_rows(x, starts, exist, begin, D, KIND, WIDE, EVEN, BLOCK_D)
+        values = to_frame(values, frame, power, begin, METRIC, WIDE, BLOCK_D)
+        half = values.to(tl.float16)
+        kept = half.to(tl.float32)
+        rest = (values - half.to(values.dtype)).to(tl.float32)
+        squares += tl.sum(kept * kept, 1)
+        rests += tl.sum(rest * rest, 1)
+    return half, squares, rests
 
 
 @triton.jit
@@ -139,9 +157,9 @@ def _two_best(best, second, block, places, BLOCK_K: tl.constexpr):
 @triton.jit
 def _filter_kernel(
     x, scratch, packed, bias, near, frame, scale, facts, ids, counters, open_rows, open_limits,
-    N, Kp, D, Dp, accumulation, factor, tiny,
+    N, Kp, D, Dp, accumulation, factor, tiny, rho_square,
     KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
-    ROUNDED: tl.constexpr, STEPS: tl.constexpr,
+    LINE: tl.constexpr, ROUNDED: tl.constexpr, STEPS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Each row is read and rounded once. ROUNDED says where it then is for further blocks of
@@ -154,8 +172,8 @@ def _filter_kernel(
         rows = tile * BLOCK_N + lanes
         exist = rows < N
         starts = row_starts(x, rows, KIND)
-        squares = tl.zeros([BLOCK_N], tl.float32)
-        rests = tl.zeros([BLOCK_N], tl.float32)
+        squares = tl.zeros([BLOCK_N, SAME] if LINE else [BLOCK_N], tl.float32)
+        rests = tl.zeros([BLOCK_N], tl.float32) + rho_square
         best = tl.full([BLOCK_N], float("-inf"), tl.float32)
         second = best
         block = tl.zeros([BLOCK_N], tl.int32)
@@ -165,14 +183,14 @@ def _filter_kernel(
             for step in tl.static_range(STEPS):
                 half, squares, rests = _round_rows(
                     x, starts, exist, step * BLOCK_D, D, frame, power, squares, rests,
-                    KIND, METRIC, WIDE, EVEN, BLOCK_D,
+                    KIND, METRIC, WIDE, EVEN, LINE, BLOCK_D,
                 )  # fmt: skip
                 halves = halves + (half,)  # type: ignore[assignment]
         else:
             for begin in range(0, Dp, BLOCK_D):
                 half, squares, rests = _round_rows(
                     x, starts, exist, begin, D, frame, power, squares, rests,
-                    KIND, METRIC, WIDE, EVEN, BLOCK_D,
+                    KIND, METRIC, WIDE, EVEN, LINE, BLOCK_D,
                 )  # fmt: skip
                 if ROUNDED == "scratch":
                     ds = begin + tl.arange(0, BLOCK_D)
@@ -180,6 +198,8 @@ def _filter_kernel(
                 else:
                     part = load_columns(packed, columns, begin, Dp, BLOCK_D)
                     places = tl.dot(half, part, places)
+        if LINE:
+            squares = tl.max(squares, 1)  # a row's are equal
         if ROUNDED == "":
             places += tl.load(bias + columns)[None, :]
             best = tl.max(places, 1)
@@ -226,14 +246,15 @@ def filter_rows(
         programs = min(num_tiles, sizes.filter_programs)
         scratch = book.packed.new_empty(programs * tile.rows * Dp)
     unit = 2.0**-24
+    product = sizes.accumulation * (Dp + 16) * unit
+    summed = 2.0**-10 + 1.2 * product if book.line else 2.02 * (tile.values + steps + 16) * unit
     _filter_kernel[(programs,)](
         rows.arguments, scratch, book.packed, book.bias, book.near, book.frame, book.scale,
         book.facts, ids, lists.counters, lists.open_rows, lists.open_limits,
-        rows.num_rows, Kp, rows.dim, Dp,
-        (sizes.accumulation * (Dp + 16) + 2) * unit,
-        1 + 2.02 * (tile.values + steps + 16) * unit,
-        rows.dim**0.5 * 2.0**-60,
+        rows.num_rows, Kp, rows.dim, Dp, product + 2 * unit, 1 + summed, rows.dim**0.5 * 2.0**-60,
+        book.line.rho_square if book.line else 0.0,
         KIND=rows.kind, METRIC=book.metric, WIDE=rows.wide, EVEN=rows.dim == Dp,
+        LINE=book.line is not None,
         ROUNDED=rounded, STEPS=steps if rounded == "registers" else 0,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,

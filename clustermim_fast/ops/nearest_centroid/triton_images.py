@@ -79,25 +79,32 @@ def image_places(source, ds):
 
 
 @triton.jit
-def _of_channel(source, channel, FIRST: tl.constexpr):
-    """The float32 numbers that begin at place FIRST of the source, by channel."""
-    values = tl.zeros(channel.shape, tl.float32) + source[FIRST]
-    for c in tl.static_range(1, source[CHANNELS]):
-        values = tl.where(channel == c, source[FIRST + c], values)
+def image_channels(source, ds):
+    """The channels of a patch's values."""
+    P: tl.constexpr = source[PATCH]
+    C: tl.constexpr = source[CHANNELS]
+    return ds % C if source[PACKED] else ds // (P * P)
+
+
+@triton.jit
+def of_channel(numbers, channel, FIRST: tl.constexpr, C: tl.constexpr):
+    """The float32 numbers that begin at place FIRST of a tuple, by channel."""
+    values = tl.zeros(channel.shape, tl.float32) + numbers[FIRST]
+    for c in tl.static_range(1, C):
+        values = tl.where(channel == c, numbers[FIRST + c], values)
     return values
 
 
 @triton.jit
 def image_values(source, places, ds, mask):
     """float32, each step of the normalisation rounded as the op promises; 0 outside ``mask``."""
-    P: tl.constexpr = source[PATCH]
     C: tl.constexpr = source[CHANNELS]
     values = tl.load(source[0] + places, mask=mask, other=0).to(tl.float32)
     if source[0].dtype.element_ty == tl.uint8:
         values = tl.div_rn(values, 255.0)
     if source[NORMALISED]:
-        channel = ds % C if source[PACKED] else ds // (P * P)
-        values = values - _of_channel(source, channel, MEANS)
-        values = tl.div_rn(values, _of_channel(source, channel, MEANS + C))
+        channel = image_channels(source, ds)
+        values = values - of_channel(source, channel, MEANS, C)
+        values = tl.div_rn(values, of_channel(source, channel, MEANS + C, C))
         values = tl.where(mask, values, 0.0)
     return values

@@ -11,6 +11,11 @@ import torch
 import triton
 import triton.language as tl
 
+from clustermim_fast.ops.nearest_centroid.triton_images import (
+    CHANNELS,
+    image_channels,
+    of_channel,
+)
 from clustermim_fast.ops.nearest_centroid.triton_lists import (
     C_ALL,
     C_NEAR,
@@ -19,6 +24,7 @@ from clustermim_fast.ops.nearest_centroid.triton_lists import (
     R_ALL,
     R_NEAR,
 )
+from clustermim_fast.ops.nearest_centroid.triton_pixels import MIDDLES, POWER, Line
 from clustermim_fast.ops.nearest_centroid.triton_rows import (
     RowSource,
     column_places,
@@ -47,6 +53,8 @@ class Codebook:
     packed: float16 [Kp, Dp], zeros outside [K, D]. bias: float32 [Kp], -inf where no centroid may
     win. alive, near: int8 [Kp], what may win, what is not far. norm: float64 [Kp], |c| for cosine.
     frame: float32 [Dp]. scale: float64 [1], of the rows. facts: int32 [5], the bits of float32.
+    line: if pixels are the operands; then packed belongs to them, and frame has the squares of
+    their factors.
     """
 
     centroids: RowSource
@@ -59,6 +67,7 @@ class Codebook:
     frame: torch.Tensor
     scale: torch.Tensor
     facts: torch.Tensor
+    line: Line | None
 
 
 @triton.jit
@@ -78,9 +87,9 @@ def _first_equal(hashes, size, ks, K, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr
 @triton.jit
 def _pack_kernel(
     c, frame64, size, moved, hashes, packed, bias, alive, near, norm, frame, scale, facts,
-    K, Kp, D, Dp,
+    x, line, K, Kp, D, Dp,
     KIND: tl.constexpr, METRIC: tl.constexpr, EXACT16: tl.constexpr, LIMIT: tl.constexpr,
-    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
+    LINE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Everything else of the codebook; BLOCK_K divides Kp and BLOCK_D divides Dp."""
     ks = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
@@ -104,7 +113,10 @@ def _pack_kernel(
         values *= to_one[:, None]
         squares += tl.sum(values * values, 1)
     lives = (own_size >= 0) & ((first >= ks) | (differs != 0))
-    factor = tl.zeros([BLOCK_K], tl.float64) + power_of_two(exponent)
+    power = power_of_two(exponent)
+    if LINE:
+        power = tl.zeros([], tl.float64) + line[POWER]
+    factor = tl.zeros([BLOCK_K], tl.float64) + power
     again = tl.full([BLOCK_K], 1.0, tl.float64)
     if METRIC == "cosine":
         length = tl.sqrt(squares)
@@ -121,30 +133,46 @@ def _pack_kernel(
         places = starts[:, None] + column_places(c, ds, KIND)[None, :]
         values = load_values(c, places, ds[None, :], mask, KIND, True)
         values = values * factor[:, None] * again[:, None]
-        if METRIC == "euclidean":
-            middle = tl.load(frame64 + ds, mask=ds < D, other=0.0) * power_of_two(exponent)
-            usable = (framed != 0) & (tl.abs(middle) < 2.0**100)
-            middle = tl.where(usable, middle, 0.0).to(tl.float32)
+        if LINE:
+            channel = image_channels(x, ds)
+            middle = of_channel(line, channel, MIDDLES, x[CHANNELS]).to(tl.float64) * power
+            slope = of_channel(line, channel, MIDDLES + x[CHANNELS], x[CHANNELS]).to(tl.float64)
             if tl.program_id(0) == 0:
-                tl.store(frame + ds, middle)
-            values = tl.where(mask, values - middle.to(tl.float64)[None, :], 0.0)
-        kept = tl.minimum(tl.maximum(values, -LARGEST), LARGEST).to(tl.float32).to(tl.float16)
-        tl.store(packed + ks.to(tl.int64)[:, None] * Dp + ds[None, :], kept)
-        rest = values - kept.to(tl.float64)
+                # The next float16 above the nearest.
+                weight = (slope * slope).to(tl.float32).to(tl.float16).to(tl.int16, bitcast=True)
+                weight = tl.where(ds < D, weight + 1, 0).to(tl.int16)
+                tl.store(frame + ds, weight.to(tl.float16, bitcast=True))
+            values = tl.where(mask, values - middle[None, :], 0.0)
+            operands = values * slope[None, :]
+        else:
+            if METRIC == "euclidean":
+                middle = tl.load(frame64 + ds, mask=ds < D, other=0.0) * power
+                usable = (framed != 0) & (tl.abs(middle) < 2.0**100)
+                middle = tl.where(usable, middle, 0.0).to(tl.float32)
+                if tl.program_id(0) == 0:
+                    tl.store(frame + ds, middle)
+                values = tl.where(mask, values - middle.to(tl.float64)[None, :], 0.0)
+            operands = values
+        half = tl.minimum(tl.maximum(operands, -LARGEST), LARGEST).to(tl.float32).to(tl.float16)
+        tl.store(packed + ks.to(tl.int64)[:, None] * Dp + ds[None, :], half)
+        kept = half.to(tl.float64)
+        if LINE:
+            kept = kept * (1.0 / slope)[None, :]
+        rest = values - kept
         rest_square += tl.sum(rest * rest, 1)
-        kept_square += tl.sum(kept.to(tl.float64) * kept.to(tl.float64), 1)
+        kept_square += tl.sum(kept * kept, 1)
         true_square += tl.sum(values * values, 1)
 
     radius = (tl.sqrt(rest_square) + tl.sqrt(true_square) * 2.0**-40).to(tl.float32) * UP
     reach = tl.sqrt(kept_square).to(tl.float32) * UP
     # Far ones have bounds of their own: they would loosen those of all others.
     close = lives
-    half: tl.constexpr = 0.5 if METRIC == "euclidean" else 0.0
+    share: tl.constexpr = 0.5 if METRIC == "euclidean" else 0.0
     if METRIC == "euclidean":
-        close &= true_square < 4096.0 * D
+        close &= true_square < (2.0**20 if LINE else 4096.0) * D
         if tl.program_id(0) == 0:
-            tl.store(scale, power_of_two(exponent))
-    tl.store(bias + ks, tl.where(lives, (-half * kept_square).to(tl.float32), float("-inf")))
+            tl.store(scale, power)
+    tl.store(bias + ks, tl.where(lives, (-share * kept_square).to(tl.float32), float("-inf")))
     tl.store(alive + ks, lives.to(tl.int8))
     tl.store(near + ks, close.to(tl.int8))
     _raise(facts + R_NEAR, tl.where(close, radius, 0.0))
@@ -177,6 +205,7 @@ def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Code
     hashes = c.new_empty(K, dtype=torch.int64)
     facts = c.new_empty(NUM_FACTS, dtype=torch.int32)
     frame64 = frame_of(c) if metric == "euclidean" else size
+    line = rows.line if metric == "euclidean" else None
     book = Codebook(
         centroids=centroids,
         metric=metric,
@@ -185,9 +214,12 @@ def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Code
         alive=c.new_empty(Kp, dtype=torch.int8),
         near=c.new_empty(Kp, dtype=torch.int8),
         norm=c.new_empty(Kp if metric == "cosine" else 1, dtype=torch.float64),
-        frame=c.new_empty(Dp if metric == "euclidean" else 1, dtype=torch.float32),
+        frame=c.new_empty(
+            Dp if metric == "euclidean" else 1, dtype=torch.float16 if line else torch.float32
+        ),
         scale=c.new_empty(1, dtype=torch.float64),
         facts=facts,
+        line=line,
     )
     blocks = dict(BLOCK_D=sizes.prepare.values, enable_fp_fusion=True)
     limit = 1000 if rows.wide else 126
@@ -198,8 +230,8 @@ def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Code
     _pack_kernel[(Kp // sizes.prepare.columns,)](
         centroids.arguments, frame64, size, moved, hashes,
         book.packed, book.bias, book.alive, book.near, book.norm, book.frame, book.scale, facts,
-        K, Kp, D, Dp,
-        KIND=centroids.kind, METRIC=metric, EXACT16=rows.exact16, LIMIT=limit,
+        rows.arguments if line else (), line.arguments if line else (), K, Kp, D, Dp,
+        KIND=centroids.kind, METRIC=metric, EXACT16=rows.exact16, LIMIT=limit, LINE=bool(line),
         BLOCK_K=sizes.prepare.columns, BLOCK=256, **blocks,
     )  # fmt: skip
     if metric != "euclidean":

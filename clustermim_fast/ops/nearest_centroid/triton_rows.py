@@ -24,6 +24,7 @@ from clustermim_fast.ops.nearest_centroid.triton_images import (
     image_starts,
     image_values,
 )
+from clustermim_fast.ops.nearest_centroid.triton_pixels import Line, pixel_line
 
 # Rows that one launch looks at: row numbers fit 32 bits, and the lists of open rows stay small.
 ROWS_AT_ONCE = 2**21
@@ -34,6 +35,7 @@ class RowSource:
     """``num_rows`` rows of ``dim`` values.
 
     wide: values need float64. exact16: values are of at most 11 bits, so that float16 holds them.
+    line: where pixels' values lie, if the euclidean filter takes the pixels themselves.
     """
 
     kind: str
@@ -42,6 +44,7 @@ class RowSource:
     dim: int
     wide: bool
     exact16: bool
+    line: Line | None = None
 
     def chunks(self, rows: int = ROWS_AT_ONCE) -> Iterator[tuple[int, RowSource]]:
         """The source in parts of at most ``rows`` rows, each with its first row's number."""
@@ -93,6 +96,7 @@ def image_rows(
         dim=channels * patch_size**2,
         wide=False,
         exact16=mean is None and images.dtype in (torch.float16, torch.bfloat16),
+        line=pixel_line(patch_size, channels, mean, std) if images.dtype == torch.uint8 else None,
     )
 
 

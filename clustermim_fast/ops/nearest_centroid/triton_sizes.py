@@ -78,27 +78,32 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
             accumulation=accumulation_of(device.arch),
         )
     # A block of float64 values, or of pixels until they are values, takes twice the registers; of
-    # channels side by side each value has a mean and a deviation of its own there.
+    # channels side by side each value has a mean and a deviation of its own there. uint8 pixels on
+    # a line are operands as they are.
     pixels = rows.kind == "images"
-    width = min(width, 32 if rows.wide or pixels else 64)
+    width = min(width, 32 if rows.wide or (pixels and not rows.line) else 64)
     columns = min(128, max(16, 1 << (K - 1).bit_length()))
     # Chosen from the compiled code (tests/gpu/test_nearest_centroid_static.py): the largest that
     # spill nothing on any target. Up to 128 centroids and for narrow rows memory or the work on
     # the scores bounds the time: small programs, of which two or three share a multiprocessor.
     # Else products do: twice the rows for one reading of the centroids from L2.
-    tile = Tile(64, columns, width if narrow else min(width, 32))
+    tile = Tile(64, columns, width if narrow or rows.line else min(width, 32))
     if pixels and narrow:
         tile = Tile(64, min(columns, 64), width)
     elif narrow and K > 128 and device.capability >= 100:
         tile = Tile(64, 64, width)
-    elif pixels and is_packed(rows.arguments[0]):
+    elif pixels and is_packed(rows.arguments[0]) and not rows.line:
         tile = Tile(64, columns, 16, warps=8)
     if K > 128 and not narrow:
         tile = Tile(128, 128, width, warps=8)
     return Sizes(
         prepare=Tile(0, 16, min(tile.values, 32)),
         filter=tile,
-        candidates=Tile(32 if pixels else 64, min(columns, 32 if rows.wide else 64), tile.values),
+        candidates=(
+            Tile(32, min(columns, 64), min(tile.values, 32))
+            if pixels
+            else Tile(64, min(columns, 32 if rows.wide else 64), tile.values)
+        ),
         rescore=Tile(4, values=32),
         sweep=Tile(8, 16, 16, warps=4 if pixels else 2),
         narrow=narrow,
