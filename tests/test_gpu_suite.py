@@ -6,16 +6,17 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
-from benchmarks.gpu_suite import report
+from benchmarks.gpu_suite import op_tests, report
 from benchmarks.gpu_suite.bench import Bench, Ceilings
 from benchmarks.gpu_suite.cases import Case, Method, run_case
 from benchmarks.gpu_suite.journal import Journal
-from benchmarks.gpu_suite.runner import Stage, run_all, run_stage
+from benchmarks.gpu_suite.runner import END, Stage, run_all, run_stage
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DYING = "tests.gpu.dying_stage"
@@ -90,6 +91,46 @@ def test_only_what_was_right_everywhere_is_recorded():
     assert not recorded & {"replace_patches", "patch_tokens", "masked_cross_entropy"}
     everything_but_ids = report.recorded_runs(results[::2], "sm_90").splitlines()[1:-1]
     assert all(line.strip().startswith("#") for line in everything_but_ids)
+
+
+def test_every_goal_is_held_against_what_was_measured():
+    def row(case, method, ms, **more):
+        known = {"goal_ms": None, "paper_floor_ms": 0.7, "floor_ms": 0.8, "copy_gb_s": 4000.0,
+                 "bf16_tflop_s": 700.0, "ms_min": ms, "rounds": 9}  # fmt: skip
+        return {"case": case, "method": method, "ms": ms, **known, **more}
+
+    rows = [
+        row("1M", "ours", 0.84, goal_ms=0.85, wrong_ids=0),
+        row("1M", "ours, filter alone", 0.8, goal_ms=0.85),
+        row("1M", "torch, eager", 5.0, goal_ms=0.85), row("1M", "faiss", 0.5, goal_ms=0.85),
+        row("lloyd", "ours", 1.4, wrong_ids=2), row("lloyd", "ours, assignment", 1.0),
+        row("loss", "ours", 1.0, goal_ms=0.7, gradient_mib=100.0, extra_mib=386.0),
+        row("died", "torch, eager", 5.0, goal_ms=0.3),
+    ]  # fmt: skip
+    table = report.goals_table([_result("assign", rows)])
+    assert table.startswith("3 of 8 met.")
+    for line in (
+        "| 1M | 0.85 ms | 0.84 ms | yes |",
+        "| 1M | no wrong id | 0 | yes |",
+        "| 1M | not slower than faiss, 0.5 ms | 0.84 ms | NO |",
+        "| lloyd | no wrong id | 2 | NO |",
+        "| lloyd | 1.3 x its assignment | 1.4 x | NO |",
+        "| loss | 0.7 ms | 1 ms | NO |",
+        "| loss | peak: gradients + 300 MB, 386.1 MiB | 386 MiB | yes |",
+        "| died | runs | did not run | NO |",
+    ):
+        assert line in table, table
+
+
+def test_tests_that_did_not_end_record_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv(END, str(time.time() + 5.2))  # 0.2 s are left to pytest
+    journal = Journal(tmp_path / "journal")
+    op_tests.run(Bench(tmp_path, rehearsed=True), journal)
+    (row,) = journal.of("row")
+    assert row["status"] == "the time was over"
+    ids = [{"case": f"{op}, fp32", "differing": 0} for op in report.OPS]
+    lines = report.recorded_runs([_result("ids", ids), _result("tests", [row])], "sm_90")
+    assert all(line.strip().startswith("#") for line in lines.splitlines()[1:-1])
 
 
 @pytest.mark.slow

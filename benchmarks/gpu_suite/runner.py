@@ -18,6 +18,8 @@ from benchmarks.gpu_suite.cases import DEAD
 from benchmarks.gpu_suite.journal import Journal
 from benchmarks.harness import REPOSITORY, say
 
+END = "GPU_SUITE_END"  # variable: when the stage's time is over, seconds since 1970
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -68,7 +70,12 @@ def _attempt(command: list[str], env: dict[str, str], log: Path, file: Path, lim
     end, patience = limits
     with log.open("ab") as out:
         process = subprocess.Popen(
-            command, cwd=REPOSITORY, env=env, stdout=out, stderr=out, start_new_session=True
+            command,
+            cwd=REPOSITORY,
+            env={**env, END: str(limits[0])},
+            stdout=out,
+            stderr=out,
+            start_new_session=True,
         )
         begin = time.time()
         try:

@@ -1,0 +1,117 @@
+"""Compiles ahead, on all cores, the kernels that the stages after it launch: a few seconds of CPU
+time each, one after the other otherwise. Nothing runs; what is missed here is compiled later.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from functools import partial
+from typing import Any
+
+import torch
+
+from benchmarks.gpu_suite import images as pictures
+from benchmarks.gpu_suite.bench import Bench
+from benchmarks.gpu_suite.cases import one_line
+from benchmarks.gpu_suite.journal import Journal
+from clustermim_fast import ops
+
+BYTES, HALF, FULL = torch.uint8, torch.bfloat16, torch.float32
+NORM: dict[str, Any] = {"mean": pictures.MEAN, "std": pictures.STD}
+METRICS = ("euclidean", "cosine", "dot")
+DTYPES = (FULL, torch.float64, torch.float16, HALF)
+
+
+def _rows(op: Any, n: int, d: int, k: int, dtype: torch.dtype, **options: Any) -> Any:
+    """Memory that nobody touches: only sizes, and what divides them, are compiled for."""
+    x, c = torch.empty(n, d, dtype=dtype), torch.zeros(k, d, dtype=dtype)
+    return op(x, c, backend="triton", **options)
+
+
+def _images(op: Any, b: int, p: int, k: int, dtype: torch.dtype, **options: Any) -> Any:
+    side = 224 if p == 16 else 32
+    images, c = torch.empty(b, 3, side, side, dtype=dtype), torch.zeros(k, 3 * p * p)
+    return op(images, c, p, backend="triton", **options)
+
+
+def _loss(k: int, d: int) -> Any:
+    """Few samples: the products of many classes are computed."""
+    x = torch.zeros(16, 197, d, dtype=HALF).requires_grad_()
+    w, b = (torch.zeros(*s, dtype=HALF).requires_grad_() for s in ((k, d), (k,)))
+    target = torch.zeros(16, 196, dtype=torch.int64)
+    loss = ops.masked_linear_cross_entropy(
+        x, w, target, target == 0, linear_bias=b, label_smoothing=0.1, num_prefix_tokens=1,
+        backend="triton",
+    )  # fmt: skip
+    return torch.autograd.grad(loss, [x, w, b])
+
+
+def calls(photographs: int, cifar: int) -> list[Callable[[], Any]]:
+    """The heaviest first. As ids.py, assign.py, image_ops.py, losses.py and grid.py make them."""
+    found: list[Callable[[], Any]] = []
+    assign, tokens = ops.nearest_centroid, ops.patch_tokens
+    many = 5102 * 196
+    for n, d, k, dtype in ((many, 768, 100, FULL), (many, 384, 1000, HALF),
+                           (many, 768, 8192, HALF), (200_000 * 64, 48, 512, HALF),
+                           (2**14, 384, 1000, FULL)):  # fmt: skip
+        found.append(partial(_rows, assign, n, d, k, dtype))
+    found += [partial(_images, tokens, 5102, 16, 100, BYTES, **NORM),
+              partial(_images, ops.lloyd_step_images, 5102, 16, 100, BYTES, **NORM),
+              partial(_images, tokens, 5102, 16, 100, HALF),
+              partial(_rows, ops.lloyd_step, many, 768, 100, FULL)]  # fmt: skip
+    found += [partial(_loss, k, d) for k, d in ((100, 512), (1000, 512), (8192, 768))]
+    for b, p, d, ks in ((photographs, 16, 768, (100, 1000)), (cifar, 4, 48, (50, 512))):
+        n = b * (196 if p == 16 else 64)
+        for k in ks:
+            found += [partial(_images, tokens, b, p, k, BYTES, **NORM),
+                      partial(_rows, assign, n, d, k, FULL)]  # fmt: skip
+        k = ks[0]
+        found += [partial(_rows, assign, n, d, k, dtype) for dtype in DTYPES[1:]]
+        found += [partial(_rows, assign, n, d, k, FULL, metric=m) for m in METRICS[1:]]
+        found += [partial(_images, tokens, b, p, k, dtype) for dtype in (FULL, HALF)]
+        found += [partial(_images, tokens, b, p, k, BYTES, per_patch_norm=True, **NORM),
+                  partial(_images, ops.lloyd_step_images, b, p, k, BYTES, **NORM),
+                  partial(_rows, ops.lloyd_step, n, d, k, FULL)]  # fmt: skip
+    found += [partial(_rows, assign, 2**20, d, 1024, torch.float16) for d in (64, 128, 256, 512)]
+    return found
+
+
+def compile_one(at: int, arch: int, photographs: int, cifar: int) -> tuple[int, float]:
+    """In a process of the pool: kernels compiled, and its seconds."""
+    from tests.gpu import static
+
+    torch.set_num_threads(1)
+    start = time.perf_counter()
+    with static.offline(arch) as rows:
+        calls(photographs, cifar)[at]()
+    return len(rows), time.perf_counter() - start
+
+
+def run(bench: Bench, journal: Journal) -> None:
+    """A rehearsal compiles one call, and none where the kernels are interpreted."""
+    start = time.perf_counter()
+    counts = tuple(len(pictures.load(bench, name)) for name in ("photographs", "cifar"))
+    if bench.rehearsed:
+        os.environ["TRITON_INTERPRET"] = "0"  # of the pool's processes
+        arch, chosen = 90, [0]
+    else:
+        major, minor = torch.cuda.get_device_capability()
+        arch, chosen = 10 * major + minor, list(range(len(calls(*counts))))
+    kernels, context = 0, multiprocessing.get_context("spawn")
+    workers = min(len(chosen), max(1, (os.cpu_count() or 1) - 1))
+    with ProcessPoolExecutor(workers, mp_context=context) as pool:
+        waiting = [pool.submit(compile_one, at, arch, *counts) for at in chosen]
+        for done in as_completed(waiting):
+            try:
+                compiled, seconds = done.result()
+            except Exception as error:  # noqa: BLE001  the stages after this one do without
+                journal.write("note", compiling=one_line(error))
+                continue
+            kernels += compiled
+            journal.write("note", compiled=compiled, seconds=seconds)
+    journal.row(case="compile", method="triton", kernels=kernels, workers=workers,
+                seconds=time.perf_counter() - start)  # fmt: skip
