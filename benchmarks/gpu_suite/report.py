@@ -129,7 +129,8 @@ def timing_table(results: Results) -> str:
         ])  # fmt: skip
     head = ["work", "ours ms", "uncertified / assignment alone ms", "goal ms",
             "floor ms, here / on paper", "copy GB/s / bf16 TFLOP/s", "best peer ms", "times ours",
-            "undecided %", "wrong ids / error of dW", "host µs", "first call s", "extra MiB"]  # fmt: skip
+            "undecided %", "wrong ids / error of dW", "host µs", "first call s",
+            "extra MiB"]  # fmt: skip
     return markdown_table(head, lines)
 
 
