@@ -2,7 +2,9 @@
 
 from typing import TYPE_CHECKING, Any
 
+from clustermim_fast.tokenizers.alignment import TokenStatistics, tcas, token_statistics
 from clustermim_fast.tokenizers.base import Tokenizer
+from clustermim_fast.tokenizers.counting import token_class_counts
 from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport
 from clustermim_fast.tokenizers.loading import load_tokenizer
 from clustermim_fast.tokenizers.pixel import PixelTokenizer
@@ -17,8 +19,12 @@ __all__ = [
     "KMeans",
     "KMeansReport",
     "PixelTokenizer",
+    "TokenStatistics",
     "Tokenizer",
     "load_tokenizer",
+    "tcas",
+    "token_class_counts",
+    "token_statistics",
 ]
 
 

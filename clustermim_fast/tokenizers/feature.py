@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,18 +13,18 @@ from torch import Tensor
 
 from clustermim_fast import ops
 from clustermim_fast.tokenizers import centroid_files, feature_fit, storage, token_fit
+from clustermim_fast.tokenizers.base import Codebook
 from clustermim_fast.tokenizers.feature_network import FeatureNetwork, NetworkSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
-from clustermim_fast.tokenizers.pixel_pictures import assemble
-from clustermim_fast.tokenizers.pixel_settings import grid_of, require_choice, require_count
+from clustermim_fast.tokenizers.pixel_settings import require_choice, require_count
 from clustermim_fast.tokenizers.ranks import everyone
 
 METRICS = ("euclidean", "cosine", "dot")
 NETWORK = "network."
 
 
-class FeatureTokenizer:
+class FeatureTokenizer(Codebook):
     """Images to ids of the centroids nearest to a frozen network's patch features.
 
     Make one with :meth:`fit`, :meth:`from_centroids` or :func:`load_tokenizer`. Not a Module: the
@@ -37,7 +36,6 @@ class FeatureTokenizer:
     Attributes:
         network: :class:`FeatureNetwork`.
         centroids: [K, D] float32.
-        patch_size: pixels of an image that a token stands for, on each side.
         metric: "euclidean", "cosine" or "dot".
         pictures: uint8 [K, 3, p, p], of each centroid the patch of the fit that is nearest to it;
             None until :meth:`look_at` was called, for given centroids.
@@ -67,15 +65,15 @@ class FeatureTokenizer:
             raise ValueError("centroids contain NaN or infinity; such a centroid would never win")
         self.network = network
         self.centroids = centroids.detach().to(torch.float32).contiguous()
-        self.patch_size = require_count(
+        self._patch_size = require_count(
             "patch_size", network.stride if patch_size is None else patch_size
         )
         self.metric, self.pictures, self.report = metric, pictures, report
 
     @property
-    def num_clusters(self) -> int:
-        """K."""
-        return int(self.centroids.shape[0])
+    def patch_size(self) -> int:
+        """Pixels of an image that a token stands for, on each side."""
+        return self._patch_size
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -216,12 +214,15 @@ class FeatureTokenizer:
 
         ``normalized``: this tokenizer's mean and std are already applied.
         """
-        features = self.features(images, normalized).flatten(1, 2)
-        return ops.nearest_centroid(features, self.centroids, metric=self.metric)
+        return self.assign(self.features(images, normalized))
 
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of tokens of an image of this size."""
-        return grid_of(self.patch_size, height, width)
+    def assign(self, features: Tensor) -> Tensor:
+        """Ids [B, L] of :meth:`features` [B, rows, columns, D]."""
+        return ops.nearest_centroid(features.flatten(1, 2), self.centroids, metric=self.metric)
+
+    def vectors_key(self) -> str:
+        """Of the network and the size of its images."""
+        return f"{self.network.fingerprint()} {self.patch_size}"
 
     def look_at(
         self, images_or_loader: Tensor | Iterable[Any], batch_size: int | None = None
@@ -240,10 +241,6 @@ class FeatureTokenizer:
             raise ValueError("decode: given centroids have no pictures; call look_at(images) once")
         return self.pictures.float() / 255
 
-    def decode(self, tokens: Tensor, grid: tuple[int, int] | None = None) -> Tensor:
-        """Each token as its centroid's nearest patch; see ``PixelTokenizer.decode``."""
-        return assemble(self.centroid_images(), tokens, grid)
-
     def to(self, device: torch.device | str) -> FeatureTokenizer:
         """The same tokenizer with network and centroids on ``device`` (in place)."""
         self.network.to(device)
@@ -256,11 +253,9 @@ class FeatureTokenizer:
 
     def fingerprint(self) -> str:
         """16 hex digits of a SHA-256 over network, centroids and every setting that changes ids."""
-        meaning = {**self.describe(), "patch_size": self.patch_size, "kind": self.kind}
-        digest = hashlib.sha256(json.dumps(meaning, sort_keys=True).encode())
-        for name, tensor in sorted({**self.network.state(), "": self.centroids}.items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+        meaning = f"{self.kind} {self.vectors_key()} {self.metric}"
+        digest = hashlib.sha256(meaning.encode())
+        digest.update(self.centroids.cpu().numpy().tobytes())
         return digest.hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:

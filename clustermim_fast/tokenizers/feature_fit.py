@@ -28,7 +28,8 @@ OpenRows = Callable[[Tensor, str], "FeatureRows"]
 class Extractor(Protocol):
     """What a feature tokenizer is to its own fit."""
 
-    patch_size: int
+    @property
+    def patch_size(self) -> int: ...
 
     def features(self, images: Tensor) -> Tensor:
         """[B, C, H, W] -> [B, rows, columns, D]."""

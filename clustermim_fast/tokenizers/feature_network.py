@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class FeatureNetwork:
         self.dim = int(layers[settings.layer]["num_chs"])
         self.stride = int(layers[settings.layer]["reduction"])
         self.settings, self.about = settings, about
+        self._fingerprint: str | None = None  # the weights are frozen
         self.module: Any = module.eval().requires_grad_(False)
 
     @classmethod
@@ -135,6 +137,16 @@ class FeatureNetwork:
     def state(self) -> dict[str, Tensor]:
         """The weights up to the layer."""
         return dict(self.module.state_dict())
+
+    def fingerprint(self) -> str:
+        """SHA-256 of the weights and of every setting that changes features."""
+        if self._fingerprint is None:
+            digest = hashlib.sha256(json.dumps(asdict(self.settings), sort_keys=True).encode())
+            for name, tensor in sorted(self.state().items()):
+                digest.update(name.encode())
+                digest.update(tensor.cpu().contiguous().numpy().tobytes())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     @torch.no_grad()
     def features(self, images: Tensor, grid: tuple[int, int], *, normalized: bool) -> Tensor:

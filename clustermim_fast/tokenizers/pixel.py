@@ -20,20 +20,20 @@ from clustermim_fast.tokenizers import (
     storage,
     token_fit,
 )
+from clustermim_fast.tokenizers.base import Codebook
 from clustermim_fast.tokenizers.image_rows import PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import (
     check_channels,
     check_settings,
-    grid_of,
     read_settings,
     require_count,
 )
 from clustermim_fast.tokenizers.ranks import everyone
 
 
-class PixelTokenizer:
+class PixelTokenizer(Codebook):
     """Images to ids of their patches' nearest centroids, exact.
 
     Make one with :meth:`fit`, :meth:`from_centroids` or :func:`load_tokenizer`. Not a Module: its
@@ -76,11 +76,6 @@ class PixelTokenizer:
         self.settings = settings
         self.metric = metric
         self.report = report
-
-    @property
-    def num_clusters(self) -> int:
-        """K."""
-        return int(self.centroids.shape[0])
 
     @property
     def patch_size(self) -> int:
@@ -240,31 +235,15 @@ class PixelTokenizer:
             metric=self.metric,
         )
 
-    def grid_size(self, height: int, width: int) -> tuple[int, int]:
-        """(rows, columns) of patches of an image of this size."""
-        return grid_of(self.patch_size, height, width)
-
     def vectors(self, images: torch.Tensor) -> torch.Tensor:
         """What is compared with the centroids: float32 rows [B * L, D]."""
         return self.settings.rows(images)
 
     def centroid_images(self) -> torch.Tensor:
-        """The codebook as pictures: float32 [K, C, p, p] in [0, 1]; see ``pixel_pictures``."""
+        """Centroids un-normalised: float32 [K, C, p, p] in [0, 1]; see ``pixel_pictures``."""
         return pixel_pictures.centroid_pictures(
             self.centroids, self.settings, self.num_channels, scale_free=self.metric == "cosine"
         )
-
-    def decode(self, tokens: torch.Tensor, grid: tuple[int, int] | None = None) -> torch.Tensor:
-        """Each patch its centroid, un-normalised (see :meth:`centroid_images`).
-
-        Args:
-            tokens: ids [B, L] or [B, rows, columns]; -1 is painted grey.
-            grid: (rows, columns); None: that of a 3-d ``tokens``, else a square.
-
-        Returns:
-            float32 [B, 3, H, W] in [0, 1] (a grey codebook is shown in three equal channels).
-        """
-        return pixel_pictures.assemble(self.centroid_images(), tokens, grid)
 
     def to(self, device: torch.device | str) -> PixelTokenizer:
         """The same tokenizer with its centroids on ``device`` (in place, as a Module's)."""

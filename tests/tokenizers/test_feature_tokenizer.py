@@ -18,7 +18,14 @@ from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader, TensorDataset
 
 from clustermim_fast import KMeans
-from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, feature_fit, load_tokenizer
+from clustermim_fast.tokenizers import (
+    FeatureTokenizer,
+    Tokenizer,
+    feature_fit,
+    load_tokenizer,
+    token_class_counts,
+)
+from clustermim_fast.tokenizers.feature_network import FeatureNetwork
 
 NAME = "vit_tiny_patch16_224"
 OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -416,3 +423,16 @@ def test_refusals(network, photos, monkeypatch):
             call()
     with pytest.raises(ValueError, match=r"could not be fetched.*weights=FILE"):
         FeatureTokenizer.from_centroids(torch.zeros(2, 192), "vit_tiny_patch16_224")
+
+
+def test_tokenizers_of_one_network_share_its_features(network, photos, monkeypatch):
+    several = [given(network), given(network, k=9), given(network, metric="cosine")]
+    several += [given(network, layer=0), given(network, patch_size=4)]
+    labels = torch.arange(60) % 3
+    alone = [token_class_counts(t, [(photos, labels)]) for t in several]
+    runs = []
+    once = FeatureNetwork.features
+    monkeypatch.setattr(FeatureNetwork, "features", lambda *a, **k: runs.append(1) or once(*a, **k))
+    together = token_class_counts(several, [(photos, labels)])
+    assert len(runs) == 3  # the layer, another layer, another size
+    assert all(torch.equal(a, b) for a, b in zip(alone, together, strict=True))
