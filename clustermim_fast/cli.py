@@ -47,6 +47,28 @@ Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim m
 max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
 keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
 """
+CHOICE_HELP = {
+    "tcas": """\
+Score tokenizers against class labels in one pass over the images (TCAS, lower is better): its
+variants, normalised mutual information, purity, perplexity and dead tokens, as a ranked table,
+OUT.json and OUT.png. Fit some tokenizers, look here, and pretrain with the best.
+
+  clustermim tokenizer tcas data=photos/ tokenizers=pixel50.safetensors,pixel200.safetensors
+  clustermim tokenizer tcas data=photos/ tokenizers=codebooks/ images=0 variant=A
+
+Settings: data= tokenizers=FILE,FILE or a folder; out=tcas variant=default|A|B|C images=10000 (0:
+all) """,
+    "rank": """\
+Rank tokenizers without labels: how many patches keep their token under noise, blur, jitter and a
+shift by one pixel (beyond chance), how clear the nearest centroid is, how many tokens are used.
+
+  clustermim tokenizer rank data=photos/ tokenizers=codebooks/
+
+Settings: data= tokenizers=FILE,FILE or a folder; out=rank images=1000 (0: all) seed=0 """,
+}
+CHOICE_TEXT = """\
+img_size=HxW split=train|test|all batch_size= device=auto
+"""
 BENCH_HELP = """\
 Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:
 time and wrong ids, on made-up rows of your shape or on your own .npy. Missing peers are named with
@@ -79,6 +101,24 @@ def to_bool(text: str) -> bool:
     return text.lower() in ("yes", "true", "on", "1")
 
 
+def to_size(text: str) -> tuple[int, int]:
+    """Pixels: one side of a square, or height x width."""
+    sides = [int(part) for part in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError("expected 224 or 224x224")
+    return sides[0], sides[-1]
+
+
+CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
+    "data": str,
+    "tokenizers": str,
+    "out": str,
+    "images": int,
+    "img_size": to_size,
+    "split": str,
+    "batch_size": int,
+    "device": str,
+}
 # What each setting of `evaluate` is read as.
 EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
     "data": str,
@@ -150,7 +190,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--list", action="store_true", help="list recipes and settings, and stop")
 
-    tokenizer = commands.add_parser("tokenizer", help="fit or show a tokenizer")
+    tokenizer = commands.add_parser("tokenizer", help="fit, show or compare tokenizers")
     actions = tokenizer.add_subparsers(title="actions", metavar="ACTION", required=True)
     title = "cluster the patches of images"
     fit = add(actions, "fit", run_tokenizer_fit, title, FIT_HELP)
@@ -159,6 +199,10 @@ def build_parser() -> argparse.ArgumentParser:
     show = add(actions, "show", run_tokenizer_show, title)
     show.add_argument("path", help="a tokenizer.safetensors")
     show.add_argument("settings", nargs="*", metavar="out=PNG", help="where the picture goes")
+    for kind, title in (("tcas", "score many by class labels"), ("rank", "rank many without")):
+        command = add(actions, kind, run_tokenizer_choice, title, CHOICE_HELP[kind] + CHOICE_TEXT)
+        command.set_defaults(kind=kind)
+        command.add_argument("settings", nargs="*", metavar="key=value")
 
     evaluate = commands.add_parser("evaluate", help="measure frozen features with labels")
     kinds = evaluate.add_subparsers(title="kinds", metavar="KIND", required=True)
@@ -281,6 +325,25 @@ def run_tokenizer_show(parsed: argparse.Namespace) -> int:
 
     settings = convert(read_settings(parsed.settings), {"out": str}, "tokenizer show")
     api.show_tokenizer(parsed.path, settings.get("out"))
+    return 0
+
+
+def run_tokenizer_choice(parsed: argparse.Namespace) -> int:
+    """clustermim tokenizer tcas | rank."""
+    texts = read_settings(parsed.settings)
+    own: dict[str, dict[str, Callable[[str], Any]]] = {
+        "tcas": {"variant": str},
+        "rank": {"seed": int},
+    }
+    settings = convert(texts, CHOICE_KEYS | own[parsed.kind], f"tokenizer {parsed.kind}")
+    for key in ("data", "tokenizers"):
+        if not settings.get(key):
+            raise ValueError(f"{key}: expected a value, got none; give {key}=")
+    look_at_data(texts)
+    from clustermim_fast import api
+
+    function = api.tcas_of_tokenizers if parsed.kind == "tcas" else api.rank_tokenizers
+    function(**settings)
     return 0
 
 

@@ -1,5 +1,6 @@
 """The driver as functions: pretrain, fit a tokenizer, evaluate, report, export."""
 
+from .choosing import rank_tokenizers, tcas_of_tokenizers
 from .evaluating import evaluate_run
 from .exporting import export_run
 from .pretraining import fit_tokenizer, pretrain, starting_config
@@ -10,7 +11,9 @@ __all__ = [
     "export_run",
     "fit_tokenizer",
     "pretrain",
+    "rank_tokenizers",
     "report_run",
     "show_tokenizer",
     "starting_config",
+    "tcas_of_tokenizers",
 ]

@@ -34,15 +34,25 @@ Perplexity = tuple[float, int]
 @contextmanager
 def chart(width: float = 5.2, height: float = 3.5) -> Iterator[tuple[Axes, list[Image.Image]]]:
     """An empty chart; the finished picture is put into the list."""
+    with panels(1, width, height) as ((axes,), pictures):
+        yield axes, pictures
+
+
+@contextmanager
+def panels(
+    columns: int, width: float, height: float
+) -> Iterator[tuple[list[Axes], list[Image.Image]]]:
+    """Empty charts side by side; the finished picture is put into the list."""
     # A Figure of our own, without pyplot: no global state, no display, nothing to close.
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    axes = figure.add_subplot()
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color="#e8eaee", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.tick_params(colors="#464a52", labelsize=9)
+    every = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    for axes in every:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.grid(True, color="#e8eaee", linewidth=0.8)
+        axes.set_axisbelow(True)
+        axes.tick_params(colors="#464a52", labelsize=9)
     pictures: list[Image.Image] = []
-    yield axes, pictures
+    yield every, pictures
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
     pictures.append(Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB"))

@@ -8,6 +8,7 @@ from clustermim_fast.tokenizers.counting import token_class_counts
 from clustermim_fast.tokenizers.kmeans_report import Iteration, KMeansReport
 from clustermim_fast.tokenizers.loading import load_tokenizer
 from clustermim_fast.tokenizers.pixel import PixelTokenizer
+from clustermim_fast.tokenizers.stability import Stability, token_stability
 
 if TYPE_CHECKING:
     from clustermim_fast.tokenizers.feature import FeatureTokenizer
@@ -19,11 +20,13 @@ __all__ = [
     "KMeans",
     "KMeansReport",
     "PixelTokenizer",
+    "Stability",
     "TokenStatistics",
     "Tokenizer",
     "load_tokenizer",
     "tcas",
     "token_class_counts",
+    "token_stability",
     "token_statistics",
 ]
 
