@@ -154,7 +154,8 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
 
 @pytest.mark.parametrize(
     "command",
-    ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show", "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
+    ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show",
+     "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
      "evaluate linear", "report", "export", "bench", "info"],
 )  # fmt: skip
 def test_help(command, capsys):
