@@ -40,6 +40,10 @@ GREY = f"{IMAGES}test_grey_pixels_between_two_centroids"
 SMALL = f"{OF_NEAREST}test_every_size[129-17-7]"
 OF_TIES = "tests/gpu/test_small_ties.py::"
 TIES = f"{OF_TIES}test_permuted_centroids[3-euclidean]"
+TERMS = "tests/gpu/test_bound_terms.py::"
+FAR = f"{TERMS}test_a_far_centroid_that_is_nearest"
+LIMITS = f"{TERMS}test_limits_are_those_of_the_equations[euclidean]"
+LENGTHS = f"{TERMS}test_measured_lengths_are_upper_bounds"
 BARRIER = "tl.debug_barrier()  # "
 BARRIERS = "tests/gpu/test_barriers.py::"
 
@@ -64,12 +68,43 @@ MUTATIONS = [
          "(c * PATCH)[:, None] * PATCH + x % PATCH * PATCH + (y % PATCH)[:, None]",
          f"{OF_REPLACE}test_pixels[None-None-dtype0-hwc-triton]"),
         # ---- nearest_centroid
-        ("margin without what rounding moved in a row", FILTER, "S = moved + R + tiny",
-         "S = R + tiny", SMALL),
-        ("margin without what rounding moved in the centroids", FILTER, "S = moved + R + tiny",
-         "S = moved + tiny", f"{OF_TIES}test_centroids_that_float16_cannot_tell_apart"),
+        ("margin without what rounding moved in a row", FILTER, "S = moved + R",
+         "S = R", SMALL),
+        ("margin without what rounding moved in the centroids", FILTER, "S = moved + R",
+         "S = moved", f"{OF_TIES}test_centroids_that_float16_cannot_tell_apart"),
         ("margin not scaled by the distance", FILTER, "margin = 2 * (eps + S * (distance + S))",
          "margin = 2 * (eps + S * S)", SMALL),
+        # The terms of docs/certificate.md's (12) to (15), beside the three above.
+        ("(13) sm_80: alpha halved", f"{NEAREST}sizes.py", '"sm_80": 1.5', '"sm_80": 0.75',
+         f"{TERMS}test_accumulation[sm_80]"),
+        ("(13) sm_90: alpha halved", f"{NEAREST}sizes.py", '"sm_90": 0.75', '"sm_90": 0.375',
+         f"{TERMS}test_accumulation[sm_90]"),
+        ("(13) other GPUs: alpha of sm_80", f"{NEAREST}sizes.py", "get(arch, 4.0)",
+         "get(arch, 1.5)", f"{TERMS}test_accumulation[any other]"),
+        ("(14) without 2^-22 C^2", FILTER, "eps += 2.0**-22 * C * C", "eps += 0.0",
+         f"{TERMS}test_biases"),
+        ("(15) without S^2", FILTER, "margin = 2 * (eps + S * (distance + S))",
+         "margin = 2 * (eps + S * distance)", f"{TERMS}test_the_square_of_the_roundings"),
+        ("(15) without the centroids' roundings, dot", FILTER, "eps + length * R + moved * (C + R)",
+         "eps + moved * (C + R)", f"{TERMS}test_roundings_of_centroids_in_products"),
+        ("(15) without the row's roundings, dot", FILTER, "eps + length * R + moved * (C + R)",
+         "eps + length * R", f"{TERMS}test_roundings_of_rows_in_products"),
+        ("far centroids: without the row's length", FILTER, "(length + moved + nearest) * ROOM",
+         "(moved + nearest) * ROOM", FAR),
+        ("far centroids: without delta + S", FILTER, "(length + moved + nearest) * ROOM",
+         "(length + moved) * ROOM", FAR),
+        ("(12) without the rounding of x s - m", FILTER, "+ 2.0**-23 * length + tiny", "+ tiny",
+         LENGTHS),
+        ("(12) without tiny", FILTER, "+ 2.0**-23 * length + tiny", "+ 2.0**-23 * length", LENGTHS),
+        ("(12) without factor", FILTER, "tl.sqrt(rests * factor)", "tl.sqrt(rests)", LENGTHS),
+        ("the row's length without factor", FILTER, "tl.sqrt(squares * factor)",
+         "tl.sqrt(squares)", LENGTHS),
+        ("delta^2 without 4 eps", FILTER, "- 2 * best + 4 * eps", "- 2 * best", LIMITS),
+        ("delta^2 without factor", FILTER, "length * length * factor", "length * length", LIMITS),
+        ("delta without room for its rounding", FILTER, "nearest = (distance + S) * ROOM",
+         "nearest = distance + S", LIMITS),
+        ("margin without room for its rounding", FILTER, "best - margin * ROOM", "best - margin",
+         LIMITS),
         ("second best of the best one's block forgotten", FILTER,
          "return tl.maximum(second, tl.max(others, 1)), block + place",
          "return second, block + place", SMALL),
@@ -101,7 +136,7 @@ MUTATIONS = [
         ("missing barrier: rows in scratch are overwritten", FILTER,
          f"{BARRIER}before the next rows overwrite scratch", "pass",
          f"{BARRIERS}test_rounded_rows_in_scratch"),
-        ("missing barrier: slots of the sweep", RESCORE,
+        ("missing barrier: slots of the sweep", f"{NEAREST}sweep.py",
          f"{BARRIER}the slots that other threads stored are read", "pass",
          f"{OF_TIES}test_permuted_centroids[10-euclidean]"),
         ("missing barrier: exact sums are read", f"{NEAREST}integers.py",

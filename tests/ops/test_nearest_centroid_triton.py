@@ -77,3 +77,23 @@ def test_rows_with_few_and_with_many_candidates(metric, many):
         ids = ops.nearest_centroid(x, c, metric=metric, backend=backend)
     assert (ids.numpy() == nearest_ids(x, c, metric)).all()
     assert ops.assignment_stats().filter <= 10 + 1
+
+
+def test_rows_too_wide_for_the_exact_tier_are_refused(monkeypatch):
+    """Its integers are proved for 2^19 values; chosen by device, the reference takes wider rows."""
+    from clustermim_fast.ops.nearest_centroid import op
+
+    c = torch.zeros(1, 2**19 + 1)
+    images, of_images = torch.zeros(1, 3, 512, 512), torch.zeros(1, 3 * 512**2)
+    for call in (
+        lambda **kw: ops.nearest_centroid(c, c, **kw),
+        lambda **kw: ops.lloyd_step(c, c, **kw),
+        lambda **kw: ops.patch_tokens(images, of_images, 512, **kw),
+        lambda **kw: ops.lloyd_step_images(images, of_images, 512, **kw),
+    ):
+        with pytest.raises(ValueError, match=r'centroids must be .* D <= 524288.*"reference"'):
+            call(backend="triton")
+    monkeypatch.setattr(op._backend, "resolve", lambda *_: "triton")
+    gpu = torch.device("cuda")
+    assert op.choose_backend("nearest_centroid", None, gpu, c) == "reference"
+    assert op.choose_backend("nearest_centroid", None, gpu, c[:, 1:]) == "triton"

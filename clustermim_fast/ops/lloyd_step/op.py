@@ -9,7 +9,7 @@ import torch
 from clustermim_fast.ops import _backend, _checks, _images, _stats
 from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.lloyd_step.reference import image_quantum, lloyd_step_reference
-from clustermim_fast.ops.nearest_centroid.op import METRICS, require_centroids
+from clustermim_fast.ops.nearest_centroid.op import METRICS, choose_backend, require_centroids
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
 OP, OP_IMAGES = "lloyd_step", "lloyd_step_images"
@@ -215,7 +215,7 @@ def lloyd_step(
         weights = weights.detach()
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, x=x, centroids=centroids, weights=weights)
-    name = _backend.resolve(OP, backend, device, IMPLEMENTED)
+    name = choose_backend(OP, backend, device, centroids)
     outputs: Outputs = _op(x.detach(), centroids.detach(), weights, metric, name)
     return outputs
 
@@ -260,7 +260,7 @@ def lloyd_step_images(
     _checks.require_choice(OP_IMAGES, "patch_order", patch_order, _images.PATCH_ORDERS)
     _checks.require_choice(OP_IMAGES, "metric", metric, METRICS)
     device = _checks.require_same_device(OP_IMAGES, images=images, centroids=centroids)
-    name = _backend.resolve(OP_IMAGES, backend, device, IMPLEMENTED)
+    name = choose_backend(OP_IMAGES, backend, device, centroids)
     outputs: Outputs = _images_op(
         images.detach(),
         centroids.detach(),

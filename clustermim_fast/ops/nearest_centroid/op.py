@@ -13,6 +13,8 @@ from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_refe
 OP = "nearest_centroid"
 METRICS = ("euclidean", "cosine", "dot")
 IMPLEMENTED = ("reference", "cpu", "triton")
+# Of a row: more could overflow the integers of the exact tier (triton_integers.py).
+MOST_TRITON_VALUES = 2**19
 
 
 def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
@@ -23,6 +25,20 @@ def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
     if centroids.shape[0] == 0:
         raise _checks.bad_value(op, "centroids", "[K, D] with K >= 1", tuple(centroids.shape))
     return centroids
+
+
+def choose_backend(
+    op: str, backend: str | None, device: torch.device, centroids: torch.Tensor
+) -> str:
+    """The back-end of an op that assigns; rows too wide for Triton are left to the reference."""
+    name = _backend.resolve(op, backend, device, IMPLEMENTED)
+    if name != "triton" or centroids.shape[1] <= MOST_TRITON_VALUES:
+        return name
+    if backend is None and device.type == "cuda":
+        return "reference"
+    expected = f'[K, D] with D <= {MOST_TRITON_VALUES} for backend "triton"'
+    got = _checks.describe(centroids)
+    raise _checks.bad_value(op, "centroids", expected, got, 'pass backend="reference"')
 
 
 def _assign(
@@ -169,7 +185,7 @@ def nearest_centroid(
         raise _checks.bad_value(OP, "x", expected, _checks.describe(x))
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, x=x, centroids=centroids)
-    name = _backend.resolve(OP, backend, device, IMPLEMENTED)
+    name = choose_backend(OP, backend, device, centroids)
     op = _distance_op if return_distance else _ids_op
     result: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = op(
         x.detach(), centroids.detach(), metric, name

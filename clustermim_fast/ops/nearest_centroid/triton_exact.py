@@ -8,8 +8,9 @@ import triton.language as tl
 
 from clustermim_fast.ops.nearest_centroid.triton_integers import compare_exactly
 from clustermim_fast.ops.nearest_centroid.triton_lists import NO_CENTROID, SLOTS
-from clustermim_fast.ops.nearest_centroid.triton_rescore import pair_sums, score_bounds
+from clustermim_fast.ops.nearest_centroid.triton_rescore import score_bounds
 from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource, row_starts
+from clustermim_fast.ops.nearest_centroid.triton_sweep import pair_sums
 
 # Limbs that hold a sum of products: 24 bits each, of float32's 601 and float64's 4197, and a carry.
 NARROW_LIMBS = 32

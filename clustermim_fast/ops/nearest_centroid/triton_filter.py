@@ -72,27 +72,32 @@ def load_columns(packed, ks, begin, Dp, BLOCK_D: tl.constexpr):
 
 
 @triton.jit
-def _limit(
-    best, length, moved, factor, accumulation, tiny, R, C, METRIC: tl.constexpr
-):  # fmt: skip
+def limit_of(best, length, moved, factor, accumulation, R, C, METRIC: tl.constexpr):
     """The lowest score that a row's nearest centroid can have, by (15), and an upper bound on the
     row's distance from the centroid of its best score."""
-    reach = length * C
-    eps = accumulation * reach + 2.0**-22 * C * C
+    eps = accumulation * (length * C)
     if METRIC == "euclidean":
+        eps += 2.0**-22 * C * C
         square = length * length * factor - 2 * best + 4 * eps
         distance = tl.sqrt(tl.maximum(square, 0.0))
-        S = moved + R + tiny
+        S = moved + R
         margin = 2 * (eps + S * (distance + S))
         nearest = (distance + S) * ROOM
     else:
         margin = 2 * (eps + length * R + moved * (C + R))
         nearest = margin
-    return best - margin * ROOM - tl.abs(best) * 2.0**-22, nearest
+    return best - margin * ROOM, nearest
 
 
 @triton.jit
-def _round_rows(
+def lengths(squares, rests, factor, tiny):
+    """Upper bounds of |xr| and of |x' - xr| from sums of squares: (12)."""
+    length = tl.sqrt(squares * factor)
+    return length, tl.sqrt(rests * factor) + 2.0**-23 * length + tiny
+
+
+@triton.jit
+def round_rows(
     x, starts, exist, begin, D, frame, power, squares, rests,
     KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr, EVEN: tl.constexpr,
     LINE: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -120,16 +125,15 @@ def _decide(
     rows, exist, accumulation, factor, tiny, METRIC: tl.constexpr,
 ):  # fmt: skip
     """Stores the ids of the rows whose second best score the bound excludes, lists the others."""
-    length = tl.sqrt(squares * factor) + tiny
-    moved = tl.sqrt(rests * factor) + 2.0**-23 * length + tiny
+    length, moved = lengths(squares, rests, factor, tiny)
     R = tl.load(facts + R_ALL).to(tl.float32, bitcast=True)
     C = tl.load(facts + C_ALL).to(tl.float32, bitcast=True)
-    limit, nearest = _limit(best, length, moved, factor, accumulation, tiny, R, C, METRIC)
+    limit, nearest = limit_of(best, length, moved, factor, accumulation, R, C, METRIC)
     if METRIC == "euclidean":
         R = tl.load(facts + R_NEAR).to(tl.float32, bitcast=True)
         C = tl.load(facts + C_NEAR).to(tl.float32, bitcast=True)
         far = tl.load(facts + FAR).to(tl.float32, bitcast=True)
-        tight, nearest = _limit(best, length, moved, factor, accumulation, tiny, R, C, METRIC)
+        tight, nearest = limit_of(best, length, moved, factor, accumulation, R, C, METRIC)
         none_far = (tl.load(near + winner) != 0) & ((length + moved + nearest) * ROOM < far)
         limit = tl.where(none_far & (tight > limit), tight, limit)
     decided = second < limit  # false for NaN
@@ -181,14 +185,14 @@ def _filter_kernel(
         halves = ()
         if ROUNDED == "registers":
             for step in tl.static_range(STEPS):
-                half, squares, rests = _round_rows(
+                half, squares, rests = round_rows(
                     x, starts, exist, step * BLOCK_D, D, frame, power, squares, rests,
                     KIND, METRIC, WIDE, EVEN, LINE, BLOCK_D,
                 )  # fmt: skip
                 halves = halves + (half,)  # type: ignore[assignment]
         else:
             for begin in range(0, Dp, BLOCK_D):
-                half, squares, rests = _round_rows(
+                half, squares, rests = round_rows(
                     x, starts, exist, begin, D, frame, power, squares, rests,
                     KIND, METRIC, WIDE, EVEN, LINE, BLOCK_D,
                 )  # fmt: skip

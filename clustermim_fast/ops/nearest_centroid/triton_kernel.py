@@ -10,13 +10,16 @@ import torch
 import triton
 
 from clustermim_fast.ops import _triton
-from clustermim_fast.ops.nearest_centroid import triton_rescore, triton_sizes
+from clustermim_fast.ops.nearest_centroid import triton_sizes
 from clustermim_fast.ops.nearest_centroid.triton_candidates import list_candidates
 from clustermim_fast.ops.nearest_centroid.triton_exact import decide_exactly
 from clustermim_fast.ops.nearest_centroid.triton_filter import filter_rows
 from clustermim_fast.ops.nearest_centroid.triton_lists import EXACT, NUM_COUNTERS, Lists
 from clustermim_fast.ops.nearest_centroid.triton_prepare import Codebook, prepare
+from clustermim_fast.ops.nearest_centroid.triton_rescore import _rescore_kernel
 from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource, matrix_rows
+from clustermim_fast.ops.nearest_centroid.triton_sweep import _sweep_kernel
+from clustermim_fast.ops.nearest_centroid.triton_value import _value_kernel
 
 
 def nearest_centroid(
@@ -66,12 +69,12 @@ def _assign_part(
     kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric, WIDE=rows.wide)
     programs = sizes.programs
     exact = (lists.counters, lists.exact_rows, lists.exact_upper, lists.exact_slots)
-    triton_rescore._rescore_kernel[(programs,)](
+    _rescore_kernel[(programs,)](
         x, c, book.norm, lists.open_rows, lists.found, lists.slots, ids, *exact, D,
         **kinds, BLOCK_N=sizes.rescore.rows, BLOCK_D=sizes.rescore.values,
         num_warps=sizes.rescore.warps, enable_fp_fusion=True,
     )  # fmt: skip
-    triton_rescore._sweep_kernel[(programs,)](
+    _sweep_kernel[(programs,)](
         x, c, book.norm, book.alive, lists.many, lists.slots, ids, *exact, K, D,
         **kinds, BLOCK_N=sizes.sweep.rows, BLOCK_K=sizes.sweep.columns, BLOCK_D=sizes.sweep.values,
         num_warps=sizes.sweep.warps, enable_fp_fusion=True,
@@ -98,7 +101,7 @@ def store_values(
         return
     tile = triton_sizes.VALUE
     for first, part in rows.chunks():
-        triton_rescore._value_kernel[(triton.cdiv(part.num_rows, tile.rows),)](
+        _value_kernel[(triton.cdiv(part.num_rows, tile.rows),)](
             part.arguments, c.arguments, ids[first:], values[first:], part.num_rows, rows.dim,
             KIND=rows.kind, C_KIND=c.kind, METRIC=metric, WIDE=rows.wide,
             BLOCK_N=tile.rows, BLOCK_D=tile.values, num_warps=tile.warps,

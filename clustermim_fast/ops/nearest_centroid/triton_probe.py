@@ -26,20 +26,21 @@ def _products_kernel(x, c, out, D, BLOCK: tl.constexpr, BLOCK_D: tl.constexpr):
 
 
 def hard_rows() -> tuple[torch.Tensor, torch.Tensor]:
-    """float16 [N, D] twice: one product near 1, the others so small beside it that an accumulator
+    """float16 [N, D] twice: one product of 1, the others so small beside it that an accumulator
     loses part or all of each, all of one sign, or of both; operands down to the least subnormal.
+    In half of the rows the others are all just below a power of two.
     """
     draw = torch.Generator().manual_seed(0)
     x = torch.empty(N, D, dtype=torch.float64)
     c = torch.empty(N, D, dtype=torch.float64)
     for i in range(N):
-        low = i % 16  # products of about 2^-(20 + low / 2)
-        x[i] = 2.0 ** -(10 + low // 2) * (1 + torch.rand(D, generator=draw))
-        c[i] = 2.0 ** -(10 + (low + 1) // 2) * (1.9 + 0.09 * torch.rand(D, generator=draw))
+        low, spread = i % 16, i // 16 % 2  # products of about 2^-(20 + low)
+        x[i] = 2.0 ** -(10 + low // 2) * (1 + spread * torch.rand(D, generator=draw))
+        c[i] = 2.0 ** -(10 + (low + 1) // 2) * (1.99 - 0.09 * torch.rand(D, generator=draw))
         if i >= N // 2:
             x[i] *= torch.randint(0, 2, (D,), generator=draw) * 2 - 1
         at = (0, 5, D // 2, D - 1)[i // 16]
-        x[i, at], c[i, at] = 1.0, 1.9
+        x[i, at] = c[i, at] = 1.0
     x[3], c[3] = 2.0**-24, 1.0  # subnormal
     x[3, 0] = 1.0
     return x.half(), c.half()

@@ -1,4 +1,4 @@
-"""The float64 tier: the candidates of a row by the direct formula, and the value that is returned.
+"""The float64 tier: the candidates of a row by the direct formula.
 
 Scores are those of ``docs/certificate.md``, section 6: smaller is better, each with a bound on its
 error. A row that they do not decide goes to the exact tier with the candidates that are left.
@@ -11,7 +11,6 @@ import triton.language as tl
 
 from clustermim_fast.ops.nearest_centroid.triton_lists import (
     EXACT,
-    MANY,
     NO_CENTROID,
     OPEN,
     SLOTS,
@@ -53,7 +52,7 @@ def score_bounds(total, absolute, norm, D, METRIC: tl.constexpr):
 
 
 @triton.jit
-def _add_terms(total, absolute, xs, cs, METRIC: tl.constexpr):
+def add_terms(total, absolute, xs, cs, METRIC: tl.constexpr):
     """Adds the sums over the last axis of what values of rows and centroids contribute."""
     if METRIC == "euclidean":
         apart = xs - cs
@@ -129,7 +128,7 @@ def _rescore_kernel(
                 C_KIND,
                 True,
             )
-            total, absolute = _add_terms(total, absolute, xs.to(tl.float64)[:, None, :], cs, METRIC)
+            total, absolute = add_terms(total, absolute, xs.to(tl.float64)[:, None, :], cs, METRIC)
         length = total
         if METRIC == "cosine":
             length = tl.load(norm + candidates, mask=used, other=1.0)
@@ -147,155 +146,3 @@ def _rescore_kernel(
             exact_slots,
             slot,
         )
-
-
-@triton.jit
-def pair_sums(
-    x, c, starts, exist, ks, K, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The sums of a block of rows and one of centroids."""
-    total = tl.zeros([BLOCK_N, BLOCK_K], tl.float64)
-    absolute = tl.zeros([BLOCK_N, BLOCK_K], tl.float64)
-    centroid_starts = row_starts(c, ks, C_KIND)
-    for begin in range(0, D, BLOCK_D):
-        ds = begin + tl.arange(0, BLOCK_D)
-        inside = (ds < D)[None, :]
-        places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-        xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, WIDE)
-        places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
-        cs = load_values(c, places, ds[None, :], inside & (ks < K)[:, None], C_KIND, True)
-        total, absolute = _add_terms(
-            total, absolute, xs.to(tl.float64)[:, None, :], cs[None, :, :], METRIC
-        )
-    return total, absolute
-
-
-@triton.jit
-def _sweep_kernel(
-    x, c, norm, alive, many, slots, ids, counters, exact_rows, exact_upper, exact_slots, K, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Rows with more candidates than slots: all centroids, for the least upper bound, and again."""
-    slot = tl.arange(0, SLOTS)
-    columns = tl.arange(0, BLOCK_K)
-    number = tl.load(counters + MANY)
-    for at in range(tl.program_id(0) * BLOCK_N, number, tl.num_programs(0) * BLOCK_N):
-        entries = at + tl.arange(0, BLOCK_N)
-        exist = entries < number
-        rows = tl.load(many + entries, mask=exist, other=0)
-        starts = row_starts(x, rows, KIND)
-        least = tl.full([BLOCK_N], float("inf"), tl.float64)
-        for first in range(0, K, BLOCK_K):
-            ks = first + columns
-            lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
-            total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, WIDE, BLOCK_N, BLOCK_K, BLOCK_D
-            )
-            length = total
-            if METRIC == "cosine":
-                length = tl.zeros_like(total) + tl.load(norm + ks, mask=ks < K, other=1.0)[None, :]
-            lower, upper = score_bounds(total, absolute, length, D, METRIC)
-            least = tl.minimum(least, tl.min(tl.where(lives[None, :], upper, float("inf")), 1))
-        count = tl.zeros([BLOCK_N], tl.int32)
-        lowest_id = tl.full([BLOCK_N], NO_CENTROID, tl.int32)
-        for first in range(0, K, BLOCK_K):
-            ks = first + columns
-            lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
-            total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, WIDE, BLOCK_N, BLOCK_K, BLOCK_D
-            )
-            length = total
-            if METRIC == "cosine":
-                length = tl.zeros_like(total) + tl.load(norm + ks, mask=ks < K, other=1.0)[None, :]
-            lower, upper = score_bounds(total, absolute, length, D, METRIC)
-            left = (lives[None, :] & exist[:, None]) & ((lower > least[:, None]) == 0)
-            lowest = tl.min(tl.where(left, ks[None, :], NO_CENTROID), 1)
-            lowest_id = tl.minimum(lowest_id, lowest)
-            while tl.min(lowest, 0) < NO_CENTROID:
-                hit = lowest < NO_CENTROID
-                tl.store(
-                    slots + entries.to(tl.int64) * SLOTS + count, lowest, mask=hit & (count < SLOTS)
-                )
-                count += hit.to(tl.int32)
-                left = left & (ks[None, :] > lowest[:, None]) & (count <= SLOTS)[:, None]
-                lowest = tl.min(tl.where(left, ks[None, :], NO_CENTROID), 1)
-        tl.debug_barrier()  # the slots that other threads stored are read
-        used = exist[:, None] & (slot[None, :] < count[:, None])
-        candidates = tl.load(
-            slots + entries.to(tl.int64)[:, None] * SLOTS + slot[None, :],
-            mask=used,
-            other=NO_CENTROID,
-        )
-        candidates = tl.where((count > SLOTS)[:, None], -1, candidates)
-        tl.store(ids + rows, tl.where(count == 1, lowest_id, -1).to(tl.int64), mask=exist)
-        is_open = exist & (count > 1)
-        to = append(counters + EXACT, is_open)
-        tl.store(exact_rows + to, rows, mask=is_open)
-        tl.store(exact_upper + to, least, mask=is_open)
-        tl.store(
-            exact_slots + to.to(tl.int64)[:, None] * SLOTS + slot[None, :],
-            candidates,
-            mask=is_open[:, None],
-        )
-
-
-@triton.jit
-def _power_to_one(size):
-    """The power of two that brings float64 ``size`` near one, within 2^1000."""
-    exponent = ((size.to(tl.int64, bitcast=True) >> 52) & 0x7FF) - 1023
-    exponent = tl.minimum(tl.maximum(exponent, -1000), 1000)
-    return ((1023 - exponent) << 52).to(tl.float64, bitcast=True)
-
-
-@triton.jit
-def _value_kernel(
-    x, c, ids, values, N, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
-    BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """Squared distance or similarity of rows and their winners; NaN where there is none."""
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    winner = tl.load(ids + rows, mask=rows < N, other=-1)
-    exist = winner >= 0
-    starts = row_starts(x, rows, KIND)
-    centroid_starts = row_starts(c, tl.maximum(winner, 0), C_KIND)
-    x_power = tl.full([BLOCK_N], 1.0, tl.float64)
-    c_power = tl.full([BLOCK_N], 1.0, tl.float64)
-    if METRIC == "cosine":
-        x_largest = tl.zeros([BLOCK_N], tl.float64)
-        c_largest = tl.zeros([BLOCK_N], tl.float64)
-        for begin in range(0, D, BLOCK_D):
-            ds = begin + tl.arange(0, BLOCK_D)
-            inside = (ds < D)[None, :] & exist[:, None]
-            places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-            xs = load_values(x, places, ds[None, :], inside, KIND, WIDE).to(tl.float64)
-            places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
-            cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
-            x_largest = tl.maximum(x_largest, tl.max(tl.abs(xs), 1))
-            c_largest = tl.maximum(c_largest, tl.max(tl.abs(cs), 1))
-        x_power, c_power = _power_to_one(x_largest), _power_to_one(c_largest)
-    total = tl.zeros([BLOCK_N], tl.float64)
-    x_square = tl.zeros([BLOCK_N], tl.float64)
-    c_square = tl.zeros([BLOCK_N], tl.float64)
-    for begin in range(0, D, BLOCK_D):
-        ds = begin + tl.arange(0, BLOCK_D)
-        inside = (ds < D)[None, :] & exist[:, None]
-        places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-        xs = load_values(x, places, ds[None, :], inside, KIND, WIDE).to(tl.float64)
-        places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
-        cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
-        if METRIC == "euclidean":
-            total += tl.sum((xs - cs) * (xs - cs), 1)
-        else:
-            xs, cs = xs * x_power[:, None], cs * c_power[:, None]
-            total += tl.sum(xs * cs, 1)
-            if METRIC == "cosine":
-                x_square += tl.sum(xs * xs, 1)
-                c_square += tl.sum(cs * cs, 1)
-    if METRIC == "cosine":
-        lengths = tl.sqrt(x_square) * tl.sqrt(c_square)
-        total = tl.where(lengths > 0, total / tl.where(lengths > 0, lengths, 1.0), 0.0)
-    tl.store(values + rows, tl.where(exist, total, float("nan")), mask=rows < N)

@@ -46,9 +46,14 @@ VALUE = Tile(rows=8, values=64) if not interpreted() else Tile(rows=1024, values
 _ACCUMULATION = {"sm_80": 1.5, "sm_86": 1.5, "sm_87": 1.5, "sm_89": 1.5, "sm_90": 0.75}
 
 
-def accumulation_of(arch: str) -> float:
+def tensor_cores_of(arch: str) -> float:
     """alpha of docs/certificate.md's (13)."""
-    return 1.01 if interpreted() else _ACCUMULATION.get(arch, 4.0)
+    return _ACCUMULATION.get(arch, 4.0)
+
+
+def accumulation_of(arch: str) -> float:
+    """The same; interpreted, products are sums of float32."""
+    return 1.01 if interpreted() else tensor_cores_of(arch)
 
 
 def values_at_once(dim: int) -> int:
@@ -80,7 +85,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
     # A block of float64 values, or of pixels until they are values, takes twice the registers; of
     # channels side by side each value has a mean and a deviation of its own there. uint8 pixels on
     # a line are operands as they are.
-    pixels = rows.kind == "images"
+    pixels, blackwell = rows.kind == "images", device.capability >= 100
     width = min(width, 32 if rows.wide or (pixels and not rows.line) else 64)
     columns = min(128, max(16, 1 << (K - 1).bit_length()))
     # Chosen from the compiled code (tests/gpu/test_nearest_centroid_static.py): the largest that
@@ -90,19 +95,20 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
     tile = Tile(64, columns, width if narrow or rows.line else min(width, 32))
     if pixels and narrow:
         tile = Tile(64, min(columns, 64), width)
-    elif narrow and K > 128 and device.capability >= 100:
+    elif narrow and K > 128 and blackwell:
         tile = Tile(64, 64, width)
     elif pixels and is_packed(rows.arguments[0]) and not rows.line:
         tile = Tile(64, columns, 16, warps=8)
     if K > 128 and not narrow:
         tile = Tile(128, 128, width, warps=8)
+    few = 32 if rows.wide or (narrow and blackwell) else 64
     return Sizes(
-        prepare=Tile(0, 16, min(tile.values, 32)),
+        prepare=Tile(0, 16, min(tile.values, 16 if rows.wide else 32)),
         filter=tile,
         candidates=(
             Tile(32, min(columns, 64), min(tile.values, 32))
             if pixels
-            else Tile(64, min(columns, 32 if rows.wide else 64), tile.values)
+            else Tile(64, min(columns, few), tile.values)
         ),
         rescore=Tile(4, values=32),
         sweep=Tile(8, 16, 16, warps=4 if pixels else 2),

@@ -8,7 +8,7 @@ import torch
 
 from clustermim_fast.ops import _backend, _checks, _images, _stats
 from clustermim_fast.ops._library import define_op
-from clustermim_fast.ops.nearest_centroid.op import METRICS, require_centroids
+from clustermim_fast.ops.nearest_centroid.op import METRICS, choose_backend, require_centroids
 from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_reference
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
@@ -127,7 +127,7 @@ def patch_tokens(
     _checks.require_choice(OP, "patch_order", patch_order, _images.PATCH_ORDERS)
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, images=images, centroids=centroids)
-    name = _backend.resolve(OP, backend, device, IMPLEMENTED)
+    name = choose_backend(OP, backend, device, centroids)
     ids: torch.Tensor = _op(
         images.detach(),
         centroids.detach(),
