@@ -28,6 +28,7 @@ The same command goes on from the last checkpoint where there is one.
   clustermim pretrain data=photos/
   clustermim pretrain digits_demo out=runs/digits
   clustermim pretrain cifar10_vit_tiny data=cifar10/ method=mae epochs=20 optim.blr=1e-3
+  clustermim pretrain data=photos/ method=ccvit backbone=beit_base_patch16_224
 """
 FIT_HELP = """\
 Fit the k-means tokenizer that `pretrain` with the same settings would fit, and save it.

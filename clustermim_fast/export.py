@@ -12,7 +12,9 @@ from typing import Any
 import timm
 import torch
 from safetensors.torch import load_file, save
+from timm.models.beit import Beit
 from timm.models.vision_transformer import VisionTransformer
+from torch import nn
 
 __all__ = ["encoder_arguments", "export_timm"]
 
@@ -20,7 +22,7 @@ WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def export_timm(
-    encoder: VisionTransformer,
+    encoder: nn.Module,
     out_dir: str | Path,
     *,
     mean: Sequence[float],
@@ -30,7 +32,7 @@ def export_timm(
     tokenizer_file: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Export a timm VisionTransformer without classifier.
+    """Export a timm VisionTransformer or Beit without classifier.
 
     Args:
         encoder: made by ``timm.create_model``; its ``num_classes`` must be 0.
@@ -46,9 +48,9 @@ def export_timm(
     Raises:
         ValueError: the encoder has a classifier, is of another kind or does not come back equal.
     """
-    if not isinstance(encoder, VisionTransformer):
+    if not isinstance(encoder, VisionTransformer | Beit):
         raise ValueError(
-            f"encoder: expected a timm VisionTransformer, got {type(encoder).__name__}"
+            f"encoder: expected a timm VisionTransformer or Beit, got {type(encoder).__name__}"
         )
     if encoder.num_classes != 0:
         raise ValueError(
@@ -97,24 +99,35 @@ def export_timm(
     return folder
 
 
-def encoder_arguments(encoder: VisionTransformer) -> dict[str, Any]:
-    """The keyword arguments with which ``timm.create_model`` makes this VisionTransformer again."""
+def encoder_arguments(encoder: VisionTransformer | Beit) -> dict[str, Any]:
+    """The keyword arguments with which ``timm.create_model`` makes this encoder again."""
     blocks: Any = encoder.blocks
     embed = encoder.patch_embed
     # Newer timm keeps what create_model was given; it covers what cannot be read off.
     recorded = getattr(encoder, "_model_args", {})
     kept = {k: v for k, v in recorded.items() if isinstance(v, (bool, int, float, str))}
     kept.pop("num_classes", None)
-    return {
+    arguments = {
         **kept,
         "img_size": [int(side) for side in embed.img_size],
         "patch_size": int(embed.patch_size[0]),
         "embed_dim": int(encoder.embed_dim),
         "depth": len(blocks),
         "num_heads": int(blocks[0].attn.num_heads),
+        "global_pool": encoder.global_pool,
+    }
+    if isinstance(encoder, Beit):
+        return {
+            **arguments,
+            "init_values": None if blocks[0].gamma_1 is None else blocks[0].init_values,
+            "use_abs_pos_emb": encoder.pos_embed is not None,
+            "use_rel_pos_bias": blocks[0].attn.relative_position_bias_table is not None,
+            "use_shared_rel_pos_bias": encoder.rel_pos_bias is not None,
+        }
+    return {
+        **arguments,
         "class_token": encoder.cls_token is not None,
         "reg_tokens": int(encoder.num_reg_tokens),
-        "global_pool": encoder.global_pool,
         "fc_norm": not isinstance(encoder.fc_norm, torch.nn.Identity),
     }
 

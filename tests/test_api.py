@@ -17,6 +17,7 @@ import torch
 
 import clustermim_fast
 from clustermim_fast import api
+from clustermim_fast.models import list_methods
 from clustermim_fast.train import load_run, random_model
 from tests.shapes import TINY, draw_folder
 
@@ -63,6 +64,27 @@ def test_export_has_the_encoders_features(finished):
         loaded.model.encoder.forward_features(images), again.forward_features(images)
     )
     assert tuple(again.pretrained_cfg["mean"]) == pytest.approx(loaded.config.data.mean)
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_every_method_from_a_folder_to_an_encoder(shapes, tmp_path, method):
+    """data= and method= alone choose the network and the masks; report and export follow."""
+    sizes = ("img_size", "patch_size", "batch_size", "workers", "model.embed_dim", "model.depth",
+             "model.num_heads")  # fmt: skip
+    settings = {name: TINY[name] for name in sizes}
+    said = []
+    result = clustermim_fast.pretrain(
+        data=shapes, method=method, epochs=1, out=tmp_path / "run", say=said.append, **settings
+    )
+    assert (result.run_dir / "report.html").is_file()
+    assert (result.run_dir / "figures" / "predictions_1.png").is_file()
+    encoder = load_run(result.run_dir).model.encoder
+    again = timm.create_model(f"local-dir:{result.run_dir / 'export'}", pretrained=True).eval()
+    images = torch.randn(2, 3, 16, 16)
+    assert torch.equal(encoder.forward_features(images), again.forward_features(images))
+    table = []
+    api.evaluate_run("knn", result.run_dir, say=table.append)
+    assert "pretrained" in table[0]
 
 
 def test_tokenizer_is_cached_by_content(shapes, run, tmp_path, monkeypatch):

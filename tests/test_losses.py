@@ -68,7 +68,7 @@ def test_step_equals_the_papers_formula(step, smoothing, with_nan_patch):
     if with_nan_patch:
         tokens[0, 3] = -1  # what the tokenizer gives for a patch with NaN
     targets = Targets(images, tokens, mask, 4, 2)
-    loss, metrics = token_loss(
+    loss, metrics, _ = token_loss(
         model(images, mask), model.head, targets, LossConfig(label_smoothing=smoothing)
     )
     with torch.no_grad():
@@ -102,7 +102,7 @@ def test_first_loss_is_near_ln_k():
     mask = torch.zeros(64, 16, dtype=torch.bool)
     mask[:, 4:] = True
     targets = Targets(torch.randn(64, 3, 16, 16), torch.randint(0, 50, (64, 16)), mask, 12, 4)
-    loss, _ = token_loss(model(targets.images, mask), model.head, targets, LossConfig())
+    loss, *_ = token_loss(model(targets.images, mask), model.head, targets, LossConfig())
     assert abs(float(loss.detach()) - math.log(50)) < 1.0
 
 
@@ -111,7 +111,7 @@ def test_pixel_loss_equals_its_formula(normalise):
     images, mask = torch.randn(2, 3, 4, 4), torch.tensor([[1, 0, 1, 1], [1, 1, 0, 1]]).bool()
     hidden, head = torch.randn(2, 5, 8), torch.nn.Linear(8, 12)
     targets = Targets(images, None, mask, 3, 2)
-    loss, _ = pixel_loss(hidden, head, targets, LossConfig(norm_pix_loss=normalise))
+    loss, *_ = pixel_loss(hidden, head, targets, LossConfig(norm_pix_loss=normalise))
     total = 0.0
     for b in range(2):
         for i in range(4):

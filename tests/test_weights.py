@@ -8,7 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from clustermim_fast.weights import create_vit, load_weights, read_state
+from clustermim_fast.encoders import create_vit
+from clustermim_fast.weights import load_weights, read_state
 
 
 @pytest.fixture

@@ -131,7 +131,7 @@ def starting_config(
         raise ValueError(
             'data: expected a folder of images or "digits", got nothing; give data=DIR'
         )
-    config, said = recipes.auto_recipe(wanted.data.path)
+    config, said = recipes.auto_recipe(wanted.data.path, wanted.method)
     given = {ALIASES.get(key, key) for key in overrides}
     if "model.encoder" in given:  # another encoder's widths mean nothing to this one
         patch = config.model.patch_size

@@ -40,7 +40,7 @@ def report_run(
     images = _open(loaded) if images is None else images
     samples = torch.from_numpy(_spread(len(images), SHOWN))
     config = loaded.config
-    mask = _masker(loaded)(config.seed, 0, samples.numpy()).mask
+    masks = _masker(loaded)(config.seed, 0, samples.numpy())
     usage, counted = None, 0
     if loaded.tokenizer is not None:
         usage, counted = _usage(loaded.tokenizer, images)
@@ -55,8 +55,9 @@ def report_run(
         mean=config.data.mean,
         std=config.data.std,
         samples=images.images(samples),
-        mask=mask,
-        per_patch_norm=config.loss.norm_pix_loss,
+        mask=masks.mask,
+        replaced=masks.replaced,
+        per_patch_norm=bool(config.loss.norm_pix_loss),
         usage=usage,
         usage_images=counted,
         metrics=metrics,
@@ -171,7 +172,8 @@ def _about(
     if metrics:
         last = metrics[-1]
         floor = f" (ln K = {last['loss_floor_lnK']:.2f})" if "loss_floor_lnK" in last else ""
-        facts.append(("last loss", f"{last['loss']:.3f}{floor}"))
+        loss = last.get("token_loss", last["loss"])
+        facts.append(("last loss", f"{loss:.3f}{floor}"))
         if "masked_accuracy" in last:
             accuracy, chance = 100 * last["masked_accuracy"], 100 * last["chance"]
             facts.append(("token accuracy", f"{accuracy:.1f} % (chance {chance:.1f} %)"))

@@ -1,5 +1,6 @@
 """Methods: what is predicted at masked patches, on timm encoders."""
 
+from clustermim_fast.models.ccvit import CCViT, CCViTHidden
 from clustermim_fast.models.clustermim import ClusterMIM
 from clustermim_fast.models.config import ModelConfig
 from clustermim_fast.models.create import create_model, load_encoder_weights
@@ -10,6 +11,8 @@ from clustermim_fast.models.registry import list_methods, method_class, register
 
 __all__ = [
     "MAE",
+    "CCViT",
+    "CCViTHidden",
     "ClusterMIM",
     "MaskedAutoencoder",
     "ModelConfig",

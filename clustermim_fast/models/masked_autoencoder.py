@@ -8,9 +8,9 @@ import torch
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from clustermim_fast.encoders import create_vit
 from clustermim_fast.models.config import ModelConfig
 from clustermim_fast.models.positions import sincos_positions
-from clustermim_fast.weights import create_vit
 
 
 class MaskedAutoencoder(nn.Module):
@@ -56,7 +56,7 @@ class MaskedAutoencoder(nn.Module):
     @staticmethod
     def defaults(encoder: str) -> dict[str, Any]:
         """Settings of the papers, for those that a config leaves open."""
-        return {"mask.kind": "random", "mask.ratio": 0.75}
+        return {"mask.kind": "random", "mask.ratio": 0.75, "loss.norm_pix_loss": False}
 
     @property
     def num_patches(self) -> int:

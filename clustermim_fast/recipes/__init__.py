@@ -1,6 +1,7 @@
 """Recipes: functions that return a TrainConfig."""
 
 from clustermim_fast.recipes.auto import auto_recipe
+from clustermim_fast.recipes.ccvit import ccvit_vit_base_imagenet, cifar10_ccvit_tiny
 from clustermim_fast.recipes.imagenet100 import (
     clustermim_features_imagenet100,
     clustermim_features_k1000_imagenet100,
@@ -15,6 +16,8 @@ from clustermim_fast.recipes.small import (
 
 __all__ = [
     "auto_recipe",
+    "ccvit_vit_base_imagenet",
+    "cifar10_ccvit_tiny",
     "cifar10_features_vit_tiny",
     "cifar10_vit_tiny",
     "clustermim_features_imagenet100",

@@ -13,15 +13,19 @@ from clustermim_fast.recipes.small import SMALL_VIT, digits_demo
 from clustermim_fast.train import LogConfig, TokenizerConfig, TrainConfig
 
 
-def auto_recipe(path: str) -> tuple[TrainConfig, str]:
+def auto_recipe(path: str, method: str = "clustermim") -> tuple[TrainConfig, str]:
     """A config for the images at `path`, and one line that says what was chosen and why.
+
+    `method` decides what kind of network it is; the config's method is for the caller to set.
 
     Up to 48 pixels (median short side): the images' size, 4-pixel patches, the small ViT. Up to
     112: 64 pixels in 8-pixel patches. Above: 224 pixels in 16-pixel patches, ViT-S with CUDA, and
     128 pixels with ViT-Ti without.
     """
     if path == "digits":
-        return digits_demo(), "the recipe digits_demo"
+        config = digits_demo()
+        model = _for_method(method, config.model)
+        return dataclasses.replace(config, model=model), "the recipe digits_demo"
     height, width = native_size(path)
     short = min(height, width)
     optim = OptimConfig(epochs=100, batch_size=256, blr=1e-3)
@@ -38,6 +42,7 @@ def auto_recipe(path: str) -> tuple[TrainConfig, str]:
     else:
         side, patch = 128, 16
         model = ModelConfig(encoder="vit_tiny_patch16_224", patch_size=patch)
+    model = _for_method(method, model)
     config = TrainConfig(
         data=DataConfig(path=path, image_size=(side, side)),
         model=model,
@@ -52,3 +57,18 @@ def auto_recipe(path: str) -> tuple[TrainConfig, str]:
         f"K = {config.tokenizer.num_clusters}, {optim.epochs} epochs"
     )
     return config, said
+
+
+def _for_method(method: str, model: ModelConfig) -> ModelConfig:
+    """The same sizes on the kind of network that a method is defined for."""
+    if method != "ccvit":
+        return model
+    named = {"vit_tiny_patch16_224": (192, 12, 3), "vit_small_patch16_224": (384, 12, 6)}
+    width, depth, heads = named[model.encoder]
+    return ModelConfig(
+        encoder="beit_base_patch16_224",
+        patch_size=model.patch_size,
+        embed_dim=model.embed_dim or width,
+        depth=model.depth or depth,
+        num_heads=model.num_heads or heads,
+    )

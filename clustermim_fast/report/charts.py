@@ -83,7 +83,11 @@ def loss_curve(
     ``perplexity`` of the tokens adds what knowing only their frequencies reaches.
     """
     with chart() as (axes, pictures):
-        axes.plot(*series(metrics, "loss"), color=BLUE, **line(metrics), label="loss")
+        # Of a loss that is a sum, its terms: only the one of the tokens compares with ln K.
+        terms = sorted({key for row in metrics for key in row if key.endswith("_loss")})
+        for key, colour in zip(terms or ["loss"], (BLUE, ORANGE), strict=False):
+            label = key.replace("_", " ")
+            axes.plot(*series(metrics, key), color=colour, **line(metrics), label=label)
         if num_clusters:
             floor = math.log(num_clusters)
             label = f"ln K = {floor:.2f} (uniform guess, K = {num_clusters})"

@@ -100,13 +100,17 @@ def _base(view: RunView) -> tuple[Tensor, Tensor, tuple[int, int]]:
 
 def _token_columns(view: RunView) -> list[Column]:
     assert view.tokenizer is not None  # the caller asked for tokens
-    images, normalised, grid = _base(view)
-    targets = view.tokenizer(view.samples)
-    predicted = view.model.logits(normalised, view.mask).argmax(-1)  # type: ignore[operator]
+    images, _, grid = _base(view)
+    targets = view.tokenizer.decode(view.tokenizer(view.samples), grid)
+    seen = images
+    if view.replaced is not None:
+        seen = pictures.keep_visible(images, targets, view.replaced, grid)
+    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
+    predicted = view.model.logits((seen - mean) / std, view.mask).argmax(-1)  # type: ignore[operator]
     return [
         Column("image", images),
-        Column("visible", pictures.hide_patches(images, view.mask, grid)),
-        Column("tokens", view.tokenizer.decode(targets, grid)),
+        Column("visible", pictures.hide_patches(seen, view.mask, grid)),
+        Column("tokens", targets),
         Column(
             "predicted",
             pictures.keep_visible(images, view.tokenizer.decode(predicted, grid), view.mask, grid),

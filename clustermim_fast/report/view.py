@@ -19,13 +19,14 @@ class RunView:
 
     Attributes:
         run_dir: where report.html and figures/ go.
-        method: "clustermim" or "mae".
+        method: a registered method's name.
         model: has ``logits(images, mask)`` [B, L, K] (tokens) or ``patches(images, mask)``
             [B, L, 3 p^2] in (row, column, channel) order (pixels), and ``grid`` (rows, columns).
         tokenizer: of a method with tokens; its `report` tells of the fit.
         mean, std: per channel, in [0, 1] pixel units.
         per_patch_norm: the pixels of each patch were normalised before they were predicted.
         samples: uint8 [N, 3, H, W] to show, with their masks bool [N, L].
+        replaced: bool [N, L], patches that the model sees as their centroids, or None.
         usage: how often each token occurs among `usage_images` images, int64 [K].
         metrics: the lines of metrics.jsonl.
         config: the resolved settings, nested dicts.
@@ -41,6 +42,7 @@ class RunView:
     std: tuple[float, ...]
     samples: Tensor
     mask: Tensor
+    replaced: Tensor | None = None
     per_patch_norm: bool = False
     usage: Tensor | None = None
     usage_images: int = 0

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from timm.data.config import resolve_model_data_config
 from torch import Tensor
 
+from clustermim_fast.encoders import create_backbone, timm_filter
 from clustermim_fast.tokenizers.pixel_settings import channel_tuple, require_choice
-from clustermim_fast.weights import create_backbone, load_weights, timm_filter
+from clustermim_fast.weights import load_weights
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 

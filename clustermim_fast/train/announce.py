@@ -37,7 +37,7 @@ def announce(
         f"mask: {masker.num_masked} of {rows * columns} patches{replaced}, {config.mask.kind}; "
         f"normalisation: mean {config.data.mean}, std {config.data.std}"
     )
-    if model.objective == "tokens":
+    if "tokens" in model.objective:
         say(f"tokenizer: K = {config.tokenizer.num_clusters}")
     peak = config.optim.absolute_lr(plan.effective_batch)
     say(

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from clustermim_fast import counter_rng
 from clustermim_fast.data import DataConfig, ImageSet
-from clustermim_fast.masking import MaskConfig, Masker
+from clustermim_fast.masking import MaskConfig, Masker, Masks
 
 MAX_WORKERS = 8
 _SMALL_SIDE = 96
@@ -27,16 +27,13 @@ _SMALL_SIDE = 96
 class Batch(NamedTuple):
     """One forward pass.
 
-    images uint8 [B, 3, H, W]; samples int64 [B]; mask bool [B, L], True = masked; visible int64
-    [B, Lv], sorted; replaced bool [B, L], True = shown as a centroid, or None; broken: files met
-    unreadable while making it, (path, reason).
+    images uint8 [B, 3, H, W]; samples int64 [B]; broken: files met unreadable while making it,
+    (path, reason).
     """
 
     images: Tensor
     samples: Tensor
-    mask: Tensor
-    visible: Tensor
-    replaced: Tensor | None
+    masks: Masks
     broken: list[tuple[str, str]]
 
 
@@ -113,9 +110,9 @@ class TrainingBatches(Dataset[Batch]):
 
     def __getitem__(self, key: BatchKey) -> Batch:
         crops = self._images.crops(self._seed, key.epoch, key.samples, self._data)
-        mask, visible, replaced = self._masker(self._seed, key.epoch, key.samples)
+        masks = self._masker(self._seed, key.epoch, key.samples)
         broken = [(str(path), reason) for path, reason in self._images.take_new_broken()]
-        return Batch(crops, torch.from_numpy(key.samples), mask, visible, replaced, broken)
+        return Batch(crops, torch.from_numpy(key.samples), masks, broken)
 
 
 def make_loader(

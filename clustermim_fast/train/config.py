@@ -37,6 +37,9 @@ class TokenizerConfig:
         model: timm name or folder of the network that gives features.
         weights: a checkpoint file for it; "": those of the name's tag, or in the folder.
         layer, apply_norm, precision, keep_features: see ``FeatureTokenizer.fit``.
+        normalize: cluster pixels after the run's mean and std; False: in [0, 1]; None: as the
+            method does (ccvit in [0, 1], the others after).
+        init, tol: see ``PixelTokenizer.fit``.
     """
 
     path: str = ""
@@ -53,6 +56,9 @@ class TokenizerConfig:
     apply_norm: bool = True
     precision: str = "float32"
     keep_features: bool = False
+    normalize: bool | None = None
+    init: str = "k-means++"
+    tol: float = 1e-4
 
     def __post_init__(self) -> None:
         _require_at_least("tokenizer", self, num_clusters=1, max_images=1, max_iter=1)
@@ -124,7 +130,7 @@ class TrainConfig:
     """Everything a pretraining run depends on.
 
     Attributes:
-        method: a registered method, "clustermim" or "mae".
+        method: a registered method: "ccvit", "clustermim" or "mae".
         seed: of weights, crops, masks, order and k-means.
         out: the run folder.
         resume: "auto" goes on from a checkpoint of the same config where there is one; "must" is an
@@ -164,6 +170,7 @@ class TrainConfig:
 ALIASES = {
     "data": "data.path",
     "model": "model.encoder",
+    "backbone": "model.encoder",
     "img_size": "data.image_size",
     "patch_size": "model.patch_size",
     "num_clusters": "tokenizer.num_clusters",

@@ -34,6 +34,7 @@ class Window:
         self._histogram = torch.zeros(
             (self._num_clusters or 0) + 1, dtype=torch.int64, device=self._device
         )
+        self._parts: dict[str, torch.Tensor] = {}
         self._passes = 0
         self.restart_clock()
 
@@ -50,6 +51,8 @@ class Window:
     def add(self, result: StepResult) -> None:
         """Take in one forward pass."""
         self._loss += result.loss.detach()
+        for name, value in (result.parts or {}).items():
+            self._parts[name] = self._parts.get(name, 0.0) + value.double()
         if result.metrics is not None:
             accuracy, histogram, counted = result.metrics
             self._correct += (accuracy.double() * counted).nan_to_num()  # nothing counted: nan
@@ -69,6 +72,7 @@ class Window:
             "counted": self._counted.cpu(),
             "predicted": self._predicted.cpu(),
             "histogram": self._histogram.cpu(),
+            "parts": {name: value.cpu() for name, value in self._parts.items()},
             "passes": self._passes,
         }
 
@@ -81,6 +85,7 @@ class Window:
         self._counted = state["counted"].to(self._device)
         self._predicted = state["predicted"].to(self._device)
         self._histogram = state["histogram"].to(self._device)
+        self._parts = {name: value.to(self._device) for name, value in state["parts"].items()}
         self._passes = int(state["passes"])
 
     def mean_loss(self) -> float:
@@ -90,6 +95,7 @@ class Window:
     def metrics(self, batch_size: int) -> dict[str, Any]:
         """Numbers of the interval; waits for the device."""
         values: dict[str, Any] = {"loss": self.mean_loss()}
+        values |= {name: float(value) / self._passes for name, value in self._parts.items()}
         if self._num_clusters is not None:
             tokens, predicted = _Usage(self._histogram[1:]), _Usage(self._predicted)
             values |= {
@@ -156,16 +162,21 @@ def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
         f"eta {format_seconds(eta_s)}",
         f"lr {row['lr']:.2e}",
     ]
+    terms = [name for name in row if name.endswith("_loss")]
+    if terms:
+        parts.append(f"loss {row['loss']:.4f}")
     if "loss_floor_lnK" in row:
+        shown = "token_loss" if terms else "loss"
         parts += [
-            f"loss {row['loss']:.4f} (ln K {row['loss_floor_lnK']:.3f})",
+            f"{shown} {row[shown]:.4f} (ln K {row['loss_floor_lnK']:.3f})",
             f"accuracy {100 * row['masked_accuracy']:.1f} %",
             f"(chance {100 * row['chance']:.1f}, commonest token {100 * row['majority']:.1f})",
             f"perplexity {row['token_perplexity']:.1f}",
             f"(of predictions {row['predicted_perplexity']:.1f})",
         ]
-    else:
+    elif not terms:
         parts.append(f"loss {row['loss']:.4f}")
+    parts += [f"{name} {row[name]:.4f}" for name in terms if name != "token_loss"]
     parts += [f"{row['images_per_s']:.0f} images/s", f"data wait {row['data_wait_pct']:.0f} %"]
     return "  ".join(parts)
 

@@ -13,10 +13,11 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 
 from clustermim_fast.checkpoint import remove_partial
 from clustermim_fast.data import ImageSet
+from clustermim_fast.masking import Masks
 from clustermim_fast.models import create_model, load_encoder_weights
 from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
 from clustermim_fast.tokenizers import Tokenizer
@@ -233,16 +234,13 @@ class _Trainer:
             batch = next(passes)
             state.window.waited += time.perf_counter() - before
             skipped.add(batch.broken)
-            images, mask, visible = (
-                self._move(t) for t in (batch.images, batch.mask, batch.visible)
-            )
+            masks = Masks(*(self._move(part) for part in batch.masks))
             with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
                 result = forward_step(
                     self.called,
                     self.tokenizer,
-                    images,
-                    mask,
-                    visible,
+                    self._move(batch.images),
+                    masks,
                     self.mean,
                     self.std,
                     self.config.loss,
@@ -270,8 +268,8 @@ class _Trainer:
     def _silent_for(self) -> float:
         return time.perf_counter() - self._last_line
 
-    def _move(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.device, non_blocking=True)
+    def _move(self, tensor: Any) -> Any:
+        return None if tensor is None else tensor.to(self.device, non_blocking=True)
 
     def _log(self, lr: float) -> None:
         state, plan = self.state, self.plan

@@ -16,7 +16,7 @@ import torch
 from clustermim_fast import counter_rng
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
 from clustermim_fast.masking import MaskConfig, Masker
-from clustermim_fast.models import method_class
+from clustermim_fast.models import create_model, method_class
 from clustermim_fast.tokenizers import (
     FeatureTokenizer,
     PixelTokenizer,
@@ -25,7 +25,6 @@ from clustermim_fast.tokenizers import (
 )
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.state import find_checkpoint
-from clustermim_fast.weights import create_vit
 
 _TOLERANCE = 1e-6
 # Views that a fit holds at once: 7,000 of 224 pixels, with 1.4 million patches of 16.
@@ -73,8 +72,8 @@ def resolve(config: TrainConfig, images: ImageSet) -> TrainConfig:
     model = config.model
     if model.patch_size is None:
         with torch.device("meta"):
-            probe = create_vit(model.encoder, img_size=images.image_size, **model.timm_options())
-        model = dataclasses.replace(model, patch_size=int(probe.patch_embed.patch_size[0]))
+            probe = create_model(config.method, model, images.image_size, 1)
+        model = dataclasses.replace(model, patch_size=int(probe.patch_size))  # type: ignore[arg-type]
     _require_patches(images.image_size, model.patch_size or 1, config.mask)
     return dataclasses.replace(config, data=data, model=model)
 
@@ -102,7 +101,7 @@ def _require_patches(size: tuple[int, int], patch: int, mask: MaskConfig) -> Non
 
 def needs_tokenizer(config: TrainConfig) -> bool:
     """Whether the method's targets are tokens."""
-    return method_class(config.method).objective == "tokens"
+    return "tokens" in method_class(config.method).objective
 
 
 def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
@@ -133,12 +132,14 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
         images.images(ids),
         settings.num_clusters,
         config.model.patch_size,
-        mean=config.data.mean,
-        std=config.data.std,
+        mean=config.data.mean if _normalized(config) else None,
+        std=config.data.std if _normalized(config) else None,
         per_patch_norm=settings.per_patch_norm,
         metric=settings.metric,
         algorithm=settings.algorithm,
         max_iter=settings.max_iter,
+        tol=settings.tol,
+        init=settings.init,
         seed=config.seed,
         verbose=sys.stderr.isatty(),
     )
@@ -185,6 +186,10 @@ class _Views:
             yield self._images.images(self._ids[order[start : start + _FIT_BATCH]])
 
 
+def _normalized(config: TrainConfig) -> bool:
+    return config.tokenizer.normalize is not False
+
+
 def require_matching_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> None:
     """Refuse a tokenizer made for other pixels: its patch size must be the run's, and so must the
     mean and std of one of pixels (a network has its own).
@@ -192,7 +197,7 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> Non
     Raises ValueError saying both values and both remedies.
     """
     for name, neutral in (("mean", 0.0), ("std", 1.0)) if tokenizer.kind == "pixel" else ():
-        wanted = getattr(config.data, name)
+        wanted = getattr(config.data, name) if _normalized(config) else (neutral,) * 3
         stored = getattr(tokenizer, name)
         values = [neutral] * 3 if stored is None else [float(value) for value in stored]
         if len(values) != 3 or any(
@@ -200,8 +205,16 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> Non
         ):
             raise ValueError(
                 f"tokenizer: its {name} is {values}, the run's data.{name} is {list(wanted)}; "
-                "fit a tokenizer on this data, or set data.mean and data.std to the tokenizer's"
+                "fit a tokenizer on this data, or set data.mean and data.std to the tokenizer's "
+                "(tokenizer.normalize = false stands for 0 and 1)"
             )
+    pixels = isinstance(tokenizer, PixelTokenizer) and not tokenizer.per_patch_norm
+    if config.mask.kind == "replaced" and not (pixels and tokenizer.metric == "euclidean"):
+        raise ValueError(
+            'mask.kind = "replaced" shows centroids in the image, and those of features, of '
+            "normalised patches and of the cosine metric are no pixels; fit a tokenizer of plain "
+            "pixels, or take mask.kind = block"
+        )
     if tokenizer.patch_size != config.model.patch_size:
         raise ValueError(
             f"tokenizer: its patch_size is {tokenizer.patch_size}, the model's is "

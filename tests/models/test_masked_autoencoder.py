@@ -1,4 +1,4 @@
-"""The methods on timm encoders: every registered one, on every kind of encoder that is allowed."""
+"""The methods on visible patches, on every kind of encoder that is allowed."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from clustermim_fast.models import (
     sincos_positions,
 )
 
+METHODS = ["clustermim", "mae"]
 SMALL = {"embed_dim": 32, "depth": 2, "num_heads": 2}
 
 
@@ -38,7 +39,7 @@ def loss_of(model, images, targets, options=None):
     return objective(hidden, model.head, targets, options or LossConfig())[0]
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize(
     "encoder",
     [
@@ -66,7 +67,7 @@ def test_gradients_reach_every_trainable_parameter(method, encoder):
                 assert parameter.grad.abs().sum() > 0, name
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("size", [(16, 16), (8, 24), (32, 12)])
 def test_non_square_images(method, size):
     model = create_model(method, config(), size, 7)
@@ -77,7 +78,7 @@ def test_non_square_images(method, size):
     assert torch.isfinite(loss_of(model, images, targets))
 
 
-@pytest.mark.parametrize("method", list_methods())
+@pytest.mark.parametrize("method", METHODS)
 def test_hidden_patches_are_not_seen(method):
     model = create_model(method, config(), (16, 16), 7).eval()
     images, targets = batch(model)
@@ -166,7 +167,7 @@ def test_refusals(changes, message):
 
 def test_registry():
     assert {"clustermim", "mae"} <= set(list_methods())
-    with pytest.raises(ValueError, match="method must be one of clustermim, mae"):
+    with pytest.raises(ValueError, match=r"method must be one of .*clustermim, mae"):
         create_model("simmim", config(), (16, 16), 7)
     with pytest.raises(ValueError, match="registered already"):
         register_method("mae")(torch.nn.Module)

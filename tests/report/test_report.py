@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 from html.parser import HTMLParser
@@ -19,7 +20,7 @@ from PIL import Image
 
 from clustermim_fast.masking import random_mask
 from clustermim_fast.models import ModelConfig, create_model
-from clustermim_fast.report import RunView, charts, pictures, write_report
+from clustermim_fast.report import RunView, charts, figures, pictures, write_report
 from clustermim_fast.tokenizers import Iteration, KMeansReport, PixelTokenizer
 from tests.shapes import CLASSES, draw
 
@@ -115,6 +116,24 @@ def test_every_picture_is_inside_and_decodes(tmp_path):
         picture.load()
         assert (str(picture.width), str(picture.height)) == (image["width"], image["height"])
         assert np.asarray(picture.convert("L")).std() > 0  # not one flat colour
+
+
+def test_replaced_patches_are_shown_as_centroids(tmp_path):
+    """They change what the model is said to see, and nothing of the image or of the tokens."""
+    run = view(tmp_path)
+    replaced = ~run.mask & (torch.arange(16) < 8)
+    before, after = (
+        figures._token_columns(part) for part in (run, dataclasses.replace(run, replaced=replaced))
+    )
+    where = pictures.expand_mask(replaced, (4, 4), (16, 16)).expand(-1, 3, -1, -1)
+    (image, seen, tokens), (image2, seen2, tokens2) = (
+        [column.images for column in part[:3]] for part in (before, after)
+    )
+    assert torch.equal(image, image2)
+    assert torch.equal(tokens, tokens2)
+    assert torch.equal(seen2[where], tokens[where])
+    assert torch.equal(seen2[~where], seen[~where])
+    assert not torch.equal(seen2, seen)
 
 
 def test_offline_and_without_scripts(tmp_path):

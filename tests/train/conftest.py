@@ -17,6 +17,9 @@ from clustermim_fast.train import (
     config_from_overrides,
 )
 
+# What a method needs besides the settings that all share.
+OF_METHOD = {"ccvit": {"model__encoder": "beit_base_patch16_224"}}
+
 
 @pytest.fixture
 def pictures(tmp_path):
@@ -44,6 +47,11 @@ def tiny(tmp_path, pictures):
         log=LogConfig(every_steps=2),
         efficiency=EfficiencyConfig(device="cpu"),
     )
-    return lambda **overrides: config_from_overrides(
-        base, {key.replace("__", "."): value for key, value in overrides.items()}
-    )
+
+    def make(**overrides):
+        options = {**OF_METHOD.get(overrides.get("method", ""), {}), **overrides}
+        return config_from_overrides(
+            base, {key.replace("__", "."): value for key, value in options.items()}
+        )
+
+    return make

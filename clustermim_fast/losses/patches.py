@@ -1,0 +1,135 @@
+"""Losses on patches: cross-entropy of token ids, squared error of pixels, and the sum of both."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from clustermim_fast import ops
+from clustermim_fast.losses.config import LossConfig
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What there is to predict for a batch.
+
+    Attributes:
+        images: float [B, 3, H, W], normalised.
+        tokens: int64 [B, L], or None where the run has no tokenizer.
+        mask: bool [B, L], True = predicted: hidden, or shown as a centroid.
+        masked_per_sample: number of True in each row of `mask`, known without looking; None where
+            it is not.
+        patch_size: pixels.
+        hidden: bool [B, L], the hidden patches alone; None: `mask`.
+        scaled: the images in [0, 1], before mean and std; None: `images`.
+    """
+
+    images: Tensor
+    tokens: Tensor | None
+    mask: Tensor
+    masked_per_sample: int | None
+    patch_size: int
+    hidden: Tensor | None = None
+    scaled: Tensor | None = None
+
+
+class Outcome(NamedTuple):
+    """A loss, token metrics where there are tokens, and the terms of a sum by name."""
+
+    loss: Tensor
+    metrics: ops.Metrics | None = None
+    parts: Mapping[str, Tensor] | None = None
+
+
+def token_loss(hidden: Tensor, head: nn.Linear, targets: Targets, config: LossConfig) -> Outcome:
+    """Mean cross-entropy of the masked patches' tokens; accuracy and usage of the predicted ones.
+
+    hidden: float [B, P + L, d]; the first P rows are prefix tokens. A token of -1 (a patch with
+    NaN) is not counted. All results stay on the device.
+    """
+    if targets.tokens is None:
+        raise ValueError("tokens: the token loss needs a tokenizer, got none")
+    loss, metrics = ops.masked_linear_cross_entropy(
+        hidden,
+        head.weight,
+        targets.tokens,
+        targets.mask,
+        linear_bias=head.bias,
+        ignore_index=-1,
+        label_smoothing=config.label_smoothing,
+        num_prefix_tokens=hidden.shape[1] - targets.mask.shape[1],
+        masked_per_sample=targets.masked_per_sample,
+        return_metrics=True,
+    )
+    return Outcome(loss, metrics)
+
+
+def pixel_loss(hidden: Tensor, head: nn.Linear, targets: Targets, config: LossConfig) -> Outcome:
+    """Mean squared error of the masked patches' pixels (normalised units); no metrics.
+
+    With norm_pix_loss each target patch has its own mean and unbiased variance (+ 1e-6) removed.
+    """
+    patches = patchify(targets.images, targets.patch_size)
+    if config.norm_pix_loss:
+        variance, mean = torch.var_mean(patches, dim=-1, keepdim=True)
+        patches = (patches - mean) / (variance + 1e-6).sqrt()
+    predicted = head(hidden[:, hidden.shape[1] - targets.mask.shape[1] :]).float()
+    error = F.mse_loss(predicted, patches, reduction="none").mean(dim=-1)
+    weight = targets.mask.to(error.dtype)
+    count = targets.masked_per_sample
+    total = (error * weight).sum()
+    return Outcome(total / (weight.sum() if count is None else len(error) * count))
+
+
+class TwoBranches(Protocol):
+    """What ccvit returns: float [B, P + L, D] of the last layer and of the stacked branch."""
+
+    tokens: Tensor
+    branch: Tensor
+
+
+def token_and_pixel_loss(
+    hidden: TwoBranches, head: Mapping[str, nn.Linear], targets: Targets, config: LossConfig
+) -> Outcome:
+    """CCViT's sum: cross-entropy of the last layer, squared error of the branch's pixels in [0, 1].
+
+    Without head["pixels"] the branch predicts tokens through the same classifier.
+    """
+    tokens, metrics, _ = token_loss(
+        hidden.tokens, head["tokens"], _covering(targets, config.token_patches), config
+    )
+    branch_targets = _covering(targets, config.pixel_patches)
+    if "pixels" in head:
+        if targets.scaled is not None:
+            branch_targets = dataclasses.replace(branch_targets, images=targets.scaled)
+        branch = pixel_loss(hidden.branch, head["pixels"], branch_targets, config).loss
+    else:
+        branch = token_loss(hidden.branch, head["tokens"], branch_targets, config).loss
+    parts = {"token_loss": tokens.detach(), "branch_loss": branch.detach()}
+    return Outcome(config.token_weight * tokens + config.pixel_weight * branch, metrics, parts)
+
+
+def _covering(targets: Targets, patches: str) -> Targets:
+    """`targets` with the patches that "corrupted", "masked" or "all" stands for."""
+    if patches == "masked" and targets.hidden is not None:
+        return dataclasses.replace(targets, mask=targets.hidden, masked_per_sample=None)
+    if patches == "all":
+        everything = torch.ones_like(targets.mask)
+        return dataclasses.replace(targets, mask=everything, masked_per_sample=everything.shape[1])
+    return targets
+
+
+def patchify(images: Tensor, patch_size: int) -> Tensor:
+    """float [B, C, H, W] -> [B, L, p p C], patches row-major, values in (row, column, channel)
+    order.
+    """
+    batch, channels, height, width = images.shape
+    p = patch_size
+    grid = images.reshape(batch, channels, height // p, p, width // p, p)
+    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)
