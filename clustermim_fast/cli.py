@@ -48,6 +48,12 @@ Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim m
 max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
 keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
 """
+SHOW_HELP = """\
+Print a tokenizer's settings and draw its codebook: centroids of pixels, and for features the patch
+nearest to each centroid. With data=DIR also how often the tokens occur there, and token maps.
+
+  clustermim tokenizer show tok.safetensors data=photos/ out=tok.png
+"""
 CHOICE_HELP = {
     "tcas": """\
 Score tokenizers against class labels in one pass over the images (TCAS, lower is better): its
@@ -197,9 +203,9 @@ def build_parser() -> argparse.ArgumentParser:
     fit = add(actions, "fit", run_tokenizer_fit, title, FIT_HELP)
     fit.add_argument("settings", nargs="*", metavar="key=value")
     title = "print its settings, draw its codebook"
-    show = add(actions, "show", run_tokenizer_show, title)
+    show = add(actions, "show", run_tokenizer_show, title, SHOW_HELP)
     show.add_argument("path", help="a tokenizer.safetensors")
-    show.add_argument("settings", nargs="*", metavar="out=PNG", help="where the picture goes")
+    show.add_argument("settings", nargs="*", metavar="out=PNG data=DIR img_size=HxW")
     for kind, title in (("tcas", "score many by class labels"), ("rank", "rank many without")):
         command = add(actions, kind, run_tokenizer_choice, title, CHOICE_HELP[kind] + CHOICE_TEXT)
         command.set_defaults(kind=kind)
@@ -322,10 +328,12 @@ def run_tokenizer_fit(parsed: argparse.Namespace) -> int:
 
 def run_tokenizer_show(parsed: argparse.Namespace) -> int:
     """clustermim tokenizer show."""
+    known: dict[str, Callable[[str], Any]] = {"out": str, "data": str, "img_size": to_size}
+    settings = convert(read_settings(parsed.settings), known, "tokenizer show")
+    look_at_data(settings)
     from clustermim_fast import api
 
-    settings = convert(read_settings(parsed.settings), {"out": str}, "tokenizer show")
-    api.show_tokenizer(parsed.path, settings.get("out"))
+    api.show_tokenizer(parsed.path, **settings)
     return 0
 
 

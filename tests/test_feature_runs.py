@@ -87,6 +87,19 @@ def test_bfloat16_and_a_given_tokenizer_without_pictures(shapes, teacher, tmp_pa
     assert load_run(tmp_path / "run").tokenizer.pictures is not None
 
 
+def test_a_given_codebook_is_shown_with_images_only(shapes, teacher, tmp_path):
+    """Its centroids have no pictures of their own; those of the images are found."""
+    file = tmp_path / "t.safetensors"
+    FeatureTokenizer.from_centroids(torch.randn(5, 32), str(teacher)).save(file)
+    say = {"say": lambda line: None}
+    with pytest.raises(ValueError, match="given centroids have no pictures"):
+        api.show_tokenizer(file, **say)
+    api.show_tokenizer(file, data=shapes, img_size=(16, 16), **say)
+    assert (tmp_path / "t_maps.png").is_file()
+    with pytest.raises(ValueError, match="18 x 18 pixels are not a multiple of patch_size = 4"):
+        api.show_tokenizer(file, data=shapes, img_size=(18, 18), **say)
+
+
 def test_cli(shapes, teacher, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     options = ["img_size=16", "patch_size=4", "num_clusters=6", "layer=0", "apply_norm=no"]
@@ -99,6 +112,11 @@ def test_cli(shapes, teacher, tmp_path, capsys, monkeypatch):
     tokenizer = load_tokenizer("t.safetensors")
     assert (tokenizer.num_clusters, tokenizer.network.settings.layer) == (6, 0)
     assert not tokenizer.network.settings.apply_norm
+    show = ["tokenizer", "show", "t.safetensors", f"data={shapes}", "img_size=16", "out=a/t.png"]
+    assert cli.main(show) == 0
+    assert "never, in 48 images" in capsys.readouterr().out
+    for name in ("t.png", "t_maps.png"):
+        assert (tmp_path / "a" / name).is_file()
     for extra, message in [
         (["layer=9"], "layer must lie in -2 .. 1"),
         (["metric=l1"], "tokenizer.metric must be one of"),

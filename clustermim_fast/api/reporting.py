@@ -13,16 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from clustermim_fast import recipes
 from clustermim_fast._version import __version__
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.masking import Masker
-from clustermim_fast.report import RunView, codebook_picture, write_report
-from clustermim_fast.tokenizers import Tokenizer, load_tokenizer
+from clustermim_fast.report import RunView, codebook_picture, token_map_picture, write_report
+from clustermim_fast.report.charts import usage
+from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
 
 __all__ = ["report_run", "show_tokenizer"]
 
 SHOWN = 10
+LOOKED_AT = 256
 COUNTED = 4096
 Say = Callable[[str], None]
 
@@ -69,12 +72,24 @@ def report_run(
     return write_report(view)
 
 
-def show_tokenizer(path: str | Path, out: str | Path | None = None, *, say: Say = print) -> Path:
-    """Print what a tokenizer file holds and write its codebook as a picture beside it."""
+def show_tokenizer(
+    path: str | Path,
+    out: str | Path | None = None,
+    *,
+    data: str | Path = "",
+    img_size: tuple[int, int] | None = None,
+    say: Say = print,
+) -> Path:
+    """Print what a tokenizer file holds and write its codebook as a picture beside it.
+
+    With ``data``, a folder of images: how often it uses its tokens there, and token maps of some of
+    them (views of ``img_size``, as ``pretrain data=`` would choose where None) in OUT_maps.png.
+    """
     tokenizer = load_tokenizer(path)
     say(f"{path}: K = {tokenizer.num_clusters}, patch_size {tokenizer.patch_size}")
     for name, value in tokenizer.describe().items():
-        say(f"  {name:<15} {value}")
+        if name != "patch_size":
+            say(f"  {name:<15} {value}")
     report = getattr(tokenizer, "report", None)
     counts = torch.ones(tokenizer.num_clusters, dtype=torch.int64)
     if report is not None:
@@ -85,9 +100,33 @@ def show_tokenizer(path: str | Path, out: str | Path | None = None, *, say: Say 
         if len(report.counts) == tokenizer.num_clusters:
             counts = torch.tensor(report.counts).round().long()
     target = Path(out) if out else Path(path).with_suffix(".png")
+    if data:
+        counts = _show_images(tokenizer, str(data), img_size, target, say)
+    target.parent.mkdir(parents=True, exist_ok=True)
     codebook_picture(tokenizer, counts).save(target)
     say(f"  {'codebook':<15} {target}")
     return target
+
+
+def _show_images(
+    tokenizer: Tokenizer, data: str, img_size: tuple[int, int] | None, target: Path, say: Say
+) -> Tensor:
+    """Token maps of a few images, and the counts [K] of the tokens of many."""
+    size = img_size or recipes.auto_recipe(data)[0].data.image_size
+    assert size is not None
+    images = open_images(data, size=size, in_memory="no")
+    tokenizer.grid_size(*size)  # refuses a size that patches do not fill
+    chosen = images.images(_spread(len(images), SHOWN))
+    if isinstance(tokenizer, FeatureTokenizer) and tokenizer.pictures is None:
+        tokenizer.look_at(images.images(_spread(len(images), LOOKED_AT)))
+    counts, number = _usage(tokenizer, images)
+    perplexity, dead = usage(counts.numpy())
+    say(f"  {'tokens used':<15} perplexity {perplexity:.1f}, {dead} never, in {number:,} images")
+    maps = target.with_name(f"{target.stem}_maps.png")
+    maps.parent.mkdir(parents=True, exist_ok=True)
+    token_map_picture(tokenizer, chosen).save(maps)
+    say(f"  {'token maps':<15} {maps}")
+    return counts
 
 
 def _masker(loaded: LoadedRun) -> Masker:

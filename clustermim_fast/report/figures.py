@@ -17,7 +17,7 @@ from . import charts, pictures
 from .pictures import Column
 from .view import RunView
 
-__all__ = ["Figure", "codebook_picture", "figures_of"]
+__all__ = ["Figure", "codebook_picture", "figures_of", "token_map_picture"]
 
 LINES = 5  # samples in one picture of rows; two pictures stand side by side on a wide screen
 
@@ -79,16 +79,25 @@ def _rows(view: RunView) -> Iterator[Figure]:
             "What the model sees and predicts",
             "",
             pictures.columns_of_images(part),
-            _ROWS_INTRO[view.tokenizer is not None],
+            _rows_intro(view),
         )
 
 
-_ROWS_INTRO = {
-    True: "Training images without augmentation; what the encoder sees; every patch as its nearest "
-    "centroid (the target); the model's most likely token in each masked patch, decoded.",
-    False: "Training images without augmentation; what the encoder sees; the model's pixels in the "
-    "masked patches; its pixels everywhere (it is trained on masked patches only).",
-}
+_OF_FEATURES = ", each as the patch whose features are nearest to it"
+
+
+def _rows_intro(view: RunView) -> str:
+    seen = "Training images without augmentation; what the encoder sees; "
+    if view.tokenizer is None:
+        return seen + (
+            "the model's pixels in the masked patches; its pixels everywhere (it is trained on "
+            "masked patches only)."
+        )
+    of_features = _OF_FEATURES if view.tokenizer.kind == "feature" else ""
+    return seen + (
+        f"every patch as its nearest centroid (the target){of_features}; the model's most likely "
+        "token in each masked patch, decoded."
+    )
 
 
 def _base(view: RunView) -> tuple[Tensor, Tensor, tuple[int, int]]:
@@ -148,21 +157,31 @@ def codebook_picture(tokenizer: Tokenizer, counts: Tensor) -> Image.Image:
     return pictures.atlas(patches, counts)
 
 
+def token_map_picture(tokenizer: Tokenizer, images: Tensor) -> Image.Image:
+    """Images uint8 [B, 3, H, W], each beside its token map, both, and the tokens as patches."""
+    grid, ids = tokenizer.grid_size(*images.shape[-2:]), tokenizer(images)
+    columns = _map_columns(tokenizer, images.float() / 255, ids, grid)
+    columns.append(Column("tokens", tokenizer.decode(ids, grid)))
+    return pictures.columns_of_images(columns, side=170)
+
+
+def _map_columns(
+    tokenizer: Tokenizer, images: Tensor, ids: Tensor, grid: tuple[int, int]
+) -> list[Column]:
+    colours = pictures.token_colours(tokenizer.centroids)
+    painted = pictures.token_maps(ids, colours, grid, images.shape[-2:])
+    overlay = 0.45 * images + 0.55 * painted
+    return [Column("image", images), Column("token map", painted), Column("both", overlay)]
+
+
 @torch.no_grad()
 def _tokens(view: RunView) -> Iterator[Figure]:
     tokens = view.tokenizer
     assert tokens is not None  # the caller asked for tokens
     images, _, grid = _base(view)
-    colours = pictures.token_colours(tokens.centroids)
-    painted = pictures.token_maps(tokens(view.samples), colours, grid, images.shape[-2:])
-    overlay = 0.45 * images + 0.55 * painted
+    every = _map_columns(tokens, images, tokens(view.samples), grid)
     for number, start in enumerate(range(0, len(images), LINES), 1):
-        part = slice(start, start + LINES)
-        columns = [
-            Column("image", images[part]),
-            Column("token map", painted[part]),
-            Column("both", overlay[part]),
-        ]
+        columns = [Column(c.title, c.images[start : start + LINES]) for c in every]
         intro = (
             "Each patch in the colour of its token; centroids that are alike have like colours "
             "(first three principal components of the centroids)."
@@ -178,7 +197,8 @@ def _tokens(view: RunView) -> Iterator[Figure]:
         yield Figure(
             "codebook",
             "Codebook",
-            f"All {tokens.num_clusters} centroids, most used first, by row. "
+            f"All {tokens.num_clusters} centroids, most used first, by row"
+            f"{_OF_FEATURES if tokens.kind == 'feature' else ''}. "
             "Centroids that no patch has are framed in red.",
             codebook_picture(tokens, view.usage),
         )
