@@ -72,7 +72,9 @@ def append(counter, chosen):
     The order of a list depends on which program comes first; what is done with its rows does not.
     """
     number = chosen.to(tl.int32)
-    total = tl.sum(number, 0)
+    # A sum over a second axis: triton 3.6 compiles no product for Blackwell whose scores reach a
+    # reduction of one axis outside a loop.
+    total = tl.reshape(tl.sum(tl.reshape(number, [1, number.shape[0]]), 1), [])
     first = total
     if total > 0:
         first = tl.atomic_add(counter, total, sem="relaxed")
