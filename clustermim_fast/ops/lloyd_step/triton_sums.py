@@ -42,7 +42,7 @@ def added(total, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
 @triton.jit
 def _parts_kernel(
     x, cs, order, starts, first_parts, owners, weights, parts, weight_parts, costs, N, D, bins, K,
-    KIND: tl.constexpr, WIDE: tl.constexpr, C_WIDE: tl.constexpr, SUM: tl.constexpr,
+    KIND: tl.constexpr, C_WIDE: tl.constexpr, SUM: tl.constexpr,
     COSTS: tl.constexpr, PART: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """SUM: "plain", "weighted" or "quantised". COSTS: store the squared distances, too."""
@@ -67,7 +67,7 @@ def _parts_kernel(
             rows = tl.load(order + entries, mask=exist, other=0)
             mask = exist[:, None] & real
             places = row_starts(x, rows, KIND)[:, None] + columns
-            values = load_values(x, places, ds[None, :], mask, KIND, WIDE).to(tl.float64)
+            values = load_values(x, places, ds[None, :], mask, KIND, True)
             if SUM == "plain":
                 total += values
             elif SUM == "weighted":
@@ -175,7 +175,7 @@ def add_rows(
     _parts_kernel[(most, pieces)](
         source.arguments, cs.arguments, order, starts, first_parts, owners, weights, parts,
         weight_parts, costs, n, d, bins, k,
-        KIND=source.kind, WIDE=source.wide, C_WIDE=cs.wide, SUM=kind, COSTS=want_costs,
+        KIND=source.kind, C_WIDE=cs.wide, SUM=kind, COSTS=want_costs,
         PART=PART_ROWS, BLOCK_N=block_n, BLOCK_D=block_d, num_warps=4, enable_fp_fusion=False,
     )  # fmt: skip
     _add_parts_kernel[(triton.cdiv(k, 8), triton.cdiv(d, 128))](

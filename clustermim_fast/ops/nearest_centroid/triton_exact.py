@@ -38,7 +38,7 @@ def _decide_kernel(
                 ks = first + lanes
                 total, absolute = pair_sums(
                     x, c, row_starts(x, row + one, KIND), one == 0, ks, K, D,
-                    KIND, C_KIND, METRIC, WIDE, 1, SLOTS, 32,
+                    KIND, C_KIND, METRIC, 1, SLOTS, 32,
                 )  # fmt: skip
                 length = total
                 if METRIC == "cosine":

@@ -8,17 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 
 # Places in the tuple that a kernel gets: the images, their strides, patches of an image and of a
 # line of them, patch size, channels, whether channels lie side by side, whether values are
-# normalised, then the channels' means and standard deviations.
+# normalised, whether none is infinite or subnormal, then the channels' means, and their standard
+# deviations' inverses in float64, as integers of the same bits.
 B_STRIDE, C_STRIDE, H_STRIDE, W_STRIDE = (tl.constexpr(at) for at in range(1, 5))
-LENGTH, ACROSS, PATCH, CHANNELS, PACKED, NORMALISED, MEANS = (
-    tl.constexpr(at) for at in range(5, 12)
+LENGTH, ACROSS, PATCH, CHANNELS, PACKED, NORMALISED, NORMAL, MEANS = (
+    tl.constexpr(at) for at in range(5, 13)
 )
+# 1 / 255 in two parts: a pixel times the first, of 9 bits, is exact.
+HIGH = tl.constexpr(2.0**-8 + 2.0**-16)
+LOW = tl.constexpr(1 / 255 - (2.0**-8 + 2.0**-16))
 
 
 def image_arguments(
@@ -26,13 +31,16 @@ def image_arguments(
     patch_size: int,
     mean: Sequence[float] | None,
     std: Sequence[float] | None,
+    normal: bool,
 ) -> tuple[object, ...]:
     _, channels, height, width = images.shape
     across = width // patch_size
+    inverses = 1 / np.array(std or (), np.float32).astype(np.float64)
     return (
         images, *images.stride(), height // patch_size * across, across,
         tl.constexpr(patch_size), tl.constexpr(channels), tl.constexpr(is_packed(images)),
-        tl.constexpr(mean is not None), *(mean or ()), *(std or ()),
+        tl.constexpr(mean is not None), tl.constexpr(normal),
+        *(mean or ()), *inverses.view(np.int64).tolist(),
     )  # fmt: skip
 
 
@@ -87,24 +95,43 @@ def image_channels(source, ds):
 
 
 @triton.jit
-def of_channel(numbers, channel, FIRST: tl.constexpr, C: tl.constexpr):
-    """The float32 numbers that begin at place FIRST of a tuple, by channel."""
-    values = tl.zeros(channel.shape, tl.float32) + numbers[FIRST]
+def of_channel(
+    numbers, channel, FIRST: tl.constexpr, C: tl.constexpr, TYPE: tl.constexpr = tl.float32
+):
+    """The numbers that begin at place FIRST of a tuple, by channel."""
+    values = tl.zeros(channel.shape, TYPE) + numbers[FIRST]
     for c in tl.static_range(1, C):
         values = tl.where(channel == c, numbers[FIRST + c], values)
     return values
 
 
 @triton.jit
-def image_values(source, places, ds, mask):
-    """float32, each step of the normalisation rounded as the op promises; 0 outside ``mask``."""
+def _quotient(values, inverse, NORMAL: tl.constexpr):
+    """float64 of what float32 rounds values / std to; inverse: 1 / std in float64.
+
+    The product is off by 2^-52 of itself, a quotient of two numbers of 24 bits at least 2^-49 from
+    where float32's rounding changes, or exactly there, but then the result is subnormal, and the
+    quotient has 24 bits: rounded to 50 it is right.
+    """
+    bits = (values.to(tl.float64) * inverse).to(tl.int64, bitcast=True)
+    if NORMAL:
+        return ((bits + 2**28) & -(2**29)).to(tl.float64, bitcast=True)
+    else:
+        near = ((bits + 4) & -8).to(tl.float64, bitcast=True)
+        return near.to(tl.float32).to(tl.float64)
+
+
+@triton.jit
+def image_values(source, places, ds, mask, WIDE: tl.constexpr):
+    """float32 numbers, each step of the normalisation rounded as the op promises, in float64 where
+    ``WIDE``; 0 outside ``mask``."""
     C: tl.constexpr = source[CHANNELS]
     values = tl.load(source[0] + places, mask=mask, other=0).to(tl.float32)
     if source[0].dtype.element_ty == tl.uint8:
-        values = tl.div_rn(values, 255.0)
+        values = values * HIGH + values * LOW  # off by 2^-40, and never so near to a boundary
     if source[NORMALISED]:
         channel = image_channels(source, ds)
         values = values - of_channel(source, channel, MEANS, C)
-        values = tl.div_rn(values, of_channel(source, channel, MEANS + C, C))
-        values = tl.where(mask, values, 0.0)
-    return values
+        inverse = of_channel(source, channel, MEANS + C, C, tl.int64).to(tl.float64, bitcast=True)
+        values = tl.where(mask, _quotient(values, inverse, source[NORMAL]), 0.0)
+    return values.to(tl.float64 if WIDE else tl.float32)

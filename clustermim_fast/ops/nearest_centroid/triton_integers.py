@@ -64,10 +64,9 @@ def _product(a, a_exponent, b, b_exponent, start, MASK: tl.constexpr, NARROW: tl
 
 
 @triton.jit
-def _load(source, row, ds, D, KIND: tl.constexpr, WIDE: tl.constexpr, NARROW: tl.constexpr):
+def _load(source, row, ds, D, KIND: tl.constexpr, NARROW: tl.constexpr):
     places = row_starts(source, row, KIND) + column_places(source, ds, KIND)
-    value = load_values(source, places, ds, ds < D, KIND, WIDE)
-    return _integers(value.to(tl.float64), NARROW)
+    return _integers(load_values(source, places, ds, ds < D, KIND, True), NARROW)
 
 
 @triton.jit
@@ -82,13 +81,13 @@ def _windows(
     highest = tl.zeros([BLOCK_D], tl.int32)
     for begin in range(0, D, BLOCK_D):
         ds = begin + tl.arange(0, BLOCK_D)
-        value, exponent = _load(x, row, ds, D, KIND, WIDE, NARROW)
+        value, exponent = _load(x, row, ds, D, KIND, NARROW)
         lowest = tl.minimum(lowest, tl.where(value == 0, 4096, exponent))
         highest = tl.maximum(highest, tl.where(value == 0, 0, exponent))
-        value, exponent = _load(c, j, ds, D, C_KIND, C_WIDE, NARROW)
+        value, exponent = _load(c, j, ds, D, C_KIND, NARROW)
         lowest = tl.minimum(lowest, tl.where(value == 0, 4096, exponent))
         highest = tl.maximum(highest, tl.where(value == 0, 0, exponent))
-        value, exponent = _load(c, b, ds, D, C_KIND, C_WIDE, NARROW)
+        value, exponent = _load(c, b, ds, D, C_KIND, NARROW)
         lowest = tl.minimum(lowest, tl.where(value == 0, 4096, exponent))
         highest = tl.maximum(highest, tl.where(value == 0, 0, exponent))
     start = 2 * tl.min(lowest, 0)
@@ -119,9 +118,9 @@ def _compare_sums(
         total = tl.zeros([BLOCK_D], tl.int64)
         for begin in range(0, D, BLOCK_D):
             ds = begin + tl.arange(0, BLOCK_D)
-            xi, xe = _load(x, row, ds, D, KIND, WIDE, NARROW)
-            ji, je = _load(c, j, ds, D, C_KIND, C_WIDE, NARROW)
-            bi, be = _load(c, b, ds, D, C_KIND, C_WIDE, NARROW)
+            xi, xe = _load(x, row, ds, D, KIND, NARROW)
+            ji, je = _load(c, j, ds, D, C_KIND, NARROW)
+            bi, be = _load(c, b, ds, D, C_KIND, NARROW)
             at = start
             if EUCLIDEAN:
                 total += _product(bi, be, bi, be, start, SUM_MASK, NARROW)
@@ -164,8 +163,8 @@ def _store_numbers(
         total = tl.zeros([BLOCK_D], tl.int64)
         for begin in range(0, D, BLOCK_D):
             ds = begin + tl.arange(0, BLOCK_D)
-            xi, xe = _load(x, row, ds, D, KIND, WIDE, NARROW)
-            ji, je = _load(c, j, ds, D, C_KIND, C_WIDE, NARROW)
+            xi, xe = _load(x, row, ds, D, KIND, NARROW)
+            ji, je = _load(c, j, ds, D, C_KIND, NARROW)
             norm_total += _product(ji, je, ji, je, start, LIMB_MASK, NARROW)
             total += _product(xi, xe, ji, je, start, LIMB_MASK, NARROW)
         norm_carry += tl.sum(norm_total, 0)

@@ -66,7 +66,7 @@ def _assign_part(
     filter_rows(rows, book, sizes, lists, ids)
     list_candidates(rows, book, sizes, lists)
     x, c, K, D = rows.arguments, book.centroids.arguments, book.centroids.num_rows, rows.dim
-    kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric, WIDE=rows.wide)
+    kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric)
     programs = sizes.programs
     exact = (lists.counters, lists.exact_rows, lists.exact_upper, lists.exact_slots)
     _rescore_kernel[(programs,)](
@@ -103,7 +103,7 @@ def store_values(
     for first, part in rows.chunks():
         _value_kernel[(triton.cdiv(part.num_rows, tile.rows),)](
             part.arguments, c.arguments, ids[first:], values[first:], part.num_rows, rows.dim,
-            KIND=rows.kind, C_KIND=c.kind, METRIC=metric, WIDE=rows.wide,
+            KIND=rows.kind, C_KIND=c.kind, METRIC=metric,
             BLOCK_N=tile.rows, BLOCK_D=tile.values, num_warps=tile.warps,
             enable_fp_fusion=True,
         )  # fmt: skip

@@ -54,8 +54,10 @@ def line_of(
         points = middles[:, None] + slopes[:, None] * (pixels - MIDDLE.value)
         eta = abs(exact - points).max(1)
         spread = float(slopes.max() / slopes.min())
-    # Comparisons are false for NaN.
-    if not (spread <= _WIDEST and 2.0**-60 < slopes.max() < 2.0**60 and np.isfinite(table).all()):
+        sizes = abs(exact[exact != 0])
+        # Comparisons are false for NaN.
+        usual = sizes.min() > 2.0**-120 and sizes.max() < 2.0**120 and spread <= _WIDEST
+    if not (usual and 2.0**-60 < slopes.max() < 2.0**60):
         return None
     power = 2.0 ** -math.frexp(slopes.max())[1]
     rho_square = float((eta * power) @ (eta * power)) * patch_size**2 * (1 + 2.0**-20)

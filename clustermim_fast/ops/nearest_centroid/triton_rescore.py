@@ -93,7 +93,7 @@ def _settle(
 @triton.jit
 def _rescore_kernel(
     x, c, norm, open_rows, found, slots, ids, counters, exact_rows, exact_upper, exact_slots, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Listed rows whose candidates are written down."""
@@ -118,7 +118,7 @@ def _rescore_kernel(
             ds = begin + tl.arange(0, BLOCK_D)
             inside = (ds < D)[None, :]
             places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-            xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, WIDE)
+            xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, True)
             places = centroid_starts[:, :, None] + column_places(c, ds, C_KIND)[None, None, :]
             cs = load_values(
                 c,
@@ -128,7 +128,7 @@ def _rescore_kernel(
                 C_KIND,
                 True,
             )
-            total, absolute = add_terms(total, absolute, xs.to(tl.float64)[:, None, :], cs, METRIC)
+            total, absolute = add_terms(total, absolute, xs[:, None, :], cs, METRIC)
         length = total
         if METRIC == "cosine":
             length = tl.load(norm + candidates, mask=used, other=1.0)

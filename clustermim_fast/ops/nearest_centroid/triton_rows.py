@@ -89,14 +89,15 @@ def image_rows(
 ) -> RowSource:
     """The patches of [B, C, H, W], values in the order ``triton_images.memory_order(images)``."""
     batch, channels, height, width = images.shape
+    line = pixel_line(patch_size, channels, mean, std) if images.dtype == torch.uint8 else None
     return RowSource(
         kind="images",
-        arguments=image_arguments(images, patch_size, mean, std),
+        arguments=image_arguments(images, patch_size, mean, std, normal=line is not None),
         num_rows=batch * (height // patch_size) * (width // patch_size),
         dim=channels * patch_size**2,
         wide=False,
         exact16=mean is None and images.dtype in (torch.float16, torch.bfloat16),
-        line=pixel_line(patch_size, channels, mean, std) if images.dtype == torch.uint8 else None,
+        line=line,
     )
 
 
@@ -125,7 +126,7 @@ def load_values(source, places, ds, mask, KIND: tl.constexpr, WIDE: tl.constexpr
     ds: which value of its row each of ``places`` is; it broadcasts to them.
     """
     if KIND == "images":
-        return image_values(source, places, ds, mask)
+        return image_values(source, places, ds, mask, WIDE)
     else:
         values = tl.load(source[0] + places, mask=mask, other=0.0)
         return values.to(tl.float64 if WIDE else tl.float32)

@@ -23,7 +23,7 @@ from clustermim_fast.ops.nearest_centroid.triton_rows import (
 @triton.jit
 def pair_sums(
     x, c, starts, exist, ks, K, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """The sums of a block of rows and one of centroids."""
@@ -34,11 +34,11 @@ def pair_sums(
         ds = begin + tl.arange(0, BLOCK_D)
         inside = (ds < D)[None, :]
         places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-        xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, WIDE)
+        xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, True)
         places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
         cs = load_values(c, places, ds[None, :], inside & (ks < K)[:, None], C_KIND, True)
         total, absolute = add_terms(
-            total, absolute, xs.to(tl.float64)[:, None, :], cs[None, :, :], METRIC
+            total, absolute, xs[:, None, :], cs[None, :, :], METRIC
         )
     return total, absolute
 
@@ -46,7 +46,7 @@ def pair_sums(
 @triton.jit
 def _sweep_kernel(
     x, c, norm, alive, many, slots, ids, counters, exact_rows, exact_upper, exact_slots, K, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Rows with more candidates than slots: all centroids, for the least upper bound, and again."""
@@ -63,7 +63,7 @@ def _sweep_kernel(
             ks = first + columns
             lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
             total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, WIDE, BLOCK_N, BLOCK_K, BLOCK_D
+                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D
             )
             length = total
             if METRIC == "cosine":
@@ -76,7 +76,7 @@ def _sweep_kernel(
             ks = first + columns
             lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
             total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, WIDE, BLOCK_N, BLOCK_K, BLOCK_D
+                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D
             )
             length = total
             if METRIC == "cosine":

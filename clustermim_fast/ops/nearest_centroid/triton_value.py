@@ -23,7 +23,7 @@ def _power_to_one(size):
 @triton.jit
 def _value_kernel(
     x, c, ids, values, N, D,
-    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr, WIDE: tl.constexpr,
+    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     """Squared distance or similarity of rows and their winners; NaN where there is none."""
@@ -41,7 +41,7 @@ def _value_kernel(
             ds = begin + tl.arange(0, BLOCK_D)
             inside = (ds < D)[None, :] & exist[:, None]
             places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-            xs = load_values(x, places, ds[None, :], inside, KIND, WIDE).to(tl.float64)
+            xs = load_values(x, places, ds[None, :], inside, KIND, True)
             places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
             cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
             x_largest = tl.maximum(x_largest, tl.max(tl.abs(xs), 1))
@@ -54,7 +54,7 @@ def _value_kernel(
         ds = begin + tl.arange(0, BLOCK_D)
         inside = (ds < D)[None, :] & exist[:, None]
         places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-        xs = load_values(x, places, ds[None, :], inside, KIND, WIDE).to(tl.float64)
+        xs = load_values(x, places, ds[None, :], inside, KIND, True)
         places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
         cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
         if METRIC == "euclidean":

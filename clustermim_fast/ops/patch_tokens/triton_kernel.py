@@ -49,7 +49,7 @@ def _statistics_kernel(x, means, deviations, N, D, BLOCK_N: tl.constexpr):
             if not x[PACKED]:
                 ds = ds % C * (P * P) + ds // C
             places = starts + column_places(x, ds, "images")
-            value = load_values(x, places, ds, exist, "images", False).to(tl.float64)
+            value = load_values(x, places, ds, exist, "images", True)
             if second:
                 value -= mean
                 value *= value
@@ -71,7 +71,7 @@ def _normalise_kernel(
     ds = tl.program_id(1) * BLOCK_D + tl.arange(0, BLOCK_D)
     mask = (rows < N)[:, None] & (ds < D)[None, :]
     places = row_starts(x, rows, "images")[:, None] + column_places(x, ds, "images")[None, :]
-    values = load_values(x, places, ds[None, :], mask, "images", False).to(tl.float64)
+    values = load_values(x, places, ds[None, :], mask, "images", True)
     mean = tl.load(means + rows, mask=rows < N, other=0.0)
     deviation = tl.load(deviations + rows, mask=rows < N, other=1.0)
     values = ((values - mean[:, None]) / deviation[:, None]).to(tl.float32)
