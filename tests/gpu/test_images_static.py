@@ -22,8 +22,8 @@ CASES = {
 }
 # Kernels that every pixel passes; the others see few rows.
 STREAMING = ("_filter_kernel", "_parts_kernel")
-# 16 to 68 bytes spill: ptxas saves registers around the calls that divide.
-SPILLS = {80: ["_sweep_kernel"]}
+QUICK = 90  # the architecture of the ordinary run; the others are slow
+EACH_ARCH = [pytest.param(arch, marks=[] if arch == QUICK else pytest.mark.slow) for arch in ARCHS]
 
 
 def pixels(case):
@@ -34,7 +34,7 @@ def pixels(case):
     return images, torch.zeros(k, 3 * patch**2), patch
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH_ARCH)
 @pytest.mark.parametrize("case", CASES)
 def test_nothing_spills_and_loads_are_wide(arch, case):
     from tests.gpu import static
@@ -43,7 +43,7 @@ def test_nothing_spills_and_loads_are_wide(arch, case):
     with static.offline(arch) as rows:
         ops.lloyd_step_images(images, centroids, patch, mean=MEAN, std=STD, backend="triton")
     print(static.table(rows))
-    assert [r.kernel for r in rows if not r.clean] == SPILLS.get(arch, [])
+    assert not [r.kernel for r in rows if not r.clean]
     streaming = [r for r in rows if r.kernel in STREAMING]
     assert len(streaming) == 2
     for row in streaming:
@@ -56,7 +56,7 @@ def test_nothing_spills_and_loads_are_wide(arch, case):
             assert row.counts[TENSOR_CORES[arch]] > 0
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH_ARCH)
 def test_per_patch_norm(arch):
     from tests.gpu import static
 
@@ -72,7 +72,7 @@ def test_per_patch_norm(arch):
     assert all(r.clean for r in own)
 
 
-@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("arch", EACH_ARCH)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_lloyd_step(arch, dtype):
     from clustermim_fast.ops.lloyd_step import triton_sums

@@ -111,7 +111,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
             else Tile(64, min(columns, few), tile.values)
         ),
         rescore=Tile(4, values=32),
-        sweep=Tile(8, 16, 16, warps=4 if pixels else 2),
+        sweep=Tile(8, 16, 16, warps=2),
         narrow=narrow,
         filter_programs=device.multiprocessors,
         programs=4 * device.multiprocessors,

@@ -37,9 +37,7 @@ def pair_sums(
         xs = load_values(x, places, ds[None, :], inside & exist[:, None], KIND, True)
         places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
         cs = load_values(c, places, ds[None, :], inside & (ks < K)[:, None], C_KIND, True)
-        total, absolute = add_terms(
-            total, absolute, xs[:, None, :], cs[None, :, :], METRIC
-        )
+        total, absolute = add_terms(total, absolute, xs[:, None, :], cs[None, :, :], METRIC)
     return total, absolute
 
 
