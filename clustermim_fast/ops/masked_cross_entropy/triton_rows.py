@@ -136,7 +136,7 @@ def loss_rows(
             mass = 0.0
             for k in range(0, K, BLOCK):
                 mass += tl.sum(tl.load(class_weight_ptr + k + ks, mask=k + ks < K, other=0.0))
-        loss += smoothing / K * (mass * log_total + spread)
+        loss += smoothing * ((mass * log_total + spread) / K)
     loss = tl.where(top == top, loss, float("nan"))
     tl.store(stats_ptr + slots, tl.where(live, top, 0.0), mask=listed)
     tl.store(stats_ptr + N + slots, tl.where(live, total, 0.0), mask=listed)
