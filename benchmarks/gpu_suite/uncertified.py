@@ -12,7 +12,7 @@ from clustermim_fast.ops import _triton
 def filter_alone(x: torch.Tensor, c: torch.Tensor) -> Callable[[], torch.Tensor]:
     """Codebook and low-precision filter; the rows that it leaves open have id -1."""
     from clustermim_fast.ops.nearest_centroid.triton_filter import filter_rows
-    from clustermim_fast.ops.nearest_centroid.triton_lists import Lists
+    from clustermim_fast.ops.nearest_centroid.triton_lists import NUM_COUNTERS, Lists
     from clustermim_fast.ops.nearest_centroid.triton_prepare import prepare
     from clustermim_fast.ops.nearest_centroid.triton_rows import matrix_rows
     from clustermim_fast.ops.nearest_centroid.triton_sizes import choose
@@ -22,9 +22,11 @@ def filter_alone(x: torch.Tensor, c: torch.Tensor) -> Callable[[], torch.Tensor]
 
     def call() -> torch.Tensor:
         sizes = choose(_triton.properties(x.device), rows, len(c))
-        book = prepare(c, rows, "euclidean", sizes)
-        for first, part in rows.chunks():
-            filter_rows(part, book, sizes, Lists.of(ids, part.num_rows), ids[first:])
+        parts = list(rows.chunks())
+        counters = ids.new_empty(len(parts), NUM_COUNTERS, dtype=torch.int32)
+        book = prepare(c, rows, "euclidean", sizes, counters)
+        for own, (first, part) in zip(counters, parts, strict=True):
+            filter_rows(part, book, sizes, Lists.of(own, part.num_rows), ids[first:])
         return ids
 
     return call

@@ -48,12 +48,12 @@ def assign(
         return ids.new_zeros(NUM_COUNTERS, dtype=torch.int32)
     device = _triton.properties(ids.device)
     sizes = triton_sizes.choose(device, rows, centroids.shape[0])
-    book = prepare(centroids, rows, metric, sizes)
-    counts = []
-    for first, part in rows.chunks():
-        lists = Lists.of(ids, part.num_rows)
-        counts.append(_assign_part(part, book, sizes, lists, ids[first:]))
-    return counts[0] if len(counts) == 1 else torch.stack(counts).sum(0)
+    parts = list(rows.chunks())
+    counters = ids.new_empty(len(parts), NUM_COUNTERS, dtype=torch.int32)
+    book = prepare(centroids, rows, metric, sizes, counters)
+    for own, (first, part) in zip(counters, parts, strict=True):
+        _assign_part(part, book, sizes, Lists.of(own, part.num_rows), ids[first:])
+    return counters[0] if len(parts) == 1 else counters.sum(0)
 
 
 def _assign_part(
@@ -62,7 +62,7 @@ def _assign_part(
     sizes: triton_sizes.Sizes,
     lists: Lists,
     ids: torch.Tensor,
-) -> torch.Tensor:
+) -> None:
     filter_rows(rows, book, sizes, lists, ids)
     list_candidates(rows, book, sizes, lists)
     x, c, K, D = rows.arguments, book.centroids.arguments, book.centroids.num_rows, rows.dim
@@ -86,7 +86,6 @@ def _assign_part(
         lists.exact_rows, lists.counters[EXACT.value :], lists.exact_slots, lists.exact_upper,
         ids, 4 * programs,  # of one warp each
     )  # fmt: skip
-    return lists.counters
 
 
 def store_values(

@@ -24,7 +24,7 @@ R_ALL = tl.constexpr(1)
 C_NEAR = tl.constexpr(2)  # largest |cr|
 C_ALL = tl.constexpr(3)
 FAR = tl.constexpr(4)  # smallest of the far centroids' |c'| and |cr|, inf where none is far
-NUM_FACTS = 5
+NUM_FACTS = tl.constexpr(5)
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class Lists:
     exact_slots: torch.Tensor
 
     @classmethod
-    def of(cls, like: torch.Tensor, n: int) -> Lists:
+    def of(cls, counters: torch.Tensor, n: int) -> Lists:
+        """Room for ``n`` rows; ``counters``: int32 [NUM_COUNTERS], zeros."""
+
         def empty(*shape: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
-            return like.new_empty(shape, dtype=dtype)
+            return counters.new_empty(shape, dtype=dtype)
 
         return cls(
-            counters=like.new_zeros(NUM_COUNTERS, dtype=torch.int32),
+            counters=counters,
             open_rows=empty(n),
             open_limits=empty(n, dtype=torch.float32),
             found=empty(n),

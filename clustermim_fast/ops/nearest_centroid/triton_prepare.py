@@ -33,12 +33,12 @@ from clustermim_fast.ops.nearest_centroid.triton_rows import (
     row_starts,
 )
 from clustermim_fast.ops.nearest_centroid.triton_scales import (
+    SAMPLE,
     exponent_of,
-    frame_of,
+    middle_kernel,
     power_of_two,
-    row_scale_kernel,
     scale_of_centroids,
-    sizes_kernel,
+    scales_kernel,
 )
 from clustermim_fast.ops.nearest_centroid.triton_sizes import Sizes
 
@@ -86,8 +86,8 @@ def _first_equal(hashes, size, ks, K, BLOCK_K: tl.constexpr, BLOCK: tl.constexpr
 
 @triton.jit
 def _pack_kernel(
-    c, frame64, size, moved, hashes, packed, bias, alive, near, norm, frame, scale, facts,
-    x, line, K, Kp, D, Dp,
+    c, frame64, size, apart, hashes, packed, bias, alive, near, norm, frame, scale, facts,
+    x, line, K, Kp, D, Dp, column_blocks,
     KIND: tl.constexpr, METRIC: tl.constexpr, EXACT16: tl.constexpr, LIMIT: tl.constexpr,
     LINE: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +95,9 @@ def _pack_kernel(
     ks = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     starts = row_starts(c, ks, KIND)
     own_size = tl.load(size + ks, mask=ks < K, other=-1.0)
-    exponent, framed = scale_of_centroids(size, moved, K, METRIC, EXACT16, LIMIT, BLOCK)
+    exponent, framed = scale_of_centroids(
+        size, apart, column_blocks, K, METRIC, EXACT16, LIMIT, BLOCK
+    )
     first = _first_equal(hashes, size, ks, K, BLOCK_K, BLOCK)
     first_starts = row_starts(c, first, KIND)
 
@@ -195,16 +197,20 @@ def _raise(place, values):
     tl.atomic_max(place, tl.max(_order(values), 0))
 
 
-def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Codebook:
-    """The codebook for these rows, padded to whole tiles of the filter."""
+def prepare(
+    c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes, counters: torch.Tensor
+) -> Codebook:
+    """The codebook for these rows, padded to whole tiles of the filter; clears ``counters``."""
     K, D = c.shape
     Kp = triton.cdiv(K, sizes.filter.columns) * sizes.filter.columns
     Dp = triton.cdiv(D, sizes.filter.values) * sizes.filter.values
     centroids = matrix_rows(c)
-    size, moved = c.new_empty(2, K, dtype=torch.float64)
+    column_blocks = triton.cdiv(D, sizes.prepare.values) if metric == "euclidean" else 0
+    size = c.new_empty(K, dtype=torch.float64)
+    frame64 = c.new_empty(D, dtype=torch.float64)
+    apart = c.new_empty(column_blocks, SAMPLE.value, dtype=torch.float64)
     hashes = c.new_empty(K, dtype=torch.int64)
-    facts = c.new_empty(NUM_FACTS, dtype=torch.int32)
-    frame64 = frame_of(c) if metric == "euclidean" else size
+    facts = c.new_empty(NUM_FACTS.value, dtype=torch.int32)
     line = rows.line if metric == "euclidean" else None
     book = Codebook(
         centroids=centroids,
@@ -222,20 +228,24 @@ def prepare(c: torch.Tensor, rows: RowSource, metric: str, sizes: Sizes) -> Code
         line=line,
     )
     blocks = dict(BLOCK_D=sizes.prepare.values, enable_fp_fusion=True)
-    limit = 1000 if rows.wide else 126
-    sizes_kernel[(triton.cdiv(K, sizes.prepare.columns),)](
-        centroids.arguments, frame64, size, moved, hashes, facts, K, D,
-        KIND=centroids.kind, METRIC=metric, BLOCK_K=sizes.prepare.columns, **blocks,
+    if column_blocks:
+        middle_kernel[(column_blocks,)](
+            centroids.arguments, frame64, apart, K, D, KIND=centroids.kind, num_warps=8, **blocks
+        )
+    programs = triton.cdiv(K, sizes.prepare.columns) + (metric != "euclidean")
+    scales_kernel[(programs,)](
+        centroids.arguments, rows.arguments, size, hashes, book.scale, facts,
+        counters, K, D, rows.num_rows, counters.numel(),
+        KIND=centroids.kind, X_KIND=rows.kind, WIDE=rows.wide,
+        BLOCK_K=sizes.prepare.columns, **blocks,
     )  # fmt: skip
     _pack_kernel[(Kp // sizes.prepare.columns,)](
-        centroids.arguments, frame64, size, moved, hashes,
+        centroids.arguments, frame64, size, apart, hashes,
         book.packed, book.bias, book.alive, book.near, book.norm, book.frame, book.scale, facts,
-        rows.arguments if line else (), line.arguments if line else (), K, Kp, D, Dp,
-        KIND=centroids.kind, METRIC=metric, EXACT16=rows.exact16, LIMIT=limit, LINE=bool(line),
+        rows.arguments if line else (), line.arguments if line else (),
+        K, Kp, D, Dp, column_blocks,
+        KIND=centroids.kind, METRIC=metric, EXACT16=rows.exact16, LIMIT=1000 if rows.wide else 126,
+        LINE=bool(line),
         BLOCK_K=sizes.prepare.columns, BLOCK=256, **blocks,
     )  # fmt: skip
-    if metric != "euclidean":
-        row_scale_kernel[(1,)](
-            rows.arguments, book.scale, rows.num_rows, D, KIND=rows.kind, WIDE=rows.wide, **blocks
-        )
     return book

@@ -143,8 +143,11 @@ def patch_tokens(
         patches = patch_sources(images, patch_size, mean, std, per_patch_norm)
         ids = images.new_empty(patches.num_rows, dtype=torch.int64)
         ordered = in_order(centroids, images.shape[1], patch_order, patches.order)
-        tiers = ids.new_zeros(NUM_COUNTERS, dtype=torch.int32)
-        for first, rows in patches:
-            own = ids[first : first + rows.num_rows]
-            tiers += nearest.assign(rows, ordered, metric, own)
+        counts = [
+            nearest.assign(rows, ordered, metric, ids[first : first + rows.num_rows])
+            for first, rows in patches
+        ]
+        tiers = counts[0] if len(counts) == 1 else ids.new_zeros(NUM_COUNTERS)
+        for more in counts if len(counts) > 1 else ():
+            tiers += more
     return ids, tiers
