@@ -6,12 +6,14 @@ import difflib
 import inspect
 import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import timm
 import torch
 from timm.layers.patch_embed import PatchEmbed
 from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -77,6 +79,35 @@ def create_beit(name: str, *, shared_rel_pos: bool = True, **options: Any) -> Be
     encoder: Beit = _made_by_timm(name, options)
     _require_divisible(encoder)
     return encoder
+
+
+CNN = ResNet | ConvNeXt
+
+
+def is_convolutional(name: str) -> bool:
+    """Whether a timm name is a ResNet or a ConvNeXt; ValueError where it is no timm model."""
+    return type(_probe(name)) in (ResNet, ConvNeXt)
+
+
+def create_cnn(name: str, img_size: tuple[int, int], **options: Any) -> CNN:
+    """A timm ResNet or ConvNeXt without classifier; a ConvNeXt's last norm, which stands behind its
+    pooling, is frozen.
+
+    Raises:
+        ValueError: another kind of network, or sides that are no multiples of its stride.
+    """
+    if not is_convolutional(name):
+        raise ValueError(f"model.encoder = {name!r} is neither a ResNet nor a ConvNeXt of timm")
+    encoder = _made_by_timm(name, {"num_classes": 0, **options})
+    stride = int(encoder.feature_info[-1]["reduction"])
+    if any(side % stride for side in img_size):
+        raise ValueError(
+            f"data.image_size {img_size} is not a multiple of {stride}, the stride of {name}; "
+            "choose another size, or model.output_stride = 8 or 16"
+        )
+    if isinstance(encoder, ConvNeXt):
+        encoder.head.requires_grad_(False)
+    return cast("CNN", encoder)
 
 
 def _made_by_timm(name: str, options: dict[str, Any]) -> Any:

@@ -13,11 +13,14 @@ import timm
 import torch
 from safetensors.torch import load_file, save
 from timm.models.beit import Beit
+from timm.models.convnext import ConvNeXt
+from timm.models.resnet import ResNet
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 __all__ = ["encoder_arguments", "export_timm"]
 
+Encoder = VisionTransformer | Beit | ResNet | ConvNeXt
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
@@ -28,11 +31,12 @@ def export_timm(
     mean: Sequence[float],
     std: Sequence[float],
     crop_pct: float = 1.0,
+    image_size: tuple[int, int] | None = None,
     model_args: Mapping[str, Any] | None = None,
     tokenizer_file: str | Path | None = None,
     about: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Export a timm VisionTransformer or Beit without classifier.
+    """Export a timm VisionTransformer, Beit, ResNet or ConvNeXt without classifier.
 
     Args:
         encoder: made by ``timm.create_model``; its ``num_classes`` must be 0.
@@ -40,6 +44,8 @@ def export_timm(
         mean, std: the run's normalisation in [0, 1] pixel units, for ``pretrained_cfg``; those that
             come with the architecture's name belong to somebody else's weights.
         crop_pct: share of the resized image that the evaluation view keeps.
+        image_size: the run's (height, width) in pixels, for networks that take any; a transformer's
+            is its own.
         model_args: timm's keyword arguments; None reads them off the encoder.
         about: facts for config.json (run, step, method), under the key "clustermim_fast".
 
@@ -48,9 +54,10 @@ def export_timm(
     Raises:
         ValueError: the encoder has a classifier, is of another kind or does not come back equal.
     """
-    if not isinstance(encoder, VisionTransformer | Beit):
+    if not isinstance(encoder, VisionTransformer | Beit | ResNet | ConvNeXt):
         raise ValueError(
-            f"encoder: expected a timm VisionTransformer or Beit, got {type(encoder).__name__}"
+            "encoder: expected a timm VisionTransformer, Beit, ResNet or ConvNeXt, got "
+            f"{type(encoder).__name__}"
         )
     if encoder.num_classes != 0:
         raise ValueError(
@@ -61,12 +68,16 @@ def export_timm(
     source: Any = getattr(encoder, "pretrained_cfg", None) or {}
     # A VisionTransformer made without a name is told apart by its arguments alone.
     architecture = str(source.get("architecture", "vit_base_patch16_224"))
-    height, width = encoder.patch_embed.img_size
+    convolutional = isinstance(encoder, ResNet | ConvNeXt)
+    size = image_size or (224, 224)
+    if not convolutional:
+        size = tuple(encoder.patch_embed.img_size)  # type: ignore[union-attr, arg-type]
+    layers = ("first_conv", "classifier") if convolutional else ()
     pretrained_cfg = {
         "tag": "clustermim_fast",
         "custom_load": False,
-        "input_size": [3, height, width],
-        "fixed_input_size": True,
+        "input_size": [3, *(int(side) for side in size)],
+        "fixed_input_size": not convolutional,
         "interpolation": "bicubic",
         "crop_pct": crop_pct,
         "crop_mode": "center",
@@ -76,6 +87,7 @@ def export_timm(
         "pool_size": None,
         "first_conv": "patch_embed.proj",
         "classifier": "head",
+        **{name: source[name] for name in layers if name in source},
     }
     config = {
         "architecture": architecture,
@@ -95,18 +107,22 @@ def export_timm(
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_file is not None:
         shutil.copyfile(tokenizer_file, folder / "tokenizer.safetensors")
-    _require_equal(encoder, folder, architecture, arguments)
+    _require_equal(encoder, folder, architecture, arguments, size)
     return folder
 
 
-def encoder_arguments(encoder: VisionTransformer | Beit) -> dict[str, Any]:
+def encoder_arguments(encoder: Encoder) -> dict[str, Any]:
     """The keyword arguments with which ``timm.create_model`` makes this encoder again."""
-    blocks: Any = encoder.blocks
-    embed = encoder.patch_embed
     # Newer timm keeps what create_model was given; it covers what cannot be read off.
     recorded = getattr(encoder, "_model_args", {})
     kept = {k: v for k, v in recorded.items() if isinstance(v, (bool, int, float, str))}
     kept.pop("num_classes", None)
+    if isinstance(encoder, ResNet | ConvNeXt):
+        network: Any = encoder
+        stride = int(network.feature_info[-1]["reduction"])
+        return {**kept, **({"output_stride": stride} if stride < 32 else {})}
+    blocks: Any = encoder.blocks
+    embed = encoder.patch_embed
     arguments = {
         **kept,
         "img_size": [int(side) for side in embed.img_size],
@@ -134,7 +150,11 @@ def encoder_arguments(encoder: VisionTransformer | Beit) -> dict[str, Any]:
 
 @torch.no_grad()
 def _require_equal(
-    encoder: Any, folder: Path, architecture: str, arguments: dict[str, Any]
+    encoder: Any,
+    folder: Path,
+    architecture: str,
+    arguments: dict[str, Any],
+    size: tuple[int, ...],
 ) -> None:
     try:
         again: Any = timm.create_model(architecture, num_classes=0, **arguments)
@@ -145,7 +165,6 @@ def _require_equal(
             "pass all that timm.create_model was called with"
         ) from error
     parameter = next(encoder.parameters())
-    size = encoder.patch_embed.img_size
     generator = torch.Generator().manual_seed(0)
     image = torch.rand(1, 3, *size, generator=generator).to(parameter)
     modes = [(module, module.training) for module in encoder.modules()]

@@ -25,6 +25,8 @@ class OptimConfig:
         weight_decay: AdamW's, on matrices only (not on biases, norms and other 1-D parameters).
         betas: AdamW's.
         clip_grad: largest norm of the gradient; 0: none.
+        mask_token_lr: learning rate of a2mim's mask token, times that of the rest (0.1 as released
+            for convolutional networks).
         ema_decay: keep a moving average of the weights with this decay; 0: none.
     """
 
@@ -38,6 +40,7 @@ class OptimConfig:
     weight_decay: float = 0.05
     betas: tuple[float, float] = (0.9, 0.95)
     clip_grad: float = 0.0
+    mask_token_lr: float = 1.0
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
@@ -47,7 +50,7 @@ class OptimConfig:
         for name, value in (("lr", self.lr), ("blr", self.blr)):
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"optim.{name} must be above 0 and finite, got {value}")
-        for name in ("min_lr", "weight_decay", "clip_grad"):
+        for name in ("min_lr", "weight_decay", "clip_grad", "mask_token_lr"):
             if not 0.0 <= getattr(self, name) < math.inf:
                 raise ValueError(
                     f"optim.{name} must be at least 0 and finite, got {getattr(self, name)}"
@@ -83,8 +86,21 @@ def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: i
 
 
 def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW over the trainable parameters; timm's groups leave 1-D parameters without decay."""
-    groups = param_groups_weight_decay(model, weight_decay=config.weight_decay)
+    """AdamW over the trainable parameters; timm's groups leave 1-D parameters without decay, and
+    those that the model names in `undecayed`.
+    """
+    groups = param_groups_weight_decay(
+        model,
+        weight_decay=config.weight_decay,
+        no_weight_decay_list=getattr(model, "undecayed", ()),
+    )
+    if config.mask_token_lr != 1.0:
+        token = getattr(model, "mask_token", None)
+        for group in groups:
+            group["params"] = [p for p in group["params"] if p is not token]
+        if token is not None:
+            group = {"params": [token], "weight_decay": 0.0, "lr_scale": config.mask_token_lr}
+            groups.append(group)
     # fused: one pass over each parameter instead of ten, on the CPU as on CUDA.
     return torch.optim.AdamW(groups, lr=0.0, betas=config.betas, fused=True)
 
@@ -92,4 +108,4 @@ def create_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW
 def set_learning_rate(optimizer: torch.optim.Optimizer, value: float) -> None:
     """Set the learning rate of every group."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group.get("lr_scale", 1.0)

@@ -20,6 +20,7 @@ from clustermim_fast import api
 from clustermim_fast.models import list_methods
 from clustermim_fast.train import load_run, random_model
 from tests.shapes import TINY, draw_folder
+from tests.train.test_methods import CONVNEXT, RESNET
 
 
 @pytest.fixture(scope="module")
@@ -66,12 +67,18 @@ def test_export_has_the_encoders_features(finished):
     assert tuple(again.pretrained_cfg["mean"]) == pytest.approx(loaded.config.data.mean)
 
 
-@pytest.mark.parametrize("method", list_methods())
-def test_every_method_from_a_folder_to_an_encoder(shapes, tmp_path, method):
+@pytest.mark.parametrize(
+    ("method", "network"),
+    [*((method, "") for method in list_methods()), ("a2mim", RESNET), ("a2mim", CONVNEXT)],
+)
+def test_every_method_from_a_folder_to_an_encoder(shapes, tmp_path, method, network):
     """data= and method= alone choose the network and the masks; report and export follow."""
-    sizes = ("img_size", "patch_size", "batch_size", "workers", "model.embed_dim", "model.depth",
-             "model.num_heads")  # fmt: skip
+    sizes = ["img_size", "batch_size", "workers"]
+    if not network:
+        sizes += ["patch_size", "model.embed_dim", "model.depth", "model.num_heads"]
     settings = {name: TINY[name] for name in sizes}
+    if network:
+        settings |= {"backbone": network, "model.output_stride": 8, "mask.unit": 8}
     said = []
     result = clustermim_fast.pretrain(
         data=shapes, method=method, epochs=1, out=tmp_path / "run", say=said.append, **settings

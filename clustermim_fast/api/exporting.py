@@ -27,6 +27,7 @@ def export_run(
         mean=data.mean,
         std=data.std,
         crop_pct=crop,
+        image_size=data.image_size,
         tokenizer_file=tokenizer if loaded.tokenizer is not None else None,
         about={"method": loaded.config.method, "step": loaded.step, "epoch": loaded.epoch},
     )

@@ -13,6 +13,7 @@ from typing import Any
 from clustermim_fast import recipes
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet
+from clustermim_fast.encoders import is_convolutional
 from clustermim_fast.models import ModelConfig
 from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import (
@@ -134,7 +135,8 @@ def starting_config(
     config, said = recipes.auto_recipe(wanted.data.path, wanted.method)
     given = {ALIASES.get(key, key) for key in overrides}
     if "model.encoder" in given:  # another encoder's widths mean nothing to this one
-        patch = config.model.patch_size
+        # Of a convolutional network, the side of the squares in which masks are drawn: its own.
+        patch = None if is_convolutional(wanted.model.encoder) else config.model.patch_size
         config = dataclasses.replace(config, model=ModelConfig(patch_size=patch))
     return config_from_overrides(config, overrides), said
 

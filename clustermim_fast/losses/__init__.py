@@ -1,4 +1,4 @@
-"""What a method's prediction is compared with: token ids, pixels of patches, or both."""
+"""What a method's prediction is compared with: token ids, pixels of patches, both, or images."""
 
 from __future__ import annotations
 
@@ -6,22 +6,26 @@ from collections.abc import Callable
 from typing import Any
 
 from clustermim_fast.losses.config import LossConfig
+from clustermim_fast.losses.images import fourier_loss, image_loss, spatial_loss
 from clustermim_fast.losses.patches import (
     Outcome,
     Targets,
-    patchify,
     pixel_loss,
     token_and_pixel_loss,
     token_loss,
 )
+from clustermim_fast.patch_grid import patchify
 
 __all__ = [
     "OBJECTIVES",
     "LossConfig",
     "Outcome",
     "Targets",
+    "fourier_loss",
+    "image_loss",
     "patchify",
     "pixel_loss",
+    "spatial_loss",
     "token_and_pixel_loss",
     "token_loss",
 ]
@@ -33,4 +37,5 @@ OBJECTIVES: dict[str, Objective] = {
     "tokens": token_loss,
     "pixels": pixel_loss,
     "tokens_and_pixels": token_and_pixel_loss,
+    "images": image_loss,
 }

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from clustermim_fast import ops
 from clustermim_fast.losses.config import LossConfig
+from clustermim_fast.patch_grid import patchify
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,3 @@ def _covering(targets: Targets, patches: str) -> Targets:
         everything = torch.ones_like(targets.mask)
         return dataclasses.replace(targets, mask=everything, masked_per_sample=everything.shape[1])
     return targets
-
-
-def patchify(images: Tensor, patch_size: int) -> Tensor:
-    """float [B, C, H, W] -> [B, L, p p C], patches row-major, values in (row, column, channel)
-    order.
-    """
-    batch, channels, height, width = images.shape
-    p = patch_size
-    grid = images.reshape(batch, channels, height // p, p, width // p, p)
-    return grid.permute(0, 2, 4, 3, 5, 1).reshape(batch, -1, p * p * channels)

@@ -1,5 +1,6 @@
 """Methods: what is predicted at masked patches, on timm encoders."""
 
+from clustermim_fast.models.a2mim import A2MIM
 from clustermim_fast.models.ccvit import CCViT, CCViTHidden
 from clustermim_fast.models.clustermim import ClusterMIM
 from clustermim_fast.models.config import ModelConfig
@@ -10,6 +11,7 @@ from clustermim_fast.models.positions import sincos_positions
 from clustermim_fast.models.registry import list_methods, method_class, register_method
 
 __all__ = [
+    "A2MIM",
     "MAE",
     "CCViT",
     "CCViTHidden",

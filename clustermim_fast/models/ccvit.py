@@ -42,6 +42,7 @@ class CCViT(nn.Module):
 
     objective = "tokens_and_pixels"
     mask_kinds = ("random", "block", "inverse_block", "replaced")
+    undecayed = ("encoder.cls_token",)
 
     def __init__(self, config: ModelConfig, image_size: tuple[int, int], num_clusters: int) -> None:
         super().__init__()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -29,5 +31,8 @@ def create_model(
 
 
 def load_encoder_weights(model: nn.Module, path: str) -> Verdict:
-    """Start the model's encoder from a weight file; its fixed positions stay."""
-    return load_weights(model.encoder, path, keep=("pos_embed", "head.weight", "head.bias"))  # type: ignore[arg-type]
+    """Start the model's encoder from a weight file; fixed positions stay, learned ones do not."""
+    encoder: Any = model.encoder
+    positions = getattr(encoder, "pos_embed", None)
+    fixed = () if positions is None or positions.requires_grad else ("pos_embed",)
+    return load_weights(encoder, path, keep=(*fixed, "head.weight", "head.bias"))

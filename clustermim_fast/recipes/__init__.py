@@ -1,5 +1,11 @@
 """Recipes: functions that return a TrainConfig."""
 
+from clustermim_fast.recipes.a2mim import (
+    a2mim_resnet50_imagenet,
+    a2mim_vit_base_imagenet,
+    cifar10_a2mim_resnet18,
+    cifar10_a2mim_vit_tiny,
+)
 from clustermim_fast.recipes.auto import auto_recipe
 from clustermim_fast.recipes.ccvit import ccvit_vit_base_imagenet, cifar10_ccvit_tiny
 from clustermim_fast.recipes.imagenet100 import (
@@ -15,8 +21,12 @@ from clustermim_fast.recipes.small import (
 )
 
 __all__ = [
+    "a2mim_resnet50_imagenet",
+    "a2mim_vit_base_imagenet",
     "auto_recipe",
     "ccvit_vit_base_imagenet",
+    "cifar10_a2mim_resnet18",
+    "cifar10_a2mim_vit_tiny",
     "cifar10_ccvit_tiny",
     "cifar10_features_vit_tiny",
     "cifar10_vit_tiny",

@@ -7,6 +7,7 @@ import dataclasses
 import torch
 
 from clustermim_fast.data import DataConfig, native_size
+from clustermim_fast.masking import MaskConfig
 from clustermim_fast.models import ModelConfig
 from clustermim_fast.optim import OptimConfig
 from clustermim_fast.recipes.small import SMALL_VIT, digits_demo
@@ -25,7 +26,8 @@ def auto_recipe(path: str, method: str = "clustermim") -> tuple[TrainConfig, str
     if path == "digits":
         config = digits_demo()
         model = _for_method(method, config.model)
-        return dataclasses.replace(config, model=model), "the recipe digits_demo"
+        config = dataclasses.replace(config, model=model, mask=_mask(method, model))
+        return config, "the recipe digits_demo"
     height, width = native_size(path)
     short = min(height, width)
     optim = OptimConfig(epochs=100, batch_size=256, blr=1e-3)
@@ -46,6 +48,7 @@ def auto_recipe(path: str, method: str = "clustermim") -> tuple[TrainConfig, str
     config = TrainConfig(
         data=DataConfig(path=path, image_size=(side, side)),
         model=model,
+        mask=_mask(method, model),
         tokenizer=TokenizerConfig(num_clusters=50),
         optim=optim,
         log=LogConfig(checkpoint_every_epochs=5),
@@ -57,6 +60,11 @@ def auto_recipe(path: str, method: str = "clustermim") -> tuple[TrainConfig, str
         f"K = {config.tokenizer.num_clusters}, {optim.epochs} epochs"
     )
     return config, said
+
+
+def _mask(method: str, model: ModelConfig) -> MaskConfig:
+    """a2mim hides squares of 32 of 224 pixels: of two patches, on smaller images too."""
+    return MaskConfig(unit=2 * (model.patch_size or 16)) if method == "a2mim" else MaskConfig()
 
 
 def _for_method(method: str, model: ModelConfig) -> ModelConfig:

@@ -130,7 +130,7 @@ class TrainConfig:
     """Everything a pretraining run depends on.
 
     Attributes:
-        method: a registered method: "ccvit", "clustermim" or "mae".
+        method: a registered method: "a2mim", "ccvit", "clustermim" or "mae".
         seed: of weights, crops, masks, order and k-means.
         out: the run folder.
         resume: "auto" goes on from a checkpoint of the same config where there is one; "must" is an

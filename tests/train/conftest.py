@@ -18,7 +18,10 @@ from clustermim_fast.train import (
 )
 
 # What a method needs besides the settings that all share.
-OF_METHOD = {"ccvit": {"model__encoder": "beit_base_patch16_224"}}
+OF_METHOD = {
+    "ccvit": {"model__encoder": "beit_base_patch16_224"},
+    "a2mim": {"mask__unit": 6},
+}
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 
 import pytest
@@ -11,35 +10,10 @@ import torch
 from PIL import Image
 
 from clustermim_fast import train
-from clustermim_fast.models import create_model, list_methods
-from clustermim_fast.optim import create_optimizer, set_learning_rate
+from clustermim_fast.models import list_methods
 from clustermim_fast.train import loop
 from clustermim_fast.train.batches import Plan, TrainingBatches, make_loader
-from clustermim_fast.train.step import forward_step
-
-QUIET = {"say": lambda line: None}
-
-
-def states_equal(first, second):
-    a = torch.load(first / "checkpoints" / "last.pt", weights_only=True)
-    b = torch.load(second / "checkpoints" / "last.pt", weights_only=True)
-
-    def same(x, y):
-        if isinstance(x, torch.Tensor):
-            return torch.equal(x, y)
-        if isinstance(x, dict):
-            return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
-        if isinstance(x, (list, tuple)):
-            return len(x) == len(y) and all(map(same, x, y))
-        return x == y
-
-    return all(same(a[key], b[key]) for key in ("model", "ema", "optimizer", "step", "window"))
-
-
-def rows(run_dir):
-    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
-    timing = ("images_per_s", "data_wait_pct")
-    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]
+from tests.train.runs import QUIET, rows, states_equal
 
 
 @pytest.mark.parametrize("method", list_methods())
@@ -294,89 +268,6 @@ def test_a_handful_of_images(tiny, tmp_path):
         Image.effect_noise((20, 20), 50).convert("RGB").save(folder / f"{index}.png")
     result = train.run(tiny(data=folder, batch_size=64, accum_iter=4), **QUIET)
     assert (result.step, result.epoch) == (2, 2)
-
-
-@pytest.mark.parametrize("method", list_methods())
-def test_overfits_one_batch(tiny, method):
-    """The same crops and masks over and over are learned by heart."""
-    config = tiny(method=method, model__embed_dim=32, model__depth=2, model__decoder_dim=32)
-    images = train.open_run_images(config)
-    config = train.resolve(config, images)
-    tokenizer = train.prepare_tokenizer(config, images)
-    batches = TrainingBatches(images, config.data, config.mask, 3, seed=0)
-    batch = batches[next(Plan.of(len(images), 8, 1, 1, 0).keys(0))]
-    model = create_model(method, config.model, images.image_size, tokenizer.num_clusters)
-    optimizer = create_optimizer(model, config.optim)
-    set_learning_rate(optimizer, 3e-3)
-    scale = (
-        torch.tensor(config.data.mean).view(3, 1, 1),
-        torch.tensor(config.data.std).view(3, 1, 1),
-    )
-    losses = []
-    for _ in range(300):
-        step = forward_step(model, tokenizer, batch.images, batch.masks, *scale, config.loss)
-        step.loss.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        losses.append(float(step.loss.detach()))
-        if losses[-1] < 0.15 * losses[0]:
-            break
-    assert losses[-1] < 0.15 * losses[0]
-
-
-@pytest.mark.parametrize("kind", ["block", "inverse_block"])
-def test_other_masks(tiny, kind):
-    said = []
-    result = train.run(tiny(method="mae", mask__kind=kind, mask__unit=6), say=said.append)
-    assert math.isfinite(result.final_loss)
-    assert any(line.startswith(f"mask: 12 of 16 patches, {kind}") for line in said)
-
-
-def test_a_method_names_the_masks_it_knows(tiny):
-    with pytest.raises(ValueError, match="not defined for method mae; choose one of random, block"):
-        train.run(tiny(method="mae", mask__kind="replaced"), **QUIET)
-
-
-@pytest.mark.parametrize("method", list_methods())
-def test_every_method_resumes_bit_for_bit(tiny, tmp_path, threads, method):
-    """Stopped within an epoch, windows of the log included."""
-    threads(1)
-    whole = train.run(tiny(method=method, out=tmp_path / "whole"), **QUIET)
-    options = {"method": method, "out": tmp_path / "cut", "log__checkpoint_every_steps": 3}
-    real, steps = loop.save_state, []
-
-    def stop(*arguments):
-        path = real(*arguments)
-        steps.append(arguments[0].step)
-        if len(steps) == 1:
-            raise KeyboardInterrupt
-        return path
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_state", stop)
-        with pytest.raises(KeyboardInterrupt):
-            train.run(tiny(**options), **QUIET)
-    cut = train.run(tiny(**options), **QUIET)
-    assert steps == [3]
-    assert cut.final_loss == whole.final_loss
-    assert rows(cut.run_dir) == rows(whole.run_dir)
-    assert states_equal(whole.run_dir, cut.run_dir)
-
-
-def test_a_codebook_of_unnormalised_pixels_for_ccvit(tiny):
-    """Its centroids are pixels in [0, 1]; one fitted after mean and std is refused, and so are
-    centroids that cannot be shown."""
-    run = train.load_run(train.run(tiny(method="ccvit"), **QUIET).run_dir)
-    assert run.tokenizer.mean is None
-    low, high = run.tokenizer.centroids.aminmax()
-    assert 0.0 <= float(low) <= float(high) <= 1.0
-    assert run.config.tokenizer.normalize is False
-    other = train.run(tiny(method="clustermim", out=f"{tiny().out}_b"), **QUIET).run_dir
-    file = other / "tokenizer.safetensors"
-    with pytest.raises(ValueError, match=r"tokenizer\.normalize = false stands for 0 and 1"):
-        train.run(tiny(method="ccvit", tokenizer=file, out=f"{other}_c"), **QUIET)
-    with pytest.raises(ValueError, match="are no pixels"):
-        train.run(tiny(method="ccvit", tokenizer__per_patch_norm=True, resume="restart"), **QUIET)
 
 
 def test_plan_covers_each_epoch_once():

@@ -1,0 +1,31 @@
+"""How two runs are compared."""
+
+from __future__ import annotations
+
+import json
+
+import torch
+
+QUIET = {"say": lambda line: None}
+
+
+def states_equal(first, second):
+    a = torch.load(first / "checkpoints" / "last.pt", weights_only=True)
+    b = torch.load(second / "checkpoints" / "last.pt", weights_only=True)
+
+    def same(x, y):
+        if isinstance(x, torch.Tensor):
+            return torch.equal(x, y)
+        if isinstance(x, dict):
+            return x.keys() == y.keys() and all(same(x[key], y[key]) for key in x)
+        if isinstance(x, (list, tuple)):
+            return len(x) == len(y) and all(map(same, x, y))
+        return x == y
+
+    return all(same(a[key], b[key]) for key in ("model", "ema", "optimizer", "step", "window"))
+
+
+def rows(run_dir):
+    lines = (run_dir / "metrics.jsonl").read_text().splitlines()
+    timing = ("images_per_s", "data_wait_pct")
+    return [{k: v for k, v in json.loads(line).items() if k not in timing} for line in lines]

@@ -1,0 +1,118 @@
+"""What every method does in a run: learns a batch by heart, goes on bit for bit."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import timm
+import torch
+
+from clustermim_fast import train
+from clustermim_fast.models import create_model, list_methods
+from clustermim_fast.optim import create_optimizer, set_learning_rate
+from clustermim_fast.train import loop
+from clustermim_fast.train.batches import Plan, TrainingBatches
+from clustermim_fast.train.step import forward_step
+from tests.train.runs import QUIET, rows, states_equal
+
+# timm's own test networks where it has them: ten times smaller than its smallest named ones
+RESNET, CONVNEXT = (
+    test if timm.is_model(test) else small
+    for test, small in (("test_resnet", "resnet10t"), ("test_convnext", "convnext_atto"))
+)
+
+
+def convolutional(name):
+    """Settings of `tiny` for a network that has no widths to choose."""
+    widths = ("embed_dim", "depth", "num_heads", "patch_size")
+    return {"method": "a2mim", "model__encoder": name, "model__output_stride": 8, "img_size": 16,
+            "mask__unit": 8, **{f"model__{width}": None for width in widths}}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", list_methods())
+def test_overfits_one_batch(tiny, method):
+    """The same crops and masks over and over are learned by heart."""
+    config = tiny(method=method, model__embed_dim=32, model__depth=2, model__decoder_dim=32)
+    images = train.open_run_images(config)
+    config = train.resolve(config, images)
+    tokenizer = train.prepare_tokenizer(config, images)
+    batches = TrainingBatches(images, config.data, config.mask, 3, seed=0)
+    batch = batches[next(Plan.of(len(images), 8, 1, 1, 0).keys(0))]
+    model = create_model(method, config.model, images.image_size, tokenizer.num_clusters)
+    optimizer = create_optimizer(model, config.optim)
+    set_learning_rate(optimizer, 3e-3)
+    scale = (
+        torch.tensor(config.data.mean).view(3, 1, 1),
+        torch.tensor(config.data.std).view(3, 1, 1),
+    )
+    losses = []
+    for _ in range(300):
+        step = forward_step(model, tokenizer, batch.images, batch.masks, *scale, config.loss)
+        step.loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(step.loss.detach()))
+        if losses[-1] < 0.15 * losses[0]:
+            break
+    assert losses[-1] < 0.15 * losses[0]
+
+
+@pytest.mark.parametrize("kind", ["block", "inverse_block"])
+def test_other_masks(tiny, kind):
+    said = []
+    result = train.run(tiny(method="mae", mask__kind=kind, mask__unit=6), say=said.append)
+    assert math.isfinite(result.final_loss)
+    assert any(line.startswith(f"mask: 12 of 16 patches, {kind}") for line in said)
+
+
+def test_a_method_names_the_masks_it_knows(tiny):
+    with pytest.raises(ValueError, match="not defined for method mae; choose one of random, block"):
+        train.run(tiny(method="mae", mask__kind="replaced"), **QUIET)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"method": method} for method in list_methods()), convolutional(RESNET),
+     convolutional(CONVNEXT)],
+    ids=lambda settings: settings.get("model__encoder", settings["method"]),
+)  # fmt: skip
+def test_every_method_resumes_bit_for_bit(tiny, tmp_path, threads, settings):
+    """Stopped within an epoch; windows of the log and batch norms' statistics included."""
+    threads(1)
+    whole = train.run(tiny(out=tmp_path / "whole", **settings), **QUIET)
+    options = {**settings, "out": tmp_path / "cut", "log__checkpoint_every_steps": 3}
+    real, steps = loop.save_state, []
+
+    def stop(*arguments):
+        path = real(*arguments)
+        steps.append(arguments[0].step)
+        if len(steps) == 1:
+            raise KeyboardInterrupt
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_state", stop)
+        with pytest.raises(KeyboardInterrupt):
+            train.run(tiny(**options), **QUIET)
+    cut = train.run(tiny(**options), **QUIET)
+    assert steps == [3]
+    assert cut.final_loss == whole.final_loss
+    assert rows(cut.run_dir) == rows(whole.run_dir)
+    assert states_equal(whole.run_dir, cut.run_dir)
+
+
+def test_a_codebook_of_unnormalised_pixels_for_ccvit(tiny):
+    """Its centroids are pixels in [0, 1]; one fitted after mean and std is refused, and so are
+    centroids that cannot be shown."""
+    run = train.load_run(train.run(tiny(method="ccvit"), **QUIET).run_dir)
+    assert run.tokenizer.mean is None
+    low, high = run.tokenizer.centroids.aminmax()
+    assert 0.0 <= float(low) <= float(high) <= 1.0
+    assert run.config.tokenizer.normalize is False
+    other = train.run(tiny(method="clustermim", out=f"{tiny().out}_b"), **QUIET).run_dir
+    file = other / "tokenizer.safetensors"
+    with pytest.raises(ValueError, match=r"tokenizer\.normalize = false stands for 0 and 1"):
+        train.run(tiny(method="ccvit", tokenizer=file, out=f"{other}_c"), **QUIET)
+    with pytest.raises(ValueError, match="are no pixels"):
+        train.run(tiny(method="ccvit", tokenizer__per_patch_norm=True, resume="restart"), **QUIET)
