@@ -26,7 +26,7 @@ __all__ = ["report_run", "show_tokenizer"]
 
 SHOWN = 10
 LOOKED_AT = 256
-COUNTED = 4096
+COUNTED = {"pixel": 4096, "feature": 512}  # a network on the CPU takes its time
 Say = Callable[[str], None]
 
 
@@ -153,7 +153,7 @@ def _spread(count: int, wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
-    ids = _spread(len(images), COUNTED)
+    ids = _spread(len(images), COUNTED[tokenizer.kind])
     counts = torch.zeros(tokenizer.num_clusters, dtype=torch.int64)
     for part in np.array_split(ids, -(-len(ids) // 256)):
         tokens = tokenizer(images.images(part)).flatten()

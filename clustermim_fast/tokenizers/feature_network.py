@@ -168,19 +168,26 @@ class FeatureNetwork:
             x = (x - mean) / std
         # Its own precision, whatever autocast the caller is in: the same ids everywhere.
         narrow = s.precision != "float32"
-        with torch.autocast(x.device.type, PRECISIONS["bfloat16"], enabled=narrow):
-            (found,) = self.module.forward_intermediates(
-                x,
-                indices=[s.layer],
-                norm=s.apply_norm,
-                stop_early=True,
-                output_fmt="NCHW",
-                intermediates_only=True,
-            )
-        if tuple(found.shape[-2:]) != grid:
+        try:
+            with torch.autocast(x.device.type, PRECISIONS["bfloat16"], enabled=narrow):
+                (found,) = self.module.forward_intermediates(
+                    x,
+                    indices=[s.layer],
+                    norm=s.apply_norm,
+                    stop_early=True,
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                )
+        except AssertionError as error:  # how timm refuses a size, or a norm between its layers
             raise ValueError(
-                f"{s.architecture}: layer {s.layer} makes {tuple(found.shape[-2:])} features of "
-                f"{size[0]} x {size[1]} pixels, expected {grid}; choose another layer or image size"
+                f"{s.architecture} refuses images of {size[0]} x {size[1]} pixels at layer "
+                f"{s.layer} with apply_norm={s.apply_norm}: {error}"
+            ) from error
+        if tuple(found.shape[1:]) != (self.dim, *grid):
+            raise ValueError(
+                f"{s.architecture}: layer {s.layer} with apply_norm={s.apply_norm} makes "
+                f"{list(found.shape[1:])} features of {size[0]} x {size[1]} pixels, expected "
+                f"{[self.dim, *grid]}; choose another layer, apply_norm or image size"
             )
         features: Tensor = found.permute(0, 2, 3, 1)
         return features

@@ -425,6 +425,38 @@ def test_refusals(network, photos, monkeypatch):
         FeatureTokenizer.from_centroids(torch.zeros(2, 192), "vit_tiny_patch16_224")
 
 
+def test_what_timm_cannot_do_is_said(network, photos, monkeypatch):
+    """Some families norm no intermediate features, or make fewer than their stride says."""
+    module = given(network).network.module
+
+    def refuse(*_, **__):
+        raise AssertionError("normalization of features not supported")
+
+    monkeypatch.setattr(type(module), "forward_intermediates", refuse)
+    with pytest.raises(ValueError, match=r"refuses images of 32 x 32.*apply_norm=True: normaliz"):
+        given(network)(photos)
+    fewer = [torch.zeros(60, 16, 3, 3)]
+    monkeypatch.setattr(type(module), "forward_intermediates", lambda *_, **__: fewer)
+    with pytest.raises(ValueError, match=r"makes \[16, 3, 3\] features.*expected \[16, 4, 4\]"):
+        given(network)(photos)
+
+
+def test_windows(tmp_path, photos):
+    name, options = "swin_tiny_patch4_window7_224", {"img_size": 32, "window_size": 4}
+    options |= {"embed_dim": 8, "depths": (1, 1), "num_heads": (1, 1)}
+    state = timm.create_model(name, num_classes=0, **options).state_dict()
+    save_file(state, tmp_path / "w.safetensors")
+    tokenizer = FeatureTokenizer.from_centroids(
+        torch.randn(2, 16), name, weights=tmp_path / "w.safetensors", model_options=options
+    )
+    assert tokenizer.patch_size == 8
+    assert tokenizer(photos).shape == (60, 16)
+    tokenizer.save(tmp_path / "t.safetensors")
+    again = load_tokenizer(tmp_path / "t.safetensors")
+    assert torch.equal(again(photos), tokenizer(photos))
+    assert again.fingerprint() == tokenizer.fingerprint()
+
+
 def test_tokenizers_of_one_network_share_its_features(network, photos, monkeypatch):
     several = [given(network), given(network, k=9), given(network, metric="cosine")]
     several += [given(network, layer=0), given(network, patch_size=4)]
