@@ -57,6 +57,9 @@ CHANGES: dict[str, Callable[[Tensor, torch.Generator], Tensor]] = {
 class Stability:
     """What images alone say of a tokenizer.
 
+    Stable is not yet informative: tokens of features that tell a patch's place hardly ever change.
+    Compare few tokens with few, and look at TCAS where there are labels.
+
     Attributes:
         unchanged: by change (``CHANGES``), the share of patches that keep their id.
         kappa: the same beyond chance (Cohen's kappa): a few tokens, or one that most patches have,
