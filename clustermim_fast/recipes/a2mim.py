@@ -88,16 +88,17 @@ def cifar10_a2mim_vit_tiny() -> TrainConfig:
 
 
 @register_recipe
-def cifar10_a2mim_resnet18() -> TrainConfig:
-    """A2MIM on CIFAR-10 at 32 px: ResNet-18 whose last stages keep a map of 4 x 4, 10 epochs.
+def cifar10_a2mim_resnet10() -> TrainConfig:
+    """A2MIM on CIFAR-10 at 32 px: ResNet-10 whose last stages keep a map of 4 x 4, 10 epochs.
 
-    10 of 16 squares of 8 pixels hidden, the gated token before the last stage.
+    10 of 16 squares of 8 pixels hidden, the gated token before the last stage. An epoch takes as
+    long as one of the small ViT with A2MIM; backbone=resnet18 takes twice that.
     """
     return TrainConfig(
         method="a2mim",
         data=DataConfig(image_size=(32, 32), normalize="data", crop_scale=(0.67, 1.0)),
         mask=MaskConfig("random", ratio=0.6, unit=8),
-        model=ModelConfig(encoder="resnet18", output_stride=8),
+        model=ModelConfig(encoder="resnet10t", output_stride=8),
         optim=OptimConfig(
             epochs=10, batch_size=128, blr=2e-3, betas=(0.9, 0.999), mask_token_lr=0.1
         ),
