@@ -284,6 +284,25 @@ def test_checkpoints_of_other_codebases(network, vit, photos, tmp_path, style):
     assert "complete" in tokenizer.network.about
 
 
+def test_beits_checkpoints(photos, tmp_path):
+    """Relative positions shared by all blocks, q and v biases, the pretraining head beside them."""
+    name = "beit_base_patch16_224"
+    options = {**OPTIONS, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
+    torch.manual_seed(0)
+    beit = timm.create_model(name, num_classes=0, **options).eval()
+    head = {"lm_head.weight": torch.zeros(8, 16), "mask_token": torch.zeros(1, 1, 16)}
+    torch.save({"model": {**beit.state_dict(), **head}}, tmp_path / "w.pth")
+    tokenizer = FeatureTokenizer.from_centroids(
+        torch.zeros(1, 16), name, weights=tmp_path / "w.pth", model_options=options, mean=MEAN,
+        std=STD, apply_norm=False,
+    )  # fmt: skip
+    (wanted,) = beit.forward_intermediates(
+        normalised(photos), indices=[2], norm=False, intermediates_only=True
+    )
+    found = tokenizer.features(photos).permute(0, 3, 1, 2)
+    torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_a_checkpoint_of_another_size_is_resampled(network, photos, tmp_path):
     """timm's filter: the position embedding of 64-pixel images to that of 32-pixel ones."""
     larger = random_vit(img_size=64)

@@ -7,7 +7,6 @@ torch alone.
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -15,134 +14,28 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import __version__
+from clustermim_fast.cli.settings import (
+    CHOICE_KEYS,
+    EVALUATE_KEYS,
+    KIND_KEYS,
+    convert,
+    read_settings,
+    to_bool,
+    to_size,
+)
+from clustermim_fast.cli.texts import (
+    BENCH_HELP,
+    CHOICE_HELP,
+    CHOICE_TEXT,
+    EVALUATE_HELP,
+    EVALUATE_TEXT,
+    FIT_HELP,
+    PRETRAIN_HELP,
+    SHOW_HELP,
+)
 from clustermim_fast.image_files import require_images
 
 __all__ = ["main"]
-
-PRETRAIN_HELP = """\
-Pretrain a masked image model. With data=DIR alone, sizes are chosen by looking at the images, a
-tokenizer is fitted and cached, and the run folder gets metrics, checkpoints, report.html and
-export/ (which timm.create_model("local-dir:RUN/export", pretrained=True) opens).
-The same command goes on from the last checkpoint where there is one.
-
-  clustermim pretrain data=photos/
-  clustermim pretrain digits_demo out=runs/digits
-  clustermim pretrain cifar10_vit_tiny data=cifar10/ method=mae epochs=20 optim.blr=1e-3
-  clustermim pretrain data=photos/ method=ccvit backbone=beit_base_patch16_224
-"""
-FIT_HELP = """\
-Fit the k-means tokenizer that `pretrain` with the same settings would fit, and save it.
-
-  clustermim tokenizer fit data=photos/ num_clusters=100 patch_size=16 out=tok.safetensors
-  clustermim pretrain data=photos/ tokenizer=tok.safetensors
-
-With kind=feature the features of a frozen network are clustered instead of pixels. model= is a
-timm name (vit_small_patch16_224.dino where none is given), a run folder or a folder in timm's
-format; weights=FILE a checkpoint for it (.safetensors, or .pth of tensors in the names of timm,
-DINO, DeiT, MAE, BEiT).
-
-  clustermim tokenizer fit data=photos/ kind=feature num_clusters=100
-  clustermim tokenizer fit data=photos/ kind=feature model=runs/clustermim_photos layer=8
-
-Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter=
-max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
-keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
-"""
-SHOW_HELP = """\
-Print a tokenizer's settings and draw its codebook: centroids of pixels, and for features the patch
-nearest to each centroid. With data=DIR also how often the tokens occur there, and token maps.
-
-  clustermim tokenizer show tok.safetensors data=photos/ out=tok.png
-"""
-CHOICE_HELP = {
-    "tcas": """\
-Score tokenizers against class labels in one pass over the images (TCAS, lower is better): its
-variants, normalised mutual information, purity, perplexity and dead tokens, as a ranked table,
-OUT.json and OUT.png. Fit some tokenizers, look here, and pretrain with the best.
-
-  clustermim tokenizer tcas data=photos/ tokenizers=pixel50.safetensors,pixel200.safetensors
-  clustermim tokenizer tcas data=photos/ tokenizers=codebooks/ images=0 variant=A
-
-Settings: data= tokenizers=FILE,FILE or a folder; out=tcas variant=default|A|B|C images=10000 (0:
-all) """,
-    "rank": """\
-Rank tokenizers without labels: how many patches keep their token under noise, blur, jitter and a
-shift by one pixel (beyond chance), how clear the nearest centroid is, how many tokens are used.
-
-  clustermim tokenizer rank data=photos/ tokenizers=codebooks/
-
-Settings: data= tokenizers=FILE,FILE or a folder; out=rank images=1000 (0: all) seed=0 """,
-}
-CHOICE_TEXT = """\
-img_size=HxW split=train|test|all batch_size= device=auto
-"""
-BENCH_HELP = """\
-Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:
-time and wrong ids, on made-up rows of your shape or on your own .npy. Missing peers are named with
-the way to install them.
-
-  clustermim bench nearest_centroid n=20000 d=768 k=1000 dtype=float32
-  clustermim bench nearest_centroid file=x.npy centroids=c.npy peers=all json=result.json
-  clustermim bench kmeans file=x.npy k=512
-
-Settings: n= d= k= file= centroids= peers=all|none|KEY,KEY rounds= threads= seed= json=; and dtype=
-of nearest_centroid.
-"""
-EVALUATE_HELP = {
-    "knn": "k nearest neighbours on frozen features (cosine, k=20, temperature=0.07)",
-    "linear": "logistic regression on frozen features, its penalty chosen on training images",
-}
-EVALUATE_TEXT = """\
-Random initialisation and raw pixels are always evaluated beside the pretrained encoder. Labels
-come from class sub-folders: data=DIR with DIR/train/<class>/ and DIR/test/<class>/, or DIR/<class>/
-(a fifth of each class is then the test set). Without data=, the run's own images are used.
-RUN is a run folder, a folder written by `clustermim export`, or a timm model name.
-
-Settings: data= checkpoint=last pool=mean|cls batch_size=256 device=auto cache=yes"""
-
-
-def to_bool(text: str) -> bool:
-    """yes/no, true/false, on/off, 1/0."""
-    if text.lower() not in ("yes", "true", "on", "1", "no", "false", "off", "0"):
-        raise ValueError("expected yes or no")
-    return text.lower() in ("yes", "true", "on", "1")
-
-
-def to_size(text: str) -> tuple[int, int]:
-    """Pixels: one side of a square, or height x width."""
-    sides = [int(part) for part in text.lower().split("x")]
-    if len(sides) > 2 or min(sides) < 1:
-        raise ValueError("expected 224 or 224x224")
-    return sides[0], sides[-1]
-
-
-CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
-    "data": str,
-    "tokenizers": str,
-    "out": str,
-    "images": int,
-    "img_size": to_size,
-    "split": str,
-    "batch_size": int,
-    "device": str,
-}
-# What each setting of `evaluate` is read as.
-EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
-    "data": str,
-    "checkpoint": str,
-    "pool": str,
-    "batch_size": int,
-    "device": str,
-    "cache": to_bool,
-}
-KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "knn": {"k": int, "temperature": float},
-    "linear": {
-        "penalties": lambda text: tuple(float(part) for part in text.split(",")),
-        "max_iter": int,
-        "seed": int,
-    },
-}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -251,37 +144,6 @@ def add(
     )
     parser.set_defaults(command=run)
     return parser
-
-
-def read_settings(texts: Sequence[str]) -> dict[str, str]:
-    """["a=1", "b.c=x"] -> {"a": "1", "b.c": "x"}; ValueError for anything else, or a key twice."""
-    settings: dict[str, str] = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        key = key.removeprefix("--")
-        if not equals or not key:
-            raise ValueError(f"expected key=value, got {text!r}")
-        if key in settings:
-            raise ValueError(f"{key} is given twice: {settings[key]!r} and {value!r}")
-        settings[key] = value
-    return settings
-
-
-def convert(
-    settings: dict[str, str], known: dict[str, Callable[[str], Any]], command: str
-) -> dict[str, Any]:
-    """Settings of a small command by the types it knows; an unknown key names near misses."""
-    values = {}
-    for key, text in settings.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
-            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
-            raise ValueError(f"unknown setting {key!r} of {command}; {hint}")
-        try:
-            values[key] = known[key](text)
-        except ValueError as error:
-            raise ValueError(f"{key}: cannot read {text!r} ({error})") from error
-    return values
 
 
 def look_at_data(settings: dict[str, str], recipe: str | None = None) -> None:

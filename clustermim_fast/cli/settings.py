@@ -1,0 +1,82 @@
+"""key=value settings of the small commands: what they are read as."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from typing import Any
+
+
+def to_bool(text: str) -> bool:
+    """yes/no, true/false, on/off, 1/0."""
+    if text.lower() not in ("yes", "true", "on", "1", "no", "false", "off", "0"):
+        raise ValueError("expected yes or no")
+    return text.lower() in ("yes", "true", "on", "1")
+
+
+def to_size(text: str) -> tuple[int, int]:
+    """Pixels: one side of a square, or height x width."""
+    sides = [int(part) for part in text.lower().split("x")]
+    if len(sides) > 2 or min(sides) < 1:
+        raise ValueError("expected 224 or 224x224")
+    return sides[0], sides[-1]
+
+
+CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
+    "data": str,
+    "tokenizers": str,
+    "out": str,
+    "images": int,
+    "img_size": to_size,
+    "split": str,
+    "batch_size": int,
+    "device": str,
+}
+# What each setting of `evaluate` is read as.
+EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
+    "data": str,
+    "checkpoint": str,
+    "pool": str,
+    "batch_size": int,
+    "device": str,
+    "cache": to_bool,
+}
+KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "knn": {"k": int, "temperature": float},
+    "linear": {
+        "penalties": lambda text: tuple(float(part) for part in text.split(",")),
+        "max_iter": int,
+        "seed": int,
+    },
+}
+
+
+def read_settings(texts: Sequence[str]) -> dict[str, str]:
+    """["a=1", "b.c=x"] -> {"a": "1", "b.c": "x"}; ValueError for anything else, or a key twice."""
+    settings: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        key = key.removeprefix("--")
+        if not equals or not key:
+            raise ValueError(f"expected key=value, got {text!r}")
+        if key in settings:
+            raise ValueError(f"{key} is given twice: {settings[key]!r} and {value!r}")
+        settings[key] = value
+    return settings
+
+
+def convert(
+    settings: dict[str, str], known: dict[str, Callable[[str], Any]], command: str
+) -> dict[str, Any]:
+    """Settings of a small command by the types it knows; an unknown key names near misses."""
+    values = {}
+    for key, text in settings.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=3, cutoff=0.5)
+            hint = f"did you mean {', '.join(near)}?" if near else f"it has {', '.join(known)}"
+            raise ValueError(f"unknown setting {key!r} of {command}; {hint}")
+        try:
+            values[key] = known[key](text)
+        except ValueError as error:
+            raise ValueError(f"{key}: cannot read {text!r} ({error})") from error
+    return values

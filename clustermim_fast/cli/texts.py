@@ -1,0 +1,84 @@
+"""What the commands say of themselves."""
+
+from __future__ import annotations
+
+PRETRAIN_HELP = """\
+Pretrain a masked image model. With data=DIR alone, sizes are chosen by looking at the images, a
+tokenizer is fitted and cached, and the run folder gets metrics, checkpoints, report.html and
+export/ (which timm.create_model("local-dir:RUN/export", pretrained=True) opens).
+The same command goes on from the last checkpoint where there is one.
+
+  clustermim pretrain data=photos/
+  clustermim pretrain digits_demo out=runs/digits
+  clustermim pretrain cifar10_vit_tiny data=cifar10/ method=mae epochs=20 optim.blr=1e-3
+  clustermim pretrain data=photos/ method=ccvit backbone=beit_base_patch16_224
+"""
+FIT_HELP = """\
+Fit the k-means tokenizer that `pretrain` with the same settings would fit, and save it.
+
+  clustermim tokenizer fit data=photos/ num_clusters=100 patch_size=16 out=tok.safetensors
+  clustermim pretrain data=photos/ tokenizer=tok.safetensors
+
+With kind=feature the features of a frozen network are clustered instead of pixels. model= is a
+timm name (vit_small_patch16_224.dino where none is given), a run folder or a folder in timm's
+format; weights=FILE a checkpoint for it (.safetensors, or .pth of tensors in the names of timm,
+DINO, DeiT, MAE, BEiT).
+
+  clustermim tokenizer fit data=photos/ kind=feature num_clusters=100
+  clustermim tokenizer fit data=photos/ kind=feature model=runs/clustermim_photos layer=8
+
+Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter=
+max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
+keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
+"""
+SHOW_HELP = """\
+Print a tokenizer's settings and draw its codebook: centroids of pixels, and for features the patch
+nearest to each centroid. With data=DIR also how often the tokens occur there, and token maps.
+
+  clustermim tokenizer show tok.safetensors data=photos/ out=tok.png
+"""
+CHOICE_HELP = {
+    "tcas": """\
+Score tokenizers against class labels in one pass over the images (TCAS, lower is better): its
+variants, normalised mutual information, purity, perplexity and dead tokens, as a ranked table,
+OUT.json and OUT.png. Fit some tokenizers, look here, and pretrain with the best.
+
+  clustermim tokenizer tcas data=photos/ tokenizers=pixel50.safetensors,pixel200.safetensors
+  clustermim tokenizer tcas data=photos/ tokenizers=codebooks/ images=0 variant=A
+
+Settings: data= tokenizers=FILE,FILE or a folder; out=tcas variant=default|A|B|C images=10000
+(0: all) """,
+    "rank": """\
+Rank tokenizers without labels: how many patches keep their token under noise, blur, jitter and a
+shift by one pixel (beyond chance), how clear the nearest centroid is, how many tokens are used.
+
+  clustermim tokenizer rank data=photos/ tokenizers=codebooks/
+
+Settings: data= tokenizers=FILE,FILE or a folder; out=rank images=1000 (0: all) seed=0 """,
+}
+CHOICE_TEXT = """\
+img_size=HxW split=train|test|all batch_size= device=auto
+"""
+BENCH_HELP = """\
+Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:
+time and wrong ids, on made-up rows of your shape or on your own .npy. Missing peers are named with
+the way to install them.
+
+  clustermim bench nearest_centroid n=20000 d=768 k=1000 dtype=float32
+  clustermim bench nearest_centroid file=x.npy centroids=c.npy peers=all json=result.json
+  clustermim bench kmeans file=x.npy k=512
+
+Settings: n= d= k= file= centroids= peers=all|none|KEY,KEY rounds= threads= seed= json=; and dtype=
+of nearest_centroid.
+"""
+EVALUATE_HELP = {
+    "knn": "k nearest neighbours on frozen features (cosine, k=20, temperature=0.07)",
+    "linear": "logistic regression on frozen features, its penalty chosen on training images",
+}
+EVALUATE_TEXT = """\
+Random initialisation and raw pixels are always evaluated beside the pretrained encoder. Labels
+come from class sub-folders: data=DIR with DIR/train/<class>/ and DIR/test/<class>/, or DIR/<class>/
+(a fifth of each class is then the test set). Without data=, the run's own images are used.
+RUN is a run folder, a folder written by `clustermim export`, or a timm model name.
+
+Settings: data= checkpoint=last pool=mean|cls batch_size=256 device=auto cache=yes"""
