@@ -127,6 +127,20 @@ def test_errors(shapes, codebooks, tmp_path, capsys, monkeypatch):
         assert message in capsys.readouterr().err
 
 
+def test_several_are_fitted_at_once(shapes, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fit = ["tokenizer", "fit", f"data={shapes}", "img_size=16", "patch_size=4", "max_iter=2"]
+    assert cli.main([*fit, "num_clusters=3,5", "out=books/p{}.safetensors"]) == 0
+    assert [load_tokenizer(f"books/p{k}.safetensors").num_clusters for k in (3, 5)] == [3, 5]
+    assert cli.main(["tokenizer", "rank", f"data={shapes}", "tokenizers=books", "img_size=16"]) == 0
+    capsys.readouterr()
+    for out in ("p.safetensors", "p{}.pt"):
+        assert cli.main([*fit, "num_clusters=3,5", f"out={out}"]) == 1
+        assert "expected a file name with {} in it" in capsys.readouterr().err
+    assert cli.main([*fit, "num_clusters=3,x"]) == 1
+    assert "expected int, got 'x'" in capsys.readouterr().err
+
+
 def test_equal_names_get_their_folder(shapes, codebooks, tmp_path):
     twin = tmp_path / "more"
     twin.mkdir()

@@ -180,11 +180,15 @@ def run_tokenizer_fit(parsed: argparse.Namespace) -> int:
     look_at_data(settings)
     from clustermim_fast import api
 
-    out = Path(settings.pop("out", "tokenizer.safetensors"))
-    if out.suffix != ".safetensors":
-        raise ValueError(f"out: expected a file name ending in .safetensors, got {str(out)!r}")
-    api.fit_tokenizer(out, **settings)
-    api.show_tokenizer(out)
+    counts = settings.pop("num_clusters", "").split(",")
+    out = settings.pop("out", "tokenizer{}.safetensors" if counts[1:] else "tokenizer.safetensors")
+    if not out.endswith(".safetensors") or (counts[1:] and "{}" not in out):
+        several = "with {} in it, where K goes, and " if counts[1:] else ""
+        raise ValueError(f"out: expected a file name {several}ending in .safetensors, got {out!r}")
+    for count in counts:
+        file = Path(out.replace("{}", count))
+        api.fit_tokenizer(file, **settings, **({"num_clusters": count} if count else {}))
+        api.show_tokenizer(file)
     return 0
 
 

@@ -18,6 +18,7 @@ Fit the k-means tokenizer that `pretrain` with the same settings would fit, and 
 
   clustermim tokenizer fit data=photos/ num_clusters=100 patch_size=16 out=tok.safetensors
   clustermim pretrain data=photos/ tokenizer=tok.safetensors
+  clustermim tokenizer fit data=photos/ num_clusters=25,50,100 out=codebooks/pixel{}.safetensors
 
 With kind=feature the features of a frozen network are clustered instead of pixels. model= is a
 timm name (vit_small_patch16_224.dino where none is given), a run folder or a folder in timm's
