@@ -83,6 +83,10 @@ class FeatureNetwork:
         view: dict[str, Any] = {}
         if folder is not None:
             config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+            if "architecture" not in config:
+                raise ValueError(
+                    f"model: {folder / 'config.json'} names no architecture, as timm's do"
+                )
             arguments = {**config.get("model_args", {}), **arguments}
             view = config.get("pretrained_cfg", {})
             model, weights = config["architecture"], weights or folder / "model.safetensors"

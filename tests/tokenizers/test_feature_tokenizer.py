@@ -394,6 +394,10 @@ def test_a_folder_of_timms(network, vit, photos, tmp_path):
         tokenizer = FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(model))
         assert torch.equal(tokenizer.features(photos), wanted)
         assert tokenizer.mean == MEAN
+    (folder / "config.json").write_text("{}")
+    with pytest.raises(ValueError, match="names no architecture"):
+        FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(folder))
+    (folder / "config.json").unlink()
     with pytest.raises(ValueError, match="a run folder with export/"):
         FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(tmp_path))
 
