@@ -128,6 +128,32 @@ def test_what_the_fourier_gradient_sees(unmasked):
     assert predicted.grad[hidden].abs().min() > 0
 
 
+@pytest.mark.parametrize("log", [True, False])
+def test_focal_weights_are_constants_of_the_gradient(log):
+    """The gradient of mean(W |F d|^2) with W held, F as two matrices, in float64."""
+    images, predicted = torch.randn(2, 3, 4, 6), torch.randn(2, 3, 4, 6, requires_grad=True)
+    targets = Targets(images, None, torch.ones(2, 6, dtype=torch.bool), 6, 2)
+    config = dataclasses.replace(RELEASED, fourier_log=log)
+    loss, _, parts = image_loss(predicted, torch.nn.Identity(), targets, config)
+    loss.backward()
+
+    values = predicted.detach().double().requires_grad_()
+    difference = values - images.double()
+    rows, columns = (
+        torch.exp(-2j * math.pi * torch.outer(torch.arange(n), torch.arange(n)) / n) / math.sqrt(n)
+        for n in (4, 6)
+    )
+    rows, columns = rows.to(torch.complex128), columns.to(torch.complex128)
+    squares = (rows @ difference.to(torch.complex128) @ columns).abs() ** 2
+    weights = squares.detach().sqrt()
+    weights = (1 + weights).log() if log else weights
+    weights = weights / weights.flatten(2).max(2).values[..., None, None]
+    (difference.abs().mean() + 0.1 * (weights * squares).mean()).backward()
+    scale = float(values.grad.abs().max())
+    assert (predicted.grad - values.grad).abs().max() < 1e-5 * scale
+    assert float(parts["fourier_loss"]) > 0.1
+
+
 def test_the_batchs_mean_spectrum_cannot_tell_images_apart():
     """The released form: predictions of other images of the batch cost nothing. Not the default."""
     images = torch.randn(4, 3, 8, 8)
