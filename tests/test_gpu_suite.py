@@ -12,11 +12,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_suite import op_tests, report
+from benchmarks.gpu_suite import op_tests, pretrain, report
 from benchmarks.gpu_suite.bench import Bench, Ceilings
 from benchmarks.gpu_suite.cases import Case, Method, run_case
 from benchmarks.gpu_suite.journal import Journal
 from benchmarks.gpu_suite.runner import END, Stage, run_all, run_stage
+from clustermim_fast import ops
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DYING = "tests.gpu.dying_stage"
@@ -131,6 +132,14 @@ def test_tests_that_did_not_end_record_nothing(tmp_path, monkeypatch):
     ids = [{"case": f"{op}, fp32", "differing": 0} for op in report.OPS]
     lines = report.recorded_runs([_result("ids", ids), _result("tests", [row])], "sm_90")
     assert all(line.strip().startswith("#") for line in lines.splitlines()[1:-1])
+
+
+def test_a_pretraining_step_is_the_driver_s(tmp_path):
+    """In the ordinary run: a change of the driver is noticed where it is made."""
+    torch.save(torch.randint(256, (2, 3, 224, 224), dtype=torch.uint8), tmp_path / "photographs.pt")
+    step = pretrain.make_step(Bench(tmp_path, rehearsed=True), "vit_small_patch16_224", 2, 4)
+    with ops.use_backend("reference"):
+        assert 0.0 < float(step()) < 10.0
 
 
 @pytest.mark.slow

@@ -21,6 +21,7 @@ CLUSTERS = (50, 8192)
 def make_step(bench: Bench, encoder: str, batch: int, clusters: int) -> Callable[[], Any]:
     """An optimiser step on images on the device: tokens, bf16 forward, backward, AdamW."""
     from clustermim_fast.losses import LossConfig
+    from clustermim_fast.masking import Masks
     from clustermim_fast.models import ModelConfig, create_model
     from clustermim_fast.tokenizers import PixelTokenizer
     from clustermim_fast.train.step import forward_step
@@ -48,10 +49,11 @@ def make_step(bench: Bench, encoder: str, batch: int, clusters: int) -> Callable
     mask = torch.ones(batch, length, dtype=torch.bool, device=device)
     visible = order[:, : length // 4].sort(1).values
     mask.scatter_(1, visible, False)
+    masks = Masks(mask, visible, None)
 
     def step() -> torch.Tensor:
         with torch.autocast(device.type, torch.bfloat16):
-            result = forward_step(model, tokenizer, images, mask, visible, mean, std, LossConfig())
+            result = forward_step(model, tokenizer, images, masks, mean, std, LossConfig())
         result.loss.backward()
         optimizer.step()
         optimizer.zero_grad()
