@@ -106,7 +106,7 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
         prepare=Tile(0, 16, min(tile.values, 16 if rows.wide else 32)),
         filter=tile,
         candidates=(
-            Tile(32, min(columns, 64), min(tile.values, 32))
+            Tile(32, min(columns, 64), min(tile.values, 32 if rows.line else 16))
             if pixels
             else Tile(64, min(columns, 32 if rows.wide else 64), tile.values, warps=warps)
         ),
