@@ -101,14 +101,14 @@ def choose(device: Device, rows: RowSource, K: int) -> Sizes:
         tile = Tile(64, columns, 16, warps=8)
     if K > 128 and not narrow:
         tile = Tile(128, 128, width, warps=8)
-    warps = 8 if narrow and blackwell and not rows.wide else 4
+    warps = 8 if rows.wide or (narrow and blackwell) else 4
     return Sizes(
         prepare=Tile(0, 16, min(tile.values, 16 if rows.wide else 32)),
         filter=tile,
         candidates=(
             Tile(32, min(columns, 64), min(tile.values, 32 if rows.line else 16))
             if pixels
-            else Tile(64, min(columns, 32 if rows.wide else 64), tile.values, warps=warps)
+            else Tile(64, min(columns, 64), tile.values, warps=warps)
         ),
         rescore=Tile(4, values=32),
         sweep=Tile(8, 16, 16, warps=2),
