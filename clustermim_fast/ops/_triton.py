@@ -100,6 +100,12 @@ def properties(device: torch.device) -> Device:
     return Device(f"sm_{capability}", capability, found.multi_processor_count, shared)
 
 
+def all_registers(device: torch.device) -> dict[str, int]:
+    """Launch option: left alone, ptxas gives some kernels fewer registers than there are, and
+    they spill."""
+    return {"maxnreg": 255} if properties(device).arch.startswith("sm_") else {}
+
+
 def launching_on(tensor: torch.Tensor) -> AbstractContextManager[object]:
     """Triton launches on the current device: make it the tensor's."""
     return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()

@@ -9,6 +9,7 @@ import torch
 import triton
 import triton.language as tl
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.nearest_centroid.triton_lists import (
     C_ALL,
     C_NEAR,
@@ -262,4 +263,5 @@ def filter_rows(
         ROUNDED=rounded, STEPS=steps if rounded == "registers" else 0,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        **_triton.all_registers(ids.device),
     )  # fmt: skip

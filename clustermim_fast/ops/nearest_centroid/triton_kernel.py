@@ -68,8 +68,6 @@ def _assign_part(
     x, c, K, D = rows.arguments, book.centroids.arguments, book.centroids.num_rows, rows.dim
     kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric)
     programs = sizes.programs
-    # Left alone, ptxas gives images' sweep fewer registers than there are, and spills.
-    registers = 128 if rows.kind == "images" else None
     exact = (lists.counters, lists.exact_rows, lists.exact_upper, lists.exact_slots)
     _rescore_kernel[(programs,)](
         x, c, book.norm, lists.open_rows, lists.found, lists.slots, ids, *exact, D,
@@ -79,7 +77,7 @@ def _assign_part(
     _sweep_kernel[(programs,)](
         x, c, book.norm, book.alive, lists.many, lists.slots, ids, *exact, K, D,
         **kinds, BLOCK_N=sizes.sweep.rows, BLOCK_K=sizes.sweep.columns, BLOCK_D=sizes.sweep.values,
-        num_warps=sizes.sweep.warps, maxnreg=registers, enable_fp_fusion=True,
+        num_warps=sizes.sweep.warps, enable_fp_fusion=True, **_triton.all_registers(ids.device),
     )  # fmt: skip
     decide_exactly(
         rows, book.centroids, book.metric, book.norm, book.alive,

@@ -11,6 +11,7 @@ import torch
 import triton
 import triton.language as tl
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.nearest_centroid.triton_images import (
     CHANNELS,
     image_channels,
@@ -237,7 +238,7 @@ def prepare(
         centroids.arguments, rows.arguments, size, hashes, book.scale, facts,
         counters, K, D, rows.num_rows, counters.numel(),
         KIND=centroids.kind, X_KIND=rows.kind, WIDE=rows.wide,
-        BLOCK_K=sizes.prepare.columns, **blocks,
+        BLOCK_K=sizes.prepare.columns, **blocks, **_triton.all_registers(c.device),
     )  # fmt: skip
     _pack_kernel[(Kp // sizes.prepare.columns,)](
         centroids.arguments, frame64, size, apart, hashes,
