@@ -40,7 +40,8 @@ def export_timm(
 
     Args:
         encoder: made by ``timm.create_model``; its ``num_classes`` must be 0.
-        out_dir: gets model.safetensors and config.json, and tokenizer.safetensors with a tokenizer.
+        out_dir: gets model.safetensors and config.json, and tokenizer/tokenizer.safetensors where
+            there is one.
         mean, std: the run's normalisation in [0, 1] pixel units, for ``pretrained_cfg``; those that
             come with the architecture's name belong to somebody else's weights.
         crop_pct: share of the resized image that the evaluation view keeps.
@@ -106,7 +107,9 @@ def export_timm(
     os.replace(folder / f"{WEIGHTS}.partial", folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     if tokenizer_file is not None:
-        shutil.copyfile(tokenizer_file, folder / "tokenizer.safetensors")
+        # In a folder of its own: some versions of timm stumble over two weight files in one.
+        (folder / "tokenizer").mkdir(exist_ok=True)
+        shutil.copyfile(tokenizer_file, folder / "tokenizer" / "tokenizer.safetensors")
     _require_equal(encoder, folder, architecture, arguments, size)
     return folder
 
@@ -135,7 +138,8 @@ def encoder_arguments(encoder: Encoder) -> dict[str, Any]:
     if isinstance(encoder, Beit):
         return {
             **arguments,
-            "init_values": None if blocks[0].gamma_1 is None else blocks[0].init_values,
+            # Whatever LayerScale began with: it is loaded.
+            "init_values": None if blocks[0].gamma_1 is None else 1.0,
             "use_abs_pos_emb": encoder.pos_embed is not None,
             "use_rel_pos_bias": blocks[0].attn.relative_position_bias_table is not None,
             "use_shared_rel_pos_bias": encoder.rel_pos_bias is not None,

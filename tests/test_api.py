@@ -52,7 +52,7 @@ def test_run_folder_is_complete(finished):
         "figures/loss.png",
         "export/model.safetensors",
         "export/config.json",
-        "export/tokenizer.safetensors",
+        "export/tokenizer/tokenizer.safetensors",
     ):
         assert (finished / name).is_file(), name
 
@@ -308,7 +308,7 @@ def test_mae_run_has_no_tokenizer(shapes, tmp_path):
     settings = {**TINY, "epochs": "1", "method": "mae", "norm_pix_loss": "true"}
     result = api.pretrain(shapes, out=tmp_path / "mae", say=lambda _: None, **settings)
     assert not (result.run_dir / "tokenizer.safetensors").exists()
-    assert not (result.run_dir / "export" / "tokenizer.safetensors").exists()
+    assert not (result.run_dir / "export" / "tokenizer").exists()
     assert (result.run_dir / "figures" / "predictions_1.png").is_file()
     assert not (result.run_dir / "figures" / "codebook.png").exists()
 

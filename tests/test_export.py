@@ -70,7 +70,7 @@ def test_training_mode_and_tokenizer_are_kept(tmp_path):
     tokenizer = tmp_path / "tokenizer.safetensors"
     tokenizer.write_bytes(b"codebook")
     out = export_timm(model, tmp_path / "export", mean=MEAN, std=STD, tokenizer_file=tokenizer)
-    assert (out / "tokenizer.safetensors").read_bytes() == b"codebook"
+    assert (out / "tokenizer" / "tokenizer.safetensors").read_bytes() == b"codebook"
     assert model.training
     assert not model.blocks[0].training
     config = json.loads((out / "config.json").read_text())

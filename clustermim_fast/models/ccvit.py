@@ -67,7 +67,7 @@ class CCViT(nn.Module):
                 heads,
                 qkv_bias=True,
                 mlp_ratio=first.mlp.fc1.out_features / width,
-                init_values=first.init_values if first.gamma_1 is not None else None,
+                init_values=None if first.gamma_1 is None else 1.0,
                 window_size=None if shared else self.grid,
             )
             for _ in range(config.branch_depth)
@@ -104,6 +104,10 @@ class CCViT(nn.Module):
         for layer, block in enumerate(self.branch_blocks, self.early_layer + 1):
             for name in ("attn.proj", "mlp.fc2"):
                 block.get_parameter(f"{name}.weight").data.div_((2.0 * layer) ** 0.5)
+            first: Any = self.encoder.blocks[0]
+            if first.gamma_1 is not None:  # LayerScale begins as the encoder's, whatever its value
+                for name in ("gamma_1", "gamma_2"):
+                    block.get_parameter(name).data.copy_(getattr(first, name).data)
 
     def forward(self, images: Tensor, mask: Tensor, visible: Tensor | None = None) -> CCViTHidden:
         """Features that the two heads take.

@@ -266,6 +266,26 @@ def test_refusals(changes, message):
         create_model("ccvit", config(**changes), (4, 6), K)
 
 
+def test_how_the_branch_starts():
+    """As the encoder's blocks: LayerScale, deviation 0.02, outputs over the root of 2 x depth."""
+    model = create_model("ccvit", config(embed_dim=64, init_values=0.3), (ROWS * P, COLUMNS * P), K)
+    for layer, module in enumerate(model.branch_blocks, 3):
+        assert (module.gamma_1 == 0.3).all()
+        assert (module.gamma_2 == 0.3).all()
+        for name, wanted in (("attn.qkv", 0.02), ("mlp.fc1", 0.02),
+                             ("attn.proj", 0.02 / (2 * layer) ** 0.5),
+                             ("mlp.fc2", 0.02 / (2 * layer) ** 0.5)):  # fmt: skip
+            # 4096 values at least: their deviation is within 1 / sqrt(2 n) = 1.1 %, five of them
+            weight = module.get_parameter(f"{name}.weight")
+            assert float(weight.detach().std()) == pytest.approx(wanted, rel=0.055)
+        assert not module.mlp.fc1.bias.any()
+    assert "gamma_1" not in dict(
+        create_model("ccvit", config(init_values=0.0), (ROWS * P, COLUMNS * P), K)
+        .branch_blocks[0]
+        .named_parameters()
+    )
+
+
 def test_first_losses():
     """Before training: about ln K for the ids, about 1 for pixels of mean 0 and variance 1."""
     model = create_model("ccvit", config(embed_dim=64, patch_size=4), (32, 32), 50)
