@@ -5,6 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.nearest_centroid.triton_filter import (
     load_columns,
     load_operands,
@@ -94,4 +95,5 @@ def list_candidates(rows: RowSource, book: Codebook, sizes: Sizes, lists: Lists)
         LINE=book.line is not None,
         BLOCK_N=tile.rows, BLOCK_K=tile.columns, BLOCK_D=tile.values,
         num_warps=tile.warps, num_stages=tile.stages, enable_fp_fusion=True,
+        **_triton.all_registers(lists.counters.device),
     )  # fmt: skip
