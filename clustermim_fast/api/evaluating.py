@@ -4,45 +4,22 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import timm
 import torch
-from timm.data.config import resolve_model_data_config
-from torch import nn
 
 from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
-from clustermim_fast.data import ImageSet, open_images
-from clustermim_fast.data.folder import list_folder
 from clustermim_fast.evaluate import FeatureOptions, Labelled, Subject
-from clustermim_fast.train import load_run, random_model
 from clustermim_fast.train.prepare import choose_device
 
 from .fingerprint import images_fingerprint
+from .sources import class_indices, open_source, open_splits, unreadable_note
 
 __all__ = ["evaluate_run"]
 
-HOLDOUT = 0.2
 Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Source:
-    """An encoder and what its images must look like."""
-
-    encoders: dict[str, nn.Module]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    image_size: tuple[int, int]
-    eval_crop: float | None
-    data: str
-    holdout: float
-    about: dict[str, Any]
-    folder: Path | None
 
 
 def evaluate_run(
@@ -78,13 +55,13 @@ def evaluate_run(
     }
     if kind not in evaluators:
         raise ValueError(f"kind: expected one of {', '.join(evaluators)}, got {kind!r}")
-    source = _open_source(run, checkpoint)
+    source = open_source(run, checkpoint)
     path = data if data in ("", "digits") else str(Path(data).expanduser().resolve())
     path = path or source.data
     if not path:
         raise ValueError(f"data: {run} knows no images; give data=DIR with labelled images")
-    train, test, notes = _open_splits(path, source)
-    labels, test_labels, names = _labels(train, test, path)
+    train, test, notes = open_splits(path, source)
+    labels, test_labels, names = class_indices(train, test, path)
     subject = Subject(
         source.encoders,
         Labelled(train, torch.from_numpy(labels), images_fingerprint(train)),
@@ -109,7 +86,7 @@ def evaluate_run(
             "Raw pixels already solve digits (98.6 % with a tuned classifier): "
             "only the gain over random initialisation is claimed."
         )
-    result["notes"] += [note for part in (train, test) if (note := _unreadable(part))]
+    result["notes"] += [note for part in (train, test) if (note := unreadable_note(part))]
     if folder:
         folder.mkdir(exist_ok=True)
         write_text_atomically(folder / f"{kind}.json", json.dumps(result, indent=2) + "\n")
@@ -117,134 +94,3 @@ def evaluate_run(
     return result
 
 
-def _open_source(run: str | Path, checkpoint: str) -> Source:
-    folder = Path(run).expanduser()
-    if (folder / "checkpoints").is_dir():
-        return _from_run(folder, checkpoint)
-    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
-        return _from_timm(f"local-dir:{folder}", str(folder))
-    if folder.exists():
-        raise ValueError(
-            f"run: {run} is neither a run folder (no checkpoints/) nor an exported encoder "
-            "(no model.safetensors)"
-        )
-    if not timm.is_model(str(run)):
-        raise ValueError(f"run: no such run folder and no such timm model: {run}")
-    return _from_timm(str(run), str(run))
-
-
-def _from_run(folder: Path, checkpoint: str) -> Source:
-    loaded = load_run(folder, checkpoint)
-    data = loaded.config.data
-    assert data.mean is not None
-    assert data.std is not None
-    assert data.image_size is not None
-    encoders: dict[str, Any] = {
-        "pretrained": loaded.model.encoder,
-        "random_init": random_model(loaded.config).encoder,
-    }
-    about = {
-        "run": folder.resolve().name,
-        "method": loaded.config.method,
-        "checkpoint": checkpoint,
-        "step": loaded.step,
-        "epoch": loaded.epoch,
-    }
-    return Source(
-        encoders=encoders,
-        mean=data.mean,
-        std=data.std,
-        image_size=data.image_size,
-        eval_crop=data.eval_crop,
-        data=data.path,
-        holdout=data.holdout,
-        about=about,
-        folder=folder,
-    )
-
-
-def _from_timm(name: str, shown: str) -> Source:
-    """Random initialisation is timm's own from seed 0: how the encoder began is not known."""
-    pretrained = timm.create_model(name, pretrained=True, num_classes=0)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        untrained = timm.create_model(name, pretrained=False, num_classes=0)
-    view = resolve_model_data_config(pretrained)
-    encoders = {"pretrained": pretrained, "random_init": untrained}
-    size = (int(view["input_size"][1]), int(view["input_size"][2]))
-    return Source(
-        encoders=encoders,
-        mean=tuple(view["mean"]),
-        std=tuple(view["std"]),
-        image_size=size,
-        eval_crop=float(view["crop_pct"]),
-        data="",
-        holdout=0.0,
-        about={"run": shown},
-        folder=None,
-    )
-
-
-def _open_splits(path: str, source: Source) -> tuple[ImageSet, ImageSet, list[str]]:
-    root = Path(path)
-    holdout, notes = source.holdout, []
-    if path != "digits" and not (root / "train").is_dir():
-        if path == source.data and holdout:
-            notes.append(f"Test: the {100 * holdout:.0f} % held out of {path} (data.holdout).")
-        else:
-            holdout = HOLDOUT
-            _require_enough_to_hold_out(path)
-            seen = "; pretraining saw them, without labels" if path == source.data else ""
-            notes.append(f"Test: {100 * holdout:.0f} % of {path}, by class{seen}.")
-    train, test = (
-        open_images(
-            path,
-            size=source.image_size,
-            split=split,
-            holdout=holdout,
-            eval_crop=source.eval_crop,
-        )
-        for split in ("train", "test")
-    )
-    return train, test, notes
-
-
-def _unreadable(images: ImageSet) -> str:
-    """What became of the files that could not be read; "" where there are none."""
-    if not images.broken:
-        return ""
-    # A set on the disk has as many places as files, and a place keeps the label of its file.
-    became = "left out" if images.in_memory else "replaced by the next one, under the old label"
-    return f"{len(images.broken)} unreadable files of {images.source} were {became}."
-
-
-def _require_enough_to_hold_out(path: str) -> None:
-    labels = list_folder(path, "all", 0.0).labels
-    if labels is not None and round(HOLDOUT * int(np.bincount(labels).max())) == 0:
-        raise ValueError(
-            f"data: {path} has at most {np.bincount(labels).max()} images of a class, too few to "
-            f"hold {100 * HOLDOUT:.0f} % of each out as a test set; give data=DIR with more"
-        )
-
-
-def _labels(
-    train: ImageSet, test: ImageSet, path: str
-) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...]]:
-    for part in (train, test):
-        if part.labels is None or part.class_names is None:
-            raise ValueError(
-                f"data: an evaluation needs labels, and {part.source} has no class sub-folders; "
-                "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/"
-            )
-    assert train.labels is not None
-    assert train.class_names is not None
-    assert test.labels is not None
-    assert test.class_names is not None
-    number = {name: index for index, name in enumerate(train.class_names)}
-    unknown = [name for name in test.class_names if name not in number]
-    if unknown:
-        raise ValueError(
-            f"data: {test.source} has classes that {train.source} lacks: {', '.join(unknown[:5])}"
-        )
-    translate = np.array([number[name] for name in test.class_names], dtype=np.int64)
-    return train.labels, translate[test.labels], tuple(train.class_names)

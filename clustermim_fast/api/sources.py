@@ -1,0 +1,173 @@
+"""What an evaluation looks at: an encoder beside its random initialisation, images in two splits.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from timm.data.config import resolve_model_data_config
+from torch import nn
+
+from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.data.folder import list_folder
+from clustermim_fast.train import load_run, random_model
+
+__all__ = ["Source", "class_indices", "open_source", "open_splits", "unreadable_note"]
+
+HOLDOUT = 0.2
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoder and what its images must look like."""
+
+    encoders: dict[str, nn.Module]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    image_size: tuple[int, int]
+    eval_crop: float | None
+    data: str
+    holdout: float
+    about: dict[str, Any]
+    folder: Path | None
+
+
+def open_source(run: str | Path, checkpoint: str) -> Source:
+    """The encoders of a run folder, an exported folder or a timm name; ValueError for others."""
+    folder = Path(run).expanduser()
+    if (folder / "checkpoints").is_dir():
+        return _from_run(folder, checkpoint)
+    if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        return _from_timm(f"local-dir:{folder}", str(folder))
+    if folder.exists():
+        raise ValueError(
+            f"run: {run} is neither a run folder (no checkpoints/) nor an exported encoder "
+            "(no model.safetensors)"
+        )
+    if not timm.is_model(str(run)):
+        raise ValueError(f"run: no such run folder and no such timm model: {run}")
+    return _from_timm(str(run), str(run))
+
+
+def _from_run(folder: Path, checkpoint: str) -> Source:
+    loaded = load_run(folder, checkpoint)
+    data = loaded.config.data
+    assert data.mean is not None
+    assert data.std is not None
+    assert data.image_size is not None
+    encoders: dict[str, Any] = {
+        "pretrained": loaded.model.encoder,
+        "random_init": random_model(loaded.config).encoder,
+    }
+    about = {
+        "run": folder.resolve().name,
+        "method": loaded.config.method,
+        "checkpoint": checkpoint,
+        "step": loaded.step,
+        "epoch": loaded.epoch,
+    }
+    return Source(
+        encoders=encoders,
+        mean=data.mean,
+        std=data.std,
+        image_size=data.image_size,
+        eval_crop=data.eval_crop,
+        data=data.path,
+        holdout=data.holdout,
+        about=about,
+        folder=folder,
+    )
+
+
+def _from_timm(name: str, shown: str) -> Source:
+    """Random initialisation is timm's own from seed 0: how the encoder began is not known."""
+    pretrained = timm.create_model(name, pretrained=True, num_classes=0)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        untrained = timm.create_model(name, pretrained=False, num_classes=0)
+    view = resolve_model_data_config(pretrained)
+    encoders = {"pretrained": pretrained, "random_init": untrained}
+    size = (int(view["input_size"][1]), int(view["input_size"][2]))
+    return Source(
+        encoders=encoders,
+        mean=tuple(view["mean"]),
+        std=tuple(view["std"]),
+        image_size=size,
+        eval_crop=float(view["crop_pct"]),
+        data="",
+        holdout=0.0,
+        about={"run": shown},
+        folder=None,
+    )
+
+
+def open_splits(path: str, source: Source) -> tuple[ImageSet, ImageSet, list[str]]:
+    """Images to fit on and to test on, and notes on where the test images come from."""
+    root = Path(path)
+    holdout, notes = source.holdout, []
+    if path != "digits" and not (root / "train").is_dir():
+        if path == source.data and holdout:
+            notes.append(f"Test: the {100 * holdout:.0f} % held out of {path} (data.holdout).")
+        else:
+            holdout = HOLDOUT
+            _require_enough_to_hold_out(path)
+            seen = "; pretraining saw them, without labels" if path == source.data else ""
+            notes.append(f"Test: {100 * holdout:.0f} % of {path}, by class{seen}.")
+    train, test = (
+        open_images(
+            path,
+            size=source.image_size,
+            split=split,
+            holdout=holdout,
+            eval_crop=source.eval_crop,
+        )
+        for split in ("train", "test")
+    )
+    return train, test, notes
+
+
+def unreadable_note(images: ImageSet) -> str:
+    """What became of the files that could not be read; "" where there are none."""
+    if not images.broken:
+        return ""
+    # A set on the disk has as many places as files, and a place keeps the label of its file.
+    became = "left out" if images.in_memory else "replaced by the next one, under the old label"
+    return f"{len(images.broken)} unreadable files of {images.source} were {became}."
+
+
+def _require_enough_to_hold_out(path: str) -> None:
+    labels = list_folder(path, "all", 0.0).labels
+    if labels is not None and round(HOLDOUT * int(np.bincount(labels).max())) == 0:
+        raise ValueError(
+            f"data: {path} has at most {np.bincount(labels).max()} images of a class, too few to "
+            f"hold {100 * HOLDOUT:.0f} % of each out as a test set; give data=DIR with more"
+        )
+
+
+def class_indices(
+    train: ImageSet, test: ImageSet, path: str
+) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[str, ...]]:
+    """Class indices int64 [N] of both splits by the names of the first, and those names."""
+    for part in (train, test):
+        if part.labels is None or part.class_names is None:
+            raise ValueError(
+                f"data: an evaluation needs labels, and {part.source} has no class sub-folders; "
+                "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/"
+            )
+    assert train.labels is not None
+    assert train.class_names is not None
+    assert test.labels is not None
+    assert test.class_names is not None
+    number = {name: index for index, name in enumerate(train.class_names)}
+    unknown = [name for name in test.class_names if name not in number]
+    if unknown:
+        raise ValueError(
+            f"data: {test.source} has classes that {train.source} lacks: {', '.join(unknown[:5])}"
+        )
+    translate = np.array([number[name] for name in test.class_names], dtype=np.int64)
+    return train.labels, translate[test.labels], tuple(train.class_names)
