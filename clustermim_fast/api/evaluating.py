@@ -92,5 +92,3 @@ def evaluate_run(
         write_text_atomically(folder / f"{kind}.json", json.dumps(result, indent=2) + "\n")
     say(evaluate.format_table(result))
     return result
-
-

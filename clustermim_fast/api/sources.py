@@ -1,5 +1,4 @@
-"""What an evaluation looks at: an encoder beside its random initialisation, images in two splits.
-"""
+"""What is evaluated and on what: an encoder beside its random initialisation, images split."""
 
 from __future__ import annotations
 
