@@ -1,12 +1,14 @@
-"""The driver as functions: pretrain, fit a tokenizer, evaluate, report, export."""
+"""The driver as functions: pretrain, fit a tokenizer, evaluate, report, compare, export."""
 
 from .choosing import rank_tokenizers, tcas_of_tokenizers
+from .comparing import compare_runs
 from .evaluating import evaluate_run
 from .exporting import export_run
 from .pretraining import fit_tokenizer, pretrain, starting_config
 from .reporting import report_run, show_tokenizer
 
 __all__ = [
+    "compare_runs",
     "evaluate_run",
     "export_run",
     "fit_tokenizer",

@@ -49,7 +49,7 @@ def report_run(
         usage, counted = _usage(loaded.tokenizer, images)
     assert config.data.mean is not None
     assert config.data.std is not None
-    metrics = _metrics(folder / "metrics.jsonl")
+    metrics = read_metrics(folder / "metrics.jsonl")
     view = RunView(
         run_dir=folder,
         method=config.method,
@@ -161,7 +161,8 @@ def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
     return counts, len(ids)
 
 
-def _metrics(path: Path) -> list[dict[str, Any]]:
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl; none where there is no file."""
     if not path.is_file():
         return []
     rows = []

@@ -27,6 +27,7 @@ from clustermim_fast.cli.texts import (
     BENCH_HELP,
     CHOICE_HELP,
     CHOICE_TEXT,
+    COMPARE_HELP,
     EVALUATE_HELP,
     EVALUATE_TEXT,
     FIT_HELP,
@@ -117,6 +118,10 @@ def build_parser() -> argparse.ArgumentParser:
     report = add(commands, "report", run_report, "write RUN/report.html again", text)
     report.add_argument("run", metavar="RUN")
     report.add_argument("settings", nargs="*", metavar="checkpoint=last")
+
+    title = "write one page on several run folders"
+    compare = add(commands, "compare", run_compare, title, COMPARE_HELP)
+    compare.add_argument("settings", nargs="+", metavar="RUN", help="run folders; out=PAGE.html")
 
     text = 'Then: timm.create_model("local-dir:DIR", pretrained=True).'
     export = add(commands, "export", run_export, "write the encoder in timm's format", text)
@@ -243,6 +248,17 @@ def run_report(parsed: argparse.Namespace) -> int:
 
     settings = convert(read_settings(parsed.settings), {"checkpoint": str}, "report")
     print(api.report_run(parsed.run, **settings))
+    return 0
+
+
+def run_compare(parsed: argparse.Namespace) -> int:
+    """clustermim compare."""
+    from clustermim_fast import api
+
+    # A folder whose name has "=" in it is a folder all the same.
+    runs = [text for text in parsed.settings if "=" not in text or Path(text).is_dir()]
+    texts = [text for text in parsed.settings if text not in runs]
+    api.compare_runs(runs, **convert(read_settings(texts), {"out": str}, "compare"))
     return 0
 
 

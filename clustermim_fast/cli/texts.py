@@ -60,6 +60,14 @@ Settings: data= tokenizers=FILE,FILE or a folder; out=rank images=1000 (0: all) 
 CHOICE_TEXT = """\
 img_size=HxW split=train|test|all batch_size= device=auto
 """
+COMPARE_HELP = """\
+Write one offline page on several run folders: a table of accuracies with intervals and budgets
+beside random initialisation, loss curves, settings that differ, and the pictures of their reports.
+It reads what `evaluate` and `report` wrote into the folders; what is missing is shown with the
+command that measures it.
+
+  clustermim compare runs/clustermim runs/mae runs/a2mim out=comparison.html
+"""
 BENCH_HELP = """\
 Exact assignment (or one Lloyd iteration) beside torch, faiss, scikit-learn and its Intel build:
 time and wrong ids, on made-up rows of your shape or on your own .npy. Missing peers are named with

@@ -1,16 +1,20 @@
-"""The report of a run: one offline page that shows what was learned."""
+"""The report of a run, and several runs compared: offline pages that show what was learned."""
 
 from .choice import Scored, ranking_picture, ranking_table
+from .comparison import write_comparison
 from .figures import codebook_picture, token_map_picture
 from .page import write_report
+from .results import ComparedRun
 from .view import RunView
 
 __all__ = [
+    "ComparedRun",
     "RunView",
     "Scored",
     "codebook_picture",
     "ranking_picture",
     "ranking_table",
     "token_map_picture",
+    "write_comparison",
     "write_report",
 ]

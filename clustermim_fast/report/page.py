@@ -22,7 +22,12 @@ ROW_TITLES = {
     "random_init": "random initialisation",
     "raw_pixels": "raw pixels",
 }
-KIND_TITLES = {"knn": "k nearest neighbours", "linear": "linear probe"}
+KIND_TITLES = {
+    "knn": "k nearest neighbours",
+    "linear": "linear probe",
+    "attentive": "attentive probe",
+    "finetune": "fine-tuning",
+}
 
 
 def write_report(view: RunView) -> Path:
@@ -31,17 +36,13 @@ def write_report(view: RunView) -> Path:
     figure_dir.mkdir(parents=True, exist_ok=True)
     sections: dict[str, list[dict[str, Any]]] = {}
     for figure in figures_of(view):
-        data = _png(figure.image)
+        data = png(figure.image)
         _write(figure_dir / f"{figure.name}.png", data)
         sections.setdefault(figure.section, []).append(_embedded(figure, data))
-    environment = Environment(
-        loader=PackageLoader("clustermim_fast.report"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    html = environment.get_template("report.html.j2").render(
+    page = view.run_dir / "report.html"
+    write_page(
+        page,
+        "report.html.j2",
         title=view.run_dir.resolve().name,
         method=view.method,
         about=view.about,
@@ -49,15 +50,26 @@ def write_report(view: RunView) -> Path:
         evaluations=view.evaluations,
         row_titles=ROW_TITLES,
         kind_titles=KIND_TITLES,
-        settings=list(_flat(view.config)),
+        settings=list(flat(view.config)),
         versions=view.versions,
     )
-    page = view.run_dir / "report.html"
-    _write(page, html.encode())
     return page
 
 
-def _png(image: Image.Image) -> bytes:
+def write_page(page: Path, template: str, **values: Any) -> None:
+    """Fill a template of this package and put the whole page in place at once."""
+    environment = Environment(
+        loader=PackageLoader("clustermim_fast.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    _write(page, environment.get_template(template).render(**values).encode())
+
+
+def png(image: Image.Image) -> bytes:
+    """A picture as the bytes of a PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
@@ -80,9 +92,10 @@ def _write(path: Path, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+def flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    """("optim.epochs", "400") from nested settings."""
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", str(value)

@@ -274,6 +274,7 @@ class _Trainer:
     def _log(self, lr: float) -> None:
         state, plan = self.state, self.plan
         row = {"step": state.step, "epoch": state.step / plan.steps_per_epoch, "lr": lr}
+        row["images_seen"] = state.step * plan.effective_batch
         row |= state.window.metrics(plan.batch_size)
         if not math.isfinite(row["loss"]):
             raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}", lr))

@@ -1,0 +1,94 @@
+"""Run folders side by side: reads what is in them, runs nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from clustermim_fast.report import ComparedRun, write_comparison
+
+from .reporting import read_metrics
+
+__all__ = ["compare_runs"]
+
+Say = Callable[[str], None]
+
+
+def compare_runs(
+    runs: Sequence[str | Path], *, out: str | Path = "comparison.html", say: Say = print
+) -> Path:
+    """One offline page on several run folders, from the files that are in them.
+
+    It shows a table of runs by evaluations (RUN/eval/*.json) with intervals and budgets, the
+    random initialisation and raw pixels beside them, loss curves, the settings that differ, and
+    the pictures of the runs' reports side by side. What was not measured is shown as missing, with
+    the command that measures it. Neither weights nor images are opened.
+
+    Args:
+        runs: run folders, at least one; their order is the page's.
+        out: the page, a .html file.
+
+    Raises:
+        ValueError: a folder without config.json, a broken result, or a page of another ending.
+    """
+    target = Path(out).expanduser()
+    if target.suffix not in (".html", ".htm"):
+        raise ValueError(f"out: expected a file name ending in .html, got {str(out)!r}")
+    if not runs:
+        raise ValueError("runs: expected at least one run folder, got none")
+    folders = [Path(run).expanduser() for run in runs]
+    names = _names(folders)
+    compared = [_read(folder, name) for folder, name in zip(folders, names, strict=True)]
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_comparison(compared, target)
+    say(f"{target}: {', '.join(names)}")
+    return target
+
+
+def _names(folders: Sequence[Path]) -> list[str]:
+    """The last part of each path, with as many more as tell all of them apart."""
+    parts = [folder.resolve().parts for folder in folders]
+    if len(set(parts)) < len(parts):
+        twice = next(folder for folder, own in zip(folders, parts, strict=True)
+                     if parts.count(own) > 1)  # fmt: skip
+        raise ValueError(f"runs: {twice} is given twice")
+    for length in range(1, max(map(len, parts)) + 1):
+        names = ["/".join(own[-length:]) for own in parts]
+        if len(set(names)) == len(names):
+            break
+    return names
+
+
+def _read(folder: Path, name: str) -> ComparedRun:
+    config = folder / "config.json"
+    if not config.is_file():
+        raise ValueError(f"runs: {folder} is no run folder: it has no config.json")
+    return ComparedRun(
+        name=name,
+        path=str(folder),
+        config=_json(config),
+        metrics=[line for line in read_metrics(folder / "metrics.jsonl") if "step" in line],
+        evaluations={
+            path.stem: result
+            for path in sorted((folder / "eval").glob("*.json"))
+            if isinstance(result := _json(path), dict) and _has_accuracies(result)
+        },
+        figures={path.stem: path for path in sorted((folder / "figures").glob("*.png"))},
+    )
+
+
+def _has_accuracies(result: dict[str, Any]) -> bool:
+    """Other results than accuracies (attention statistics) have no place in the table."""
+    rows = result.get("rows")
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and {"name", "accuracy_percent"} <= row.keys() for row in rows
+    )
+
+
+def _json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error

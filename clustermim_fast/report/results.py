@@ -1,0 +1,201 @@
+"""The results of several runs as one table: what was measured, how, and what is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .page import KIND_TITLES, ROW_TITLES, flat
+
+__all__ = ["Cell", "Column", "ComparedRun", "Line", "lines_of", "protocol_notes", "result_columns"]
+
+ALWAYS = ("knn", "linear", "attentive")
+POOLS = {"mean": "mean of patches", "cls": "[cls]"}
+OF_A_RUN = "pretrained"
+# What of a result has to agree before two numbers of one column may be compared.
+PROTOCOL = ("data", "train_images", "test_images", "classes", "settings")
+
+
+@dataclass(frozen=True)
+class ComparedRun:
+    """A run folder as the page needs it; any part may be empty.
+
+    Attributes:
+        name: short and unlike the others'; path: as commands need it.
+        config: the resolved settings, nested dicts.
+        metrics: the lines of metrics.jsonl.
+        evaluations: what `evaluate` returned, by the name of its file.
+        figures: PNG files of the run's report, by name.
+    """
+
+    name: str
+    path: str
+    config: Mapping[str, Any]
+    metrics: Sequence[Mapping[str, Any]] = ()
+    evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    figures: Mapping[str, Path] = field(default_factory=dict)
+
+    @property
+    def last(self) -> Mapping[str, Any]:
+        """The last line of progress."""
+        return self.metrics[-1] if self.metrics else {}
+
+    @property
+    def images_seen(self) -> int | None:
+        """Images in all forward passes, each time that one was seen; None where nothing is."""
+        if "images_seen" in self.last:
+            return int(self.last["images_seen"])
+        optim = self.config.get("optim", {})  # of a run that began before the line said it
+        if "step" in self.last and "batch_size" in optim:
+            return int(self.last["step"] * optim["batch_size"] * optim.get("accumulate", 1))
+        return None
+
+    @property
+    def seconds(self) -> float | None:
+        """Seconds of training: each interval's images by its images a second."""
+        step, images = int(self.last.get("step", 0)), self.images_seen
+        if not step or not images:
+            return None
+        total, before = 0.0, 0
+        for line in self.metrics:
+            if line.get("images_per_s"):
+                total += (line["step"] - before) * images / step / line["images_per_s"]
+            before = line["step"]
+        return total
+
+
+@dataclass(frozen=True)
+class Column:
+    """One evaluation: the file's name and how tokens were pooled."""
+
+    stem: str
+    pool: str
+
+    @property
+    def title(self) -> str:
+        """The name of the evaluation."""
+        return KIND_TITLES.get(self.stem, self.stem.replace("_", " "))
+
+    @property
+    def subtitle(self) -> str:
+        """The pooling in words."""
+        return POOLS.get(self.pool, self.pool)
+
+    def command(self, run: ComparedRun) -> str:
+        """What measures it."""
+        pool = f" pool={self.pool}" if self.pool not in ("", "mean") else ""
+        return f"clustermim evaluate {self.stem} {run.path}{pool}"
+
+
+@dataclass(frozen=True)
+class Cell:
+    """An accuracy in percent, its 95 % interval, and a remark on it ("" for none)."""
+
+    accuracy: float
+    interval: tuple[float, float] | None
+    remark: str = ""
+
+    @property
+    def text(self) -> str:
+        """The number as the table shows it."""
+        return f"{self.accuracy:.1f}"
+
+
+@dataclass(frozen=True)
+class Line:
+    """A line of the table: a run, or something that runs are compared with."""
+
+    title: str
+    detail: str
+    cells: Mapping[Column, Cell]
+    run: ComparedRun | None = None
+
+
+def result_columns(runs: Sequence[ComparedRun]) -> list[Column]:
+    """kNN, linear and attentive whether measured or not, then whatever else was."""
+    found: dict[str, dict[str, None]] = {stem: {} for stem in ALWAYS}
+    for run in runs:
+        for stem, result in run.evaluations.items():
+            for row in result["rows"]:
+                found.setdefault(stem, {})[_pool(result, row)] = None
+    return [Column(stem, pool) for stem, pools in found.items() for pool in pools or {"": None}]
+
+
+def lines_of(runs: Sequence[ComparedRun]) -> Iterator[Line]:
+    """A line a run, then their random initialisations and raw pixels; equal ones share a line."""
+    for run in runs:
+        yield Line(run.name, _network(run), _cells(run, OF_A_RUN), run)
+    results = [result for run in runs for result in run.evaluations.values()]
+    names = dict.fromkeys(row["name"] for result in results for row in result["rows"])
+    others = [name for name in ("random_init", "raw_pixels") if name in names]
+    others += [name for name in names if name not in (OF_A_RUN, *others)]
+    for name in others or ["random_init"]:
+        yield from _baselines(runs, name)
+
+
+def _baselines(runs: Sequence[ComparedRun], name: str) -> Iterator[Line]:
+    shared: list[tuple[str, list[str], dict[Column, Cell]]] = []
+    for run in runs:
+        network = _network(run) if name == "random_init" else ""
+        cells = _cells(run, name)
+        for other, names, values in shared:
+            common = values.keys() & cells.keys()
+            if other == network and all(values[c].text == cells[c].text for c in common):
+                names.append(run.name)
+                values.update({column: values.get(column, cell) for column, cell in cells.items()})
+                break
+        else:
+            shared.append((network, [run.name], cells))
+    for network, names, values in shared:
+        of = "" if len(shared) == 1 else f"of {', '.join(names)}"
+        detail = "; ".join(part for part in (network, of) if part)
+        yield Line(ROW_TITLES.get(name, name.replace("_", " ")), detail, values)
+
+
+def _cells(run: ComparedRun, name: str) -> dict[Column, Cell]:
+    cells = {}
+    for stem, result in run.evaluations.items():
+        for row in result["rows"]:
+            if row["name"] == name:
+                interval = row.get("interval95_percent")
+                cells[Column(stem, _pool(result, row))] = Cell(
+                    float(row["accuracy_percent"]),
+                    (float(interval[0]), float(interval[1])) if interval else None,
+                    _remark(run, result) if name == OF_A_RUN else "",
+                )
+    return cells
+
+
+def _pool(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    return str(row.get("pooling", result.get("pool", "")))
+
+
+def _remark(run: ComparedRun, result: Mapping[str, Any]) -> str:
+    """The step of a checkpoint that is not the run's last."""
+    step, last = result.get("step"), run.last.get("step")
+    return f"at step {step:,}" if step is not None and last is not None and step != last else ""
+
+
+def _network(run: ComparedRun) -> str:
+    model = run.config.get("model", {})
+    width = f", width {model['embed_dim']}" if model.get("embed_dim") else ""
+    depth = f", depth {model['depth']}" if model.get("depth") else ""
+    return f"{model.get('encoder', '')}{width}{depth}"
+
+
+def protocol_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
+    """A sentence for each evaluation that was not done alike in all runs, naming what differs."""
+    for stem in dict.fromkeys(stem for run in runs for stem in run.evaluations):
+        protocols = {
+            run.name: dict(flat({key: result[key] for key in PROTOCOL if key in result}))
+            for run in runs
+            if (result := run.evaluations.get(stem)) is not None
+        }
+        keys = dict.fromkeys(key for protocol in protocols.values() for key in protocol)
+        for key in keys:
+            values = {name: protocol.get(key, "not said") for name, protocol in protocols.items()}
+            if len(set(values.values())) > 1:
+                told = "; ".join(f"{name}: {value}" for name, value in values.items())
+                yield f"{Column(stem, '').title}: {key.removeprefix('settings.')} differs ({told})."
