@@ -173,6 +173,20 @@ def test_evaluations_and_their_report(run):
     assert "logistic" in text or "linear probe" in text
 
 
+def test_attentive_settings_reach_their_parts(run, shapes):
+    options = {"epochs": 2, "warmup_epochs": 0.5, "probe_batch_size": 8, "depth": 2, "layer": 0}
+    options |= {"learning_rates": (0.1,), "pool": "abmilp", "say": lambda _: None}
+    result = api.evaluate_run("attentive", run, **options)
+    assert json.loads((run / "eval" / "attentive.json").read_text()) == result
+    settings = result["settings"]
+    assert settings["training"] | {"epochs": 2, "batch_size": 8} == settings["training"]
+    assert (settings["abmilp"]["depth"], settings["layer"]) == (2, 0)
+    assert [row["name"] for row in result["rows"]] == ["pretrained", "random_init"]
+    assert not list((run / "eval").glob("*/tokens*"))
+    with pytest.raises(TypeError, match="depht"):
+        api.evaluate_run("attentive", run, depht=2)
+
+
 def test_random_init_row_is_the_same_network_untrained(finished, monkeypatch):
     """Same shapes, the weights the run began with, and not those it ended with."""
     seen = {}

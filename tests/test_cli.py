@@ -54,6 +54,14 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "run" / "eval" / "knn.json").is_file()
     assert "k nearest neighbours" in (tmp_path / "run" / "report.html").read_text()
 
+    printed = succeed(
+        "evaluate", "attentive", "run", "pool=abmilp,cls", "epochs=1", "warmup_epochs=0", "seeds=2",
+        "learning_rates=0.1,1", "probe_batch_size=8", "content=all", "norm=yes",
+    )  # fmt: skip
+    assert "random initialisation, [cls] token" in printed
+    assert "mean of 2 seeds" in printed
+    assert (tmp_path / "run" / "eval" / "attentive.json").is_file()
+
     printed = succeed("export", "run", "out=vit")
     assert "local-dir:vit" in printed
     printed = succeed("tokenizer", "show", "run/tokenizer.safetensors")
@@ -93,6 +101,8 @@ def test_the_same_command_finds_the_run_complete(tmp_path, capsys, monkeypatch):
         ("evaluate knn {empty} kk=3", "unknown setting 'kk' of evaluate knn; did you mean k?"),
         ("evaluate knn {empty} k=few", "k: cannot read 'few'"),
         ("evaluate linear {empty} k=3", "unknown setting 'k' of evaluate linear"),
+        ("evaluate attentive {empty} learning_rates=0.1,x", "learning_rates: cannot read '0.1,x'"),
+        ("evaluate attentive {empty} epoch=3", "did you mean epochs"),
         ("report {empty}", "no checkpoint 'last'"),
         ("report {empty} chekpoint=x", "did you mean checkpoint?"),
         ("export nowhere", "no checkpoint 'last'"),
@@ -156,7 +166,7 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
     "command",
     ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show",
      "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
-     "evaluate linear", "report", "export", "bench", "info"],
+     "evaluate linear", "evaluate attentive", "report", "export", "bench", "info"],
 )  # fmt: skip
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

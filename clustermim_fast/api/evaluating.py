@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,14 @@ import torch
 
 from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
-from clustermim_fast.evaluate import FeatureOptions, Labelled, Subject
+from clustermim_fast.evaluate import (
+    AbMILPSettings,
+    AttentiveSettings,
+    FeatureOptions,
+    Labelled,
+    ProbeTraining,
+    Subject,
+)
 from clustermim_fast.train.prepare import choose_device
 
 from .fingerprint import images_fingerprint
@@ -28,7 +36,7 @@ def evaluate_run(
     *,
     data: str = "",
     checkpoint: str = "last",
-    pool: str = "mean",
+    pool: str = "",
     batch_size: int = 256,
     device: str = "auto",
     cache: bool = True,
@@ -36,15 +44,19 @@ def evaluate_run(
     say: Say = print,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate frozen features by ``kind`` "knn" or "linear"; prints a table, returns the result.
+    """Evaluate frozen features by ``kind`` "knn", "linear" or "attentive"; prints a table, returns
+    the result.
 
     Args:
         run: a run folder, a folder written by `export`, or a timm name.
         data: labelled images; "" takes the run's own.
         checkpoint: of a run folder.
-        pool: "mean" of the patch tokens, or "cls".
-        cache: keep features in RUN/eval/features for the next evaluation.
-        options: k, temperature (knn); penalties, max_iter, seed (linear).
+        pool: "mean" of the patch tokens (what "" is), or "cls"; for "attentive" any of abmilp, map,
+            cls, mean, centreN, with commas ("": abmilp,cls,mean).
+        cache: keep features in RUN/eval/features for the next evaluation ("attentive" keeps none).
+        options: k, temperature (knn); penalties, max_iter, seed (linear); the attributes of
+            `AttentiveSettings`, `AbMILPSettings` and `ProbeTraining` (attentive; there batch_size
+            is that of the network, and probe_batch_size that of the probes).
 
     Writes RUN/eval/<kind>.json for a run folder.
     Raises ValueError where there are no labels, saying what is needed.
@@ -52,6 +64,7 @@ def evaluate_run(
     evaluators: dict[str, Callable[..., dict[str, Any]]] = {
         "knn": evaluate.knn,
         "linear": evaluate.linear,
+        "attentive": _attentive,
     }
     if kind not in evaluators:
         raise ValueError(f"kind: expected one of {', '.join(evaluators)}, got {kind!r}")
@@ -74,12 +87,14 @@ def evaluate_run(
     )
     folder = source.folder / "eval" if source.folder else None
     features = FeatureOptions(
-        pool=pool,
+        pool=pool or "mean",
         batch_size=batch_size,
         device=str(choose_device(device)),
         cache_dir=folder / "features" if folder and cache else None,
         progress=progress,
     )
+    if kind == "attentive" and pool:
+        options["pool"] = tuple(pool.split(","))
     result = evaluators[kind](subject, options=features, **options)
     if path == "digits":
         result["notes"].append(
@@ -92,3 +107,14 @@ def evaluate_run(
         write_text_atomically(folder / f"{kind}.json", json.dumps(result, indent=2) + "\n")
     say(evaluate.format_table(result))
     return result
+
+
+def _attentive(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:
+    """`evaluate.attentive` with the settings of its parts under their plain names."""
+    parts = {"abmilp": AbMILPSettings, "training": ProbeTraining}
+    if "probe_batch_size" in settings:
+        settings["batch_size"] = settings.pop("probe_batch_size")
+    for part, make in parts.items():
+        own = {field.name for field in fields(make)} & settings.keys()
+        settings[part] = make(**{name: settings.pop(name) for name in own})
+    return evaluate.attentive(subject, AttentiveSettings(**settings), options=options)

@@ -29,6 +29,7 @@ from clustermim_fast.cli.texts import (
     CHOICE_TEXT,
     COMPARE_HELP,
     EVALUATE_HELP,
+    EVALUATE_NOTES,
     EVALUATE_TEXT,
     FIT_HELP,
     PRETRAIN_HELP,
@@ -108,7 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
     evaluate = commands.add_parser("evaluate", help="measure frozen features with labels")
     kinds = evaluate.add_subparsers(title="kinds", metavar="KIND", required=True)
     for kind, title in EVALUATE_HELP.items():
-        text = f"{title}.\n\n{EVALUATE_TEXT} {' '.join(f'{key}=' for key in KIND_KEYS[kind])}\n"
+        keys = " ".join(f"{key}=" for key in KIND_KEYS[kind])
+        text = f"{title}.\n\n{EVALUATE_NOTES.get(kind, '')}{EVALUATE_TEXT} {keys}\n"
         command = add(kinds, kind, run_evaluate, title, text)
         command.set_defaults(kind=kind)
         command.add_argument("run", metavar="RUN", help="run folder, exported encoder or timm name")
@@ -228,7 +230,7 @@ def run_tokenizer_choice(parsed: argparse.Namespace) -> int:
 
 
 def run_evaluate(parsed: argparse.Namespace) -> int:
-    """clustermim evaluate knn | linear."""
+    """clustermim evaluate knn | linear | attentive."""
     from clustermim_fast import api
 
     known = EVALUATE_KEYS | KIND_KEYS[parsed.kind]

@@ -22,6 +22,11 @@ def to_size(text: str) -> tuple[int, int]:
     return sides[0], sides[-1]
 
 
+def to_numbers(text: str) -> tuple[float, ...]:
+    """Numbers with commas between them."""
+    return tuple(float(part) for part in text.split(","))
+
+
 CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
     "data": str,
     "tokenizers": str,
@@ -43,10 +48,27 @@ EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
 }
 KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
     "knn": {"k": int, "temperature": float},
-    "linear": {
-        "penalties": lambda text: tuple(float(part) for part in text.split(",")),
-        "max_iter": int,
+    "linear": {"penalties": to_numbers, "max_iter": int, "seed": int},
+    "attentive": {
+        "seeds": int,
         "seed": int,
+        "learning_rates": to_numbers,
+        "epochs": int,
+        "warmup_epochs": float,
+        "probe_batch_size": int,
+        "optimizer": str,
+        "weight_decay": float,
+        "held_out": float,
+        "layer": int,
+        "norm": to_bool,
+        "content": str,
+        "attention": str,
+        "depth": int,
+        "activation": str,
+        "condition": str,
+        "cache_dtype": str,
+        "memory_gib": float,
+        "on_disk": to_bool,
     },
 }
 

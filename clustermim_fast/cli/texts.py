@@ -83,6 +83,22 @@ of nearest_centroid.
 EVALUATE_HELP = {
     "knn": "k nearest neighbours on frozen features (cosine, k=20, temperature=0.07)",
     "linear": "logistic regression on frozen features, its penalty chosen on training images",
+    "attentive": "probes on attention-pooled tokens (AbMILP) beside [cls] and mean",
+}
+EVALUATE_NOTES = {
+    "attentive": """\
+The encoder runs once; its tokens are kept as float16 (memory_gib=8 at most, or on_disk=yes).
+Learning rates are swept side by side and chosen on held-out training images; the test images are
+read once. seeds=3 repeats it all and gives mean and spread. pool= takes any of abmilp, map, cls,
+mean, centreN, with commas. epochs=90 are the paper's; 20 are a quick look.
+
+  clustermim evaluate attentive runs/clustermim_photos seeds=3
+  clustermim evaluate attentive vit_small_patch16_224.dino data=photos/ pool=abmilp,map,cls
+
+AbMILP's switches, the paper's first: content=patch|all attention=none|map|both depth=1
+activation=relu|tanh|gelu condition=none|position; tokens: layer=-1 norm=no.
+
+"""
 }
 EVALUATE_TEXT = """\
 Random initialisation and raw pixels are always evaluated beside the pretrained encoder. Labels

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
-from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 from tqdm import tqdm
 
 from .features import check_labelled
+from .split import hold_out
 
 __all__ = ["PENALTIES", "LinearPredictions", "linear_predict"]
 
@@ -100,18 +100,7 @@ def _scores(
     progress: bool,
 ) -> dict[float, float]:
     """Accuracy of each penalty on a ``held_out`` share of the rows after a fit on the others."""
-    counts = np.unique(y, return_counts=True)[1]
-    # Every class needs a row on both sides to be stratified; a set with single images is split
-    # freely.
-    fits = counts.min() >= 2 and round(held_out * len(x)) >= len(counts)
-    fit_rows, check_rows = train_test_split(
-        np.arange(len(x)), test_size=held_out, random_state=seed, stratify=y if fits else None
-    )
-    if len(np.unique(y[fit_rows])) < 2:
-        raise ValueError(
-            f"train_labels: {len(x)} images are too few to hold some out for choosing the penalty; "
-            "pass one penalty or more images"
-        )
+    fit_rows, check_rows = hold_out(y, held_out, seed, "penalty")
     scaler = StandardScaler().fit(x[fit_rows])
     fit_x, check_x = scaler.transform(x[fit_rows]), scaler.transform(x[check_rows])
     model = _model(penalties[0], len(fit_rows), max_iter)

@@ -13,14 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .intervals import accuracy_interval, gain_interval
 from .knn import knn_predict
 from .linear import PENALTIES, linear_predict
+from .result import Row, assemble, score
 from .rows import Subject, feature_rows
 
 __all__ = ["FeatureOptions", "knn", "linear"]
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -123,27 +121,7 @@ def _evaluate(
     )
     for name, train, test in features:
         predicted, details = classify(train, test)
-        correct[name] = predicted == labels
-        accuracy, low, high = accuracy_interval(correct[name])
-        row = {"name": name, "dim": train.shape[1], "accuracy_percent": accuracy}
-        rows.append({**row, "interval95_percent": [low, high], **details})
-    first = rows[0]["name"]
-    gains = {}
-    for name, other in list(correct.items())[1:]:
-        gain, half_width = gain_interval(correct[first], other)
-        gains[name] = {"gain": gain, "half_width95": half_width}
-    largest = int(np.bincount(labels).max())
-    return {
-        "kind": kind,
-        "pool": options.pool,
-        "settings": settings,
-        "train_images": len(subject.train.labels),
-        "test_images": len(labels),
-        "classes": len(subject.class_names),
-        "majority_percent": 100 * largest / len(labels),
-        "rows": rows,
-        "gain_points": gains,
-        "notes": list(subject.notes),
-        "seconds": time.perf_counter() - start,
-        **subject.about,
-    }
+        correct[name] = (predicted == labels)[None]
+        rows.append({"name": name, "dim": train.shape[1], **score(correct[name]), **details})
+    seconds = time.perf_counter() - start
+    return assemble(kind, subject, rows, correct, settings, options.pool, seconds)

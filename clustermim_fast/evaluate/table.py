@@ -4,47 +4,84 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ROW_NAMES", "format_table"]
+__all__ = ["ROW_NAMES", "format_table", "row_name"]
 
 ROW_NAMES = {
     "pretrained": "pretrained",
     "random_init": "random initialisation",
     "raw_pixels": "raw pixels",
 }
+POOL_NAMES = {
+    "mean": "mean of patch tokens",
+    "cls": "[cls] token",
+    "abmilp": "AbMILP",
+    "map": "attention with a learned query",
+}
+
+
+def row_name(row: dict[str, Any]) -> str:
+    """How a row of a result is named in a table: "random initialisation, [cls] token"."""
+    name = ROW_NAMES.get(row["name"], row["name"])
+    if "pooling" not in row:
+        return name
+    return f"{name}, {POOL_NAMES.get(row['pooling'], row['pooling'])}"
+
+
+def _title(result: dict[str, Any]) -> list[str]:
+    settings = result["settings"]
+    pool = POOL_NAMES.get(result["pool"], "")
+    if result["kind"] == "knn":
+        name = f"kNN, k = {settings['k']}, cosine, temperature {settings['temperature']:g}"
+        return [f"{name}; frozen features ({pool})"]
+    if result["kind"] == "linear":
+        name = "linear probe, penalty chosen on held-out training images"
+        return [f"{name}; frozen features ({pool})"]
+    training = settings["training"]
+    norm = "final norm" if settings["norm"] else "no final norm"
+    rates = ", ".join(f"{rate:g}" for rate in settings["learning_rates"])
+    how = f"{training['epochs']} epochs, {training['optimizer']}, batch {training['batch_size']:,}"
+    return [
+        f"attentive probes on frozen tokens (layer {settings['layer']}, {norm}); {how}",
+        f"one un-augmented view; base learning rate of {rates} on held-out training images",
+    ]
 
 
 def format_table(result: dict[str, Any]) -> str:
-    """Lines for a terminal from what `knn` or `linear` returned."""
+    """Lines for a terminal from what `knn`, `linear` or `attentive` returned."""
     settings = result["settings"]
-    if result["kind"] == "knn":
-        title = f"kNN, k = {settings['k']}, cosine, temperature {settings['temperature']:g}"
-    else:
-        title = "linear probe, penalty chosen on held-out training images"
-    pool = {"mean": "mean of patch tokens", "cls": "[cls] token"}[result["pool"]]
     heads = ("width", "accuracy %", "95 % interval", "gain, points")
     size = f"{result['train_images']:,} train and {result['test_images']:,} test images"
     largest = f"(largest class: {result['majority_percent']:.1f} %)"
     lines = [
-        f"{title}; frozen features ({pool})",
+        *_title(result),
         f"{size}, {result['classes']} classes {largest}",
         _line("features", *heads),
     ]
     for row in result["rows"]:
         low, high = row["interval95_percent"]
-        gain = result["gain_points"].get(row["name"])
+        key = f"{row['name']} {row['pooling']}" if "pooling" in row else row["name"]
+        gain = result["gain_points"].get(key)
         over = f"{gain['gain']:+.1f} ± {gain['half_width95']:.1f}" if gain else ""
-        name = ROW_NAMES.get(row["name"], row["name"])
         accuracy = f"{row['accuracy_percent']:.1f}"
-        lines.append(_line(name, f"{row['dim']:,}", accuracy, f"{low:.1f} to {high:.1f}", over))
+        if "seed_deviation_points" in row:
+            accuracy += f" ± {row['seed_deviation_points']:.1f}"
+        lines.append(
+            _line(row_name(row), f"{row['dim']:,}", accuracy, f"{low:.1f} to {high:.1f}", over)
+        )
     lines.append(
         "  gain: the first row over this one, paired on the test images, ± its 95 % half width"
     )
+    if "seeds" in settings and settings["seeds"] > 1:
+        lines.append(
+            f"  accuracy: mean of {settings['seeds']} seeds ± standard deviation between them; "
+            "interval: over test images"
+        )
     lines += [f"  {note}" for note in result["notes"]]
-    unfinished = [row["name"] for row in result["rows"] if not row.get("converged", True)]
+    unfinished = [row_name(row) for row in result["rows"] if not row.get("converged", True)]
     if unfinished:
         lines.append(f"  stopped at {settings['max_iter']} iterations: {', '.join(unfinished)}")
     return "\n".join(lines)
 
 
 def _line(name: str, width: str, accuracy: str, interval: str, gain: str) -> str:
-    return f"  {name:<22} {width:>7} {accuracy:>11} {interval:>15} {gain:>14}".rstrip()
+    return f"  {name:<36} {width:>7} {accuracy:>12} {interval:>15} {gain:>14}".rstrip()
