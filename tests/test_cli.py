@@ -166,7 +166,8 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
     "command",
     ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show",
      "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
-     "evaluate linear", "evaluate attentive", "report", "export", "bench", "info"],
+     "evaluate linear", "evaluate attentive", "evaluate attention", "evaluate unlabeled",
+     "compare", "report", "export", "bench", "info"],
 )  # fmt: skip
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:

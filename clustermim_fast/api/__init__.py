@@ -4,12 +4,15 @@ from .choosing import rank_tokenizers, tcas_of_tokenizers
 from .comparing import compare_runs
 from .evaluating import evaluate_run
 from .exporting import export_run
+from .looking import evaluate_attention, evaluate_unlabeled
 from .pretraining import fit_tokenizer, pretrain, starting_config
 from .reporting import report_run, show_tokenizer
 
 __all__ = [
     "compare_runs",
+    "evaluate_attention",
     "evaluate_run",
+    "evaluate_unlabeled",
     "export_run",
     "fit_tokenizer",
     "pretrain",

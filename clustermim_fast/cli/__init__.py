@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import __version__
+from clustermim_fast.cli import looking
 from clustermim_fast.cli.settings import (
     CHOICE_KEYS,
     EVALUATE_KEYS,
@@ -115,6 +116,8 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(kind=kind)
         command.add_argument("run", metavar="RUN", help="run folder, exported encoder or timm name")
         command.add_argument("settings", nargs="*", metavar="key=value")
+
+    looking.add_commands(kinds, add)
 
     text = "Write RUN/report.html and RUN/figures/ from what the run folder holds."
     report = add(commands, "report", run_report, "write RUN/report.html again", text)

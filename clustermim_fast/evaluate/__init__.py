@@ -1,27 +1,36 @@
 """Frozen-feature evaluation: kNN and a linear probe, always beside random initialisation and raw
 pixels, and attentive probes on tokens."""
 
+from .attention import STATISTICS, AttentionStatistics, attention_statistics
 from .attentive import AttentiveSettings, attentive
 from .features import encoder_features, pixel_features
+from .frequency import BlockFrequencies, block_frequencies, log_amplitude
 from .knn import KNNPredictions, knn_predict
 from .linear import LinearPredictions, linear_predict
 from .poolings import AbMILP, AbMILPSettings
 from .probe import ProbeTraining
 from .protocol import FeatureOptions, knn, linear
 from .rows import Labelled, Subject, feature_rows
-from .table import format_table, row_name
+from .table import ROW_NAMES, format_table, row_name
+from .unlabeled import nearest_neighbours, rankme
 
 __all__ = [
+    "ROW_NAMES",
+    "STATISTICS",
     "AbMILP",
     "AbMILPSettings",
+    "AttentionStatistics",
     "AttentiveSettings",
+    "BlockFrequencies",
     "FeatureOptions",
     "KNNPredictions",
     "Labelled",
     "LinearPredictions",
     "ProbeTraining",
     "Subject",
+    "attention_statistics",
     "attentive",
+    "block_frequencies",
     "encoder_features",
     "feature_rows",
     "format_table",
@@ -29,6 +38,9 @@ __all__ = [
     "knn_predict",
     "linear",
     "linear_predict",
+    "log_amplitude",
+    "nearest_neighbours",
     "pixel_features",
+    "rankme",
     "row_name",
 ]

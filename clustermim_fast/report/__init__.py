@@ -2,6 +2,7 @@
 
 from .choice import Scored, ranking_picture, ranking_table
 from .comparison import write_comparison
+from .features import attention_chart, frequency_chart, neighbour_sheet
 from .figures import codebook_picture, token_map_picture
 from .page import write_report
 from .results import ComparedRun
@@ -11,7 +12,10 @@ __all__ = [
     "ComparedRun",
     "RunView",
     "Scored",
+    "attention_chart",
     "codebook_picture",
+    "frequency_chart",
+    "neighbour_sheet",
     "ranking_picture",
     "ranking_table",
     "token_map_picture",

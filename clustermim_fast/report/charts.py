@@ -40,12 +40,12 @@ def chart(width: float = 5.2, height: float = 3.5) -> Iterator[tuple[Axes, list[
 
 @contextmanager
 def panels(
-    columns: int, width: float, height: float
+    columns: int, width: float, height: float, rows: int = 1
 ) -> Iterator[tuple[list[Axes], list[Image.Image]]]:
-    """Empty charts side by side; the finished picture is put into the list."""
+    """Empty charts side by side, in rows; the finished picture is put into the list."""
     # A Figure of our own, without pyplot: no global state, no display, nothing to close.
     figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
-    every = [figure.add_subplot(1, columns, number + 1) for number in range(columns)]
+    every = [figure.add_subplot(rows, columns, place + 1) for place in range(rows * columns)]
     for axes in every:
         axes.spines[["top", "right"]].set_visible(False)
         axes.grid(True, color="#e8eaee", linewidth=0.8)

@@ -27,7 +27,9 @@ COLOURS = (charts.BLUE, charts.ORANGE, "#3f8f5b", "#8a5fb0", "#b8a13a", charts.R
 PICTURES = {
     "predictions_1": "What each model sees and predicts",
     "token_maps_1": "Token maps",
-    "frequency": "Frequencies",
+    "attention": "Attention, by block",
+    "neighbours": "Nearest neighbours",
+    "frequency": "Spatial frequencies, by block",
     "codebook": "Codebooks",
 }
 # What tells where a run is and how fast it went, not what it is.
@@ -38,12 +40,17 @@ ABSENT = "–"
 def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
     """Write ``page``: results, loss curves, differing settings and pictures of all ``runs``."""
     columns, lines = result_columns(runs), list(lines_of(runs))
-    missing = [
-        (column.command(run), run.name, column.title)
+    # One command measures all poolings of an evaluation that a run has nothing of.
+    missing = dict.fromkeys(
+        (
+            (column if column.stem in run.evaluations else Column(column.stem, "")).command(run),
+            run.name,
+            column.title,
+        )
         for run in runs
         for column in columns
         if not any(line.run is run and column in line.cells for line in lines)
-    ]
+    )
     write_page(
         page,
         "comparison.html.j2",
@@ -52,7 +59,7 @@ def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
         columns=columns,
         lines=lines,
         budgets={run.name: _budget(run) for run in runs},
-        missing=missing,
+        missing=list(missing),
         notes=list(protocol_notes(runs)),
         charts=[_embedded(name, caption, image) for name, caption, image in _charts(runs)],
         accuracy=_accuracy(columns, lines),

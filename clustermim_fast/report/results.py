@@ -12,7 +12,12 @@ from .page import KIND_TITLES, ROW_TITLES, flat
 __all__ = ["Cell", "Column", "ComparedRun", "Line", "lines_of", "protocol_notes", "result_columns"]
 
 ALWAYS = ("knn", "linear", "attentive")
-POOLS = {"mean": "mean of patches", "cls": "[cls]"}
+POOLS = {
+    "mean": "mean of patches",
+    "cls": "[cls]",
+    "abmilp": "AbMILP",
+    "map": "learned query",
+}
 OF_A_RUN = "pretrained"
 # What of a result has to agree before two numbers of one column may be compared.
 PROTOCOL = ("data", "train_images", "test_images", "classes", "settings")

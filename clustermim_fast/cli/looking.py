@@ -1,0 +1,68 @@
+"""`clustermim evaluate attention | unlabeled`: kinds of evaluation that need no labels."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from clustermim_fast.cli.settings import convert, read_settings
+
+__all__ = ["add_commands"]
+
+COMMON_KEYS: dict[str, Callable[[str], Any]] = {
+    "data": str,
+    "checkpoint": str,
+    "images": int,
+    "batch_size": int,
+    "device": str,
+    "out": str,
+}
+KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
+    "attention": {},
+    "unlabeled": {"queries": int, "neighbours": int, "pool": str},
+}
+TITLES = {
+    "attention": "ten statistics of how each block of a ViT attends; needs no labels",
+    "unlabeled": "effective rank, nearest neighbours, frequencies; needs no labels",
+}
+TEXTS = {
+    "attention": """\
+The attention statistics of "Beyond [cls]" (arXiv 2412.03215) by block, beside random
+initialisation: how much [cls] and patches attend to themselves and to each other, how selectively
+(entropy), and how much that changes them. Numbers to RUN/eval/attention.json, a picture to
+RUN/figures/attention.png.
+
+  clustermim evaluate attention runs/clustermim_photos
+  clustermim evaluate attention vit_small_patch16_224.dino data=photos/ out=dino_attention
+""",
+    "unlabeled": """\
+RankMe (the effective rank of the features, arXiv 2210.02885), a sheet of nearest neighbours, and
+log amplitudes by spatial frequency of each block, beside random initialisation. Numbers to
+RUN/eval/unlabeled.json, pictures to RUN/figures.
+
+  clustermim evaluate unlabeled runs/clustermim_photos images=2048 neighbours=8
+""",
+}
+
+
+def add_commands(kinds: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add these kinds to the parser of `evaluate`."""
+    for kind, title in TITLES.items():
+        keys = " ".join(f"{key}=" for key in (*COMMON_KEYS, *KEYS[kind]))
+        command = add(kinds, kind, run_look, title, f"{TEXTS[kind]}\nSettings: {keys}\n")
+        command.set_defaults(kind=kind)
+        command.add_argument("run", metavar="RUN", help="run folder, exported encoder or timm name")
+        command.add_argument("settings", nargs="*", metavar="key=value")
+
+
+def run_look(parsed: argparse.Namespace) -> int:
+    """clustermim evaluate attention | unlabeled."""
+    known = COMMON_KEYS | KEYS[parsed.kind]
+    settings = convert(read_settings(parsed.settings), known, f"evaluate {parsed.kind}")
+    from clustermim_fast import api
+
+    functions = {"attention": api.evaluate_attention, "unlabeled": api.evaluate_unlabeled}
+    functions[parsed.kind](parsed.run, progress=sys.stderr.isatty(), **settings)
+    return 0
