@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -161,6 +162,14 @@ def test_evaluations_and_their_report(run):
     knn = api.evaluate_run("knn", run, k=5, say=tables.append)
     linear = api.evaluate_run("linear", run, say=tables.append)
     assert json.loads((run / "eval" / "knn.json").read_text()) == knn
+    card = knn["card"]
+    assert card["config"] == json.loads((run / "config.json").read_text())
+    assert card["weights_sha256"] != card["data"]["train_fingerprint"]
+    for row in ("weights_sha256", "data", "config", "commit", "versions"):
+        assert card[row] == linear["card"][row]
+    assert card["protocol"][0].startswith("kNN, k = 5")
+    assert card["versions"]["timm"] == timm.__version__
+    assert card["interval"].startswith("Wilson")
     assert [row["name"] for row in linear["rows"]] == ["pretrained", "random_init", "raw_pixels"]
     assert linear["train_images"] + linear["test_images"] == 48
     (note,) = knn["notes"]
@@ -183,8 +192,48 @@ def test_attentive_settings_reach_their_parts(run, shapes):
     assert (settings["abmilp"]["depth"], settings["layer"]) == (2, 0)
     assert [row["name"] for row in result["rows"]] == ["pretrained", "random_init"]
     assert not list((run / "eval").glob("*/tokens*"))
+    assert result["rows"][0]["title"] in api.report_run(run).read_text()
     with pytest.raises(TypeError, match="depht"):
         api.evaluate_run("attentive", run, depht=2)
+
+
+def test_low_shot_results_have_files_of_their_own(run, shapes, tmp_path):
+    options = {"k": 1, "seeds": 3, "say": lambda _: None}
+    result = api.evaluate_run("knn", run, shots="2", **options)
+    assert result["train_images"] == 6
+    assert "bootstrap" in result["card"]["interval"]
+    assert (
+        "low-shot: 2 of the training images of each class, drawn by seed"
+        in (result["card"]["protocol"])
+    )
+    assert json.loads((run / "eval" / "knn_2_per_class.json").read_text()) == result
+    api.evaluate_run("linear", run, shots="25%", penalties=(0.1,), say=lambda _: None)
+    assert (run / "eval" / "linear_25pct.json").is_file()
+    assert not (run / "eval" / "knn.json").exists()
+    exported = api.evaluate_run(
+        "knn", run / "export", data=str(shapes), out=tmp_path / "new" / "knn.json", k=1,
+        say=lambda _: None,
+    )  # fmt: skip
+    assert json.loads((tmp_path / "new" / "knn.json").read_text()) == exported
+    assert exported["card"]["config"] is None
+
+
+def test_the_commit_on_a_card(monkeypatch, tmp_path):
+    """Of the checkout with what was changed in it; nothing where the package is installed."""
+    repository = tmp_path / "repository"
+    git = ["git", "-C", str(repository), "-c", "user.name=a", "-c", "user.email=a@b"]
+    subprocess.run(["git", "init", "-q", str(repository)], check=True)
+    (repository / "file").write_text("1")
+    subprocess.run([*git, "add", "file"], check=True)
+    subprocess.run([*git, "commit", "-qm", "first"], check=True)
+    monkeypatch.setattr(api.card, "REPOSITORY", repository)
+    commit = api.card.source_commit()
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    assert commit == head.stdout.strip()
+    (repository / "file").write_text("2")
+    assert api.card.source_commit() == commit + "+"
+    monkeypatch.setattr(api.card, "REPOSITORY", tmp_path)
+    assert api.card.source_commit() is None
 
 
 def test_random_init_row_is_the_same_network_untrained(finished, monkeypatch):

@@ -22,6 +22,7 @@ from clustermim_fast.evaluate import (
 )
 from clustermim_fast.train.prepare import choose_device
 
+from .card import result_card
 from .fingerprint import images_fingerprint
 from .sources import class_indices, open_source, open_splits, unreadable_note
 
@@ -40,6 +41,7 @@ def evaluate_run(
     batch_size: int = 256,
     device: str = "auto",
     cache: bool = True,
+    out: str = "",
     progress: bool = False,
     say: Say = print,
     **options: Any,
@@ -54,11 +56,15 @@ def evaluate_run(
         pool: "mean" of the patch tokens (what "" is), or "cls"; for "attentive" any of abmilp, map,
             cls, mean, centreN, with commas ("": abmilp,cls,mean).
         cache: keep features in RUN/eval/features for the next evaluation ("attentive" keeps none).
-        options: k, temperature (knn); penalties, max_iter, seed (linear); the attributes of
+        out: a file for the result; "" is RUN/eval/<kind>.json for a run folder (low-shot:
+            <kind>_10pct.json, <kind>_5_per_class.json), and none for others.
+        options: shots, seeds, seed (all); k, temperature (knn); penalties, max_iter (linear); the
+            attributes of
             `AttentiveSettings`, `AbMILPSettings` and `ProbeTraining` (attentive; there batch_size
             is that of the network, and probe_batch_size that of the probes).
 
-    Writes RUN/eval/<kind>.json for a run folder.
+    The result's "card" says what it was measured with: protocol, configuration, commit, versions,
+    fingerprints of weights and data.
     Raises ValueError where there are no labels, saying what is needed.
     """
     evaluators: dict[str, Callable[..., dict[str, Any]]] = {
@@ -102,11 +108,26 @@ def evaluate_run(
             "only the gain over random initialisation is claimed."
         )
     result["notes"] += [note for part in (train, test) if (note := unreadable_note(part))]
-    if folder:
-        folder.mkdir(exist_ok=True)
-        write_text_atomically(folder / f"{kind}.json", json.dumps(result, indent=2) + "\n")
+    config = _run_config(source.folder)
+    result["card"] = result_card(subject, result, device=features.device, config=config)
     say(evaluate.format_table(result))
+    label = evaluate.shots_label(str(result["settings"]["shots"]))
+    file = (
+        Path(out).expanduser() if out else folder and folder / f"{kind}{label and '_' + label}.json"
+    )
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, json.dumps(result, indent=2) + "\n")
+        say(f"  with its card (protocol, configuration, commit, data): {file}")
     return result
+
+
+def _run_config(folder: Path | None) -> dict[str, Any] | None:
+    path = folder / "config.json" if folder else None
+    if path is None or not path.is_file():
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
 def _attentive(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:

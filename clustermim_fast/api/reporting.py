@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,13 +12,14 @@ import torch
 from torch import Tensor
 
 from clustermim_fast import recipes
-from clustermim_fast._version import __version__
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.masking import Masker
 from clustermim_fast.report import RunView, codebook_picture, token_map_picture, write_report
 from clustermim_fast.report.charts import usage
 from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
+
+from .card import versions
 
 __all__ = ["report_run", "show_tokenizer"]
 
@@ -67,7 +66,7 @@ def report_run(
         config=to_dict(config),
         evaluations=_evaluations(folder / "eval"),
         about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
-        versions=_versions(),
+        versions=versions(),
     )
     return write_report(view)
 
@@ -175,7 +174,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear")}
+    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear", "attentive")}
     return {
         kind: json.loads(path.read_text(encoding="utf-8"))
         for kind, path in found.items()
@@ -222,10 +221,3 @@ def _about(
     if unreadable:
         facts.append(("unreadable files", f"{unreadable}, in skipped_files.txt"))
     return facts
-
-
-def _versions() -> dict[str, str]:
-    found = {"clustermim_fast": __version__, "python": platform.python_version()}
-    for name in ("torch", "timm", "torchvision", "numpy", "scikit-learn"):
-        found[name] = importlib.metadata.version(name)
-    return found

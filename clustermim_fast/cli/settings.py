@@ -45,13 +45,14 @@ EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
     "batch_size": int,
     "device": str,
     "cache": to_bool,
+    "out": str,
 }
+REPEATS: dict[str, Callable[[str], Any]] = {"shots": str, "seeds": int, "seed": int}
 KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
-    "knn": {"k": int, "temperature": float},
-    "linear": {"penalties": to_numbers, "max_iter": int, "seed": int},
+    "knn": {"k": int, "temperature": float, **REPEATS},
+    "linear": {"penalties": to_numbers, "max_iter": int, **REPEATS},
     "attentive": {
-        "seeds": int,
-        "seed": int,
+        **REPEATS,
         "learning_rates": to_numbers,
         "epochs": int,
         "warmup_epochs": float,

@@ -106,4 +106,6 @@ come from class sub-folders: data=DIR with DIR/train/<class>/ and DIR/test/<clas
 (a fifth of each class is then the test set). Without data=, the run's own images are used.
 RUN is a run folder, a folder written by `clustermim export`, or a timm model name.
 
-Settings: data= checkpoint=last pool=mean|cls batch_size=256 device=auto cache=yes"""
+shots=10% (or 5: of each class) leaves few training images; seeds=3 repeats, for mean and spread.
+
+Settings: data= checkpoint=last pool=mean|cls batch_size=256 device=auto cache=yes out=FILE"""

@@ -10,8 +10,9 @@ from .linear import LinearPredictions, linear_predict
 from .poolings import AbMILP, AbMILPSettings
 from .probe import ProbeTraining
 from .protocol import FeatureOptions, knn, linear
-from .rows import Labelled, Subject, feature_rows
-from .table import ROW_NAMES, format_table, row_name
+from .rows import Labelled, Subject, feature_rows, weights_fingerprint
+from .shots import shots_label
+from .table import ROW_NAMES, format_table, protocol_lines, row_name
 from .unlabeled import nearest_neighbours, rankme
 
 __all__ = [
@@ -41,6 +42,9 @@ __all__ = [
     "log_amplitude",
     "nearest_neighbours",
     "pixel_features",
+    "protocol_lines",
     "rankme",
     "row_name",
+    "shots_label",
+    "weights_fingerprint",
 ]

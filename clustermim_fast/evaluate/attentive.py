@@ -27,7 +27,9 @@ from .probe import Probe, ProbeTraining, fit_probes, predict_probe
 from .protocol import FeatureOptions
 from .result import Row, assemble, score
 from .rows import Subject
+from .shots import Picked, check_seeds, draw_shots
 from .split import hold_out
+from .table import row_name
 from .tokens import TokenBatch, TokenCache, TokenSource, cache_tokens
 
 __all__ = ["AttentiveSettings", "attentive"]
@@ -42,7 +44,9 @@ class AttentiveSettings:
     Attributes:
         pool: "abmilp", "map", "cls", "mean", "centreN"; the first is compared with the others.
         learning_rates: base rates for 256 images, swept; the paper has 0.1 alone.
-        seeds: how often all is repeated, with other held-out images, weights and orders.
+        shots: "10%" or "5" of each class are the training images; "" all.
+        seeds: how often all is repeated, with other images (held out, and drawn where there are
+            ``shots``), weights and orders.
         seed: the first of them.
         held_out: share of the training images on which rates are chosen; with one rate, none.
         layer, norm: which tokens (see `TokenSource`); the paper's have no final norm.
@@ -53,6 +57,7 @@ class AttentiveSettings:
 
     pool: tuple[str, ...] = ("abmilp", "cls", "mean")
     learning_rates: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
+    shots: str = ""
     seeds: int = 1
     seed: int = 0
     held_out: float = 0.2
@@ -104,13 +109,13 @@ def attentive(
     start = time.perf_counter()
     settings, options = settings or AttentiveSettings(), options or FeatureOptions()
     device, batch_size = options.device, options.batch_size
-    labels = subject.train.labels
-    if len(labels.unique()) < 2:
+    if len(subject.train.labels.unique()) < 2:
         raise ValueError("train_labels: expected at least two classes, got one")
-    if settings.seeds > len(labels):
-        raise ValueError(
-            f"seeds: expected at most {len(labels)}, one a training image, got {settings.seeds}"
-        )
+    check_seeds(settings.seeds, len(subject.train.labels))
+    seeds = range(settings.seed, settings.seed + settings.seeds)
+    picks = [draw_shots(subject.train.labels, settings.shots, seed) for seed in seeds]
+    used = torch.cat(picks).unique()  # ascending; the network runs over these alone
+    labels, images = subject.train.labels[used], Picked(subject.train.images, used)
     fixed = {name: fixed_pooling(name) for name in settings.pool if name not in LEARNED}
     rows: list[Row] = []
     correct: dict[str, NDArray[np.bool_]] = {}
@@ -121,7 +126,7 @@ def attentive(
         title = encoder_name if options.progress else None
         with cache_tokens(
             source,
-            subject.train.images,
+            images,
             fixed,
             content=settings.content,
             dtype=settings.cache_dtype,
@@ -132,8 +137,8 @@ def attentive(
             title=title and f"{title} (train)",
         ) as cache:
             fits = [
-                _fit(cache, labels, settings, settings.seed + number, device, title)
-                for number in range(settings.seeds)
+                _fit(cache, labels, torch.searchsorted(used, pick), settings, seed, device, title)
+                for pick, seed in zip(picks, seeds, strict=True)
             ]
         probes = [fit[0] for fit in fits]
         predicted = _predict(probes, source, subject, fixed, settings.content, batch_size, title)
@@ -155,10 +160,12 @@ def attentive(
     pool = ",".join(settings.pool)
     seconds = time.perf_counter() - start
     plain = json.loads(json.dumps(asdict(settings)))  # tuples as the lists that a file gives back
+    for row in rows:
+        row["title"] = row_name(row)
     result = assemble("attentive", subject, rows, correct, plain, pool, seconds)
     if note := _at_an_end(rows, settings):
         result["notes"].append(note)
-    return result
+    return result | {"train_images": len(picks[0])}
 
 
 Fit = tuple[dict[str, Probe], dict[str, float], dict[str, dict[str, float]]]
@@ -167,20 +174,21 @@ Fit = tuple[dict[str, Probe], dict[str, float], dict[str, dict[str, float]]]
 def _fit(
     cache: TokenCache,
     labels: Tensor,
+    rows: Tensor,
     settings: AttentiveSettings,
     seed: int,
     device: str,
     title: str | None,
 ) -> Fit:
-    """(probes trained on all rows, their rates, held-out accuracy by rate), by pooling."""
+    """(probes trained on these rows, their rates, held-out accuracy by rate), by pooling."""
     inputs = {name: _input(cache, name) for name in settings.pool}
     poolings = {name: _maker(cache, name, settings) for name in settings.pool}
     rates: dict[str, tuple[float, ...]] = dict.fromkeys(settings.pool, settings.learning_rates)
     common: dict[str, Any] = {"seed": seed, "device": device}
     scores: dict[str, dict[str, float]] = {}
     if len(settings.learning_rates) > 1:
-        split = hold_out(labels.numpy(), settings.held_out, seed, "learning rate")
-        fit_rows, check_rows = (torch.from_numpy(part) for part in split)
+        split = hold_out(labels[rows].numpy(), settings.held_out, seed, "learning rate")
+        fit_rows, check_rows = (rows[torch.from_numpy(part)] for part in split)
         swept = fit_probes(
             inputs,
             labels,
@@ -201,7 +209,9 @@ def _fit(
                 for rate, share in zip(settings.learning_rates, shares, strict=True)
             }
     title = title and f"{title}: all training images"
-    probes = fit_probes(inputs, labels, poolings, rates, settings.training, title=title, **common)
+    probes = fit_probes(
+        inputs, labels, poolings, rates, settings.training, rows=rows, title=title, **common
+    )
     return probes, {name: rate for name, (rate,) in rates.items()}, scores
 
 

@@ -17,6 +17,7 @@ from .knn import knn_predict
 from .linear import PENALTIES, linear_predict
 from .result import Row, assemble, score
 from .rows import Subject, feature_rows
+from .shots import check_seeds, draw_shots
 
 __all__ = ["FeatureOptions", "knn", "linear"]
 
@@ -37,9 +38,15 @@ def knn(
     *,
     k: int = 20,
     temperature: float = 0.07,
+    shots: str = "",
+    seeds: int = 1,
+    seed: int = 0,
     options: FeatureOptions | None = None,
 ) -> dict[str, Any]:
     """k-nearest-neighbour accuracy (cosine, weighted by exp(similarity / temperature)) of each row.
+
+    ``shots`` ("10%" or "5" of each class; "" all) leaves some of the training images; ``seeds``
+    draws as many times, from ``seed`` on.
 
     Returns a JSON-ready dict: "rows" with accuracy_percent, interval95_percent and
     plain_accuracy_percent, "gain_points" of the first row over each other one. Raises ValueError
@@ -47,10 +54,15 @@ def knn(
     """
     options = options or FeatureOptions()
 
-    def classify(train: Tensor, test: Tensor) -> tuple[NDArray[np.int64], Row]:
+    if seeds > 1 and not shots:
+        raise ValueError("seeds: kNN on all images is the same each time; give shots= with seeds=")
+
+    def classify(
+        train: Tensor, labels: Tensor, test: Tensor, _seed: int
+    ) -> tuple[NDArray[np.int64], Row]:
         predicted = knn_predict(
             train,
-            subject.train.labels,
+            labels,
             test,
             k=k,
             temperature=temperature,
@@ -59,7 +71,8 @@ def knn(
         plain = 100 * float((predicted.plain == subject.test.labels).double().mean())
         return predicted.weighted.numpy(), {"plain_accuracy_percent": plain}
 
-    return _evaluate("knn", subject, classify, {"k": k, "temperature": temperature}, options)
+    settings = {"k": k, "temperature": temperature, "shots": shots, "seeds": seeds, "seed": seed}
+    return _evaluate("knn", subject, classify, settings, options)
 
 
 def linear(
@@ -67,24 +80,31 @@ def linear(
     *,
     penalties: tuple[float, ...] = PENALTIES,
     max_iter: int = 500,
+    shots: str = "",
+    seeds: int = 1,
     seed: int = 0,
     options: FeatureOptions | None = None,
 ) -> dict[str, Any]:
     """Accuracy of a logistic regression on the frozen features of each row.
+
+    ``shots`` as in `knn`; ``seeds`` repeats it with other images held out (and drawn), from
+    ``seed`` on.
 
     Returns a dict like `knn`'s; every row also has the penalty and how it scored on the part of
     the training images that was held out to choose it. Raises ValueError as `linear_predict` does.
     """
     options = options or FeatureOptions()
 
-    def classify(train: Tensor, test: Tensor) -> tuple[NDArray[np.int64], Row]:
+    def classify(
+        train: Tensor, labels: Tensor, test: Tensor, fit_seed: int
+    ) -> tuple[NDArray[np.int64], Row]:
         fit = linear_predict(
             train,
-            subject.train.labels,
+            labels,
             test,
             penalties=penalties,
             max_iter=max_iter,
-            seed=seed,
+            seed=fit_seed,
             progress=options.progress,
         )
         held_out = {f"{penalty:g}": 100 * score for penalty, score in fit.held_out_accuracy.items()}
@@ -96,19 +116,28 @@ def linear(
             "fit_seconds": fit.seconds,
         }
 
-    settings = {"penalties": list(penalties), "max_iter": max_iter, "seed": seed}
+    settings = {
+        "penalties": list(penalties),
+        "max_iter": max_iter,
+        "shots": shots,
+        "seeds": seeds,
+        "seed": seed,
+    }
     return _evaluate("linear", subject, classify, settings, options)
 
 
 def _evaluate(
     kind: str,
     subject: Subject,
-    classify: Callable[[Tensor, Tensor], tuple[NDArray[np.int64], Row]],
+    classify: Callable[[Tensor, Tensor, Tensor, int], tuple[NDArray[np.int64], Row]],
     settings: dict[str, Any],
     options: FeatureOptions,
 ) -> dict[str, Any]:
     start = time.perf_counter()
-    labels = subject.test.labels.numpy()
+    check_seeds(settings["seeds"], len(subject.train.labels))
+    seeds = range(settings["seed"], settings["seed"] + settings["seeds"])
+    picks = [draw_shots(subject.train.labels, settings["shots"], seed) for seed in seeds]
+    truth = subject.test.labels.numpy()
     rows: list[Row] = []
     correct: dict[str, NDArray[np.bool_]] = {}
     features = feature_rows(
@@ -120,8 +149,15 @@ def _evaluate(
         progress=options.progress,
     )
     for name, train, test in features:
-        predicted, details = classify(train, test)
-        correct[name] = (predicted == labels)[None]
+        fits = [
+            classify(train[pick], subject.train.labels[pick], test, seed)
+            for pick, seed in zip(picks, seeds, strict=True)
+        ]
+        correct[name] = np.stack([predicted == truth for predicted, _ in fits])
+        details = {key: [more[key] for _, more in fits] for key in fits[0][1]}
+        if len(fits) == 1:
+            details = fits[0][1]
         rows.append({"name": name, "dim": train.shape[1], **score(correct[name]), **details})
     seconds = time.perf_counter() - start
-    return assemble(kind, subject, rows, correct, settings, options.pool, seconds)
+    result = assemble(kind, subject, rows, correct, settings, options.pool, seconds)
+    return result | {"train_images": len(picks[0])}

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .features import Images, encoder_features, pixel_features
 
-__all__ = ["Labelled", "Subject", "feature_rows"]
+__all__ = ["Labelled", "Subject", "feature_rows", "weights_fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,14 @@ def _key(encoder: nn.Module, subject: Subject, pool: str) -> str:
         pool,
     ):
         digest.update(repr(part).encode())
-    for name, tensor in encoder.state_dict().items():
+    digest.update(weights_fingerprint(encoder).encode())
+    return digest.hexdigest()
+
+
+def weights_fingerprint(module: nn.Module) -> str:
+    """SHA-256 of the names and values of a module's state."""
+    digest = hashlib.sha256()
+    for name, tensor in module.state_dict().items():
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

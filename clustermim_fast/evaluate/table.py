@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["ROW_NAMES", "format_table", "row_name"]
+import numpy as np
+
+__all__ = ["ROW_NAMES", "format_table", "protocol_lines", "row_name"]
 
 ROW_NAMES = {
     "pretrained": "pretrained",
@@ -27,7 +29,15 @@ def row_name(row: dict[str, Any]) -> str:
     return f"{name}, {POOL_NAMES.get(row['pooling'], row['pooling'])}"
 
 
-def _title(result: dict[str, Any]) -> list[str]:
+def protocol_lines(result: dict[str, Any]) -> list[str]:
+    """How a result was measured, in words and numbers."""
+    lines = _method_lines(result)
+    if shots := result["settings"].get("shots"):
+        lines.append(f"low-shot: {shots} of the training images of each class, drawn by seed")
+    return lines
+
+
+def _method_lines(result: dict[str, Any]) -> list[str]:
     settings = result["settings"]
     pool = POOL_NAMES.get(result["pool"], "")
     if result["kind"] == "knn":
@@ -53,7 +63,7 @@ def format_table(result: dict[str, Any]) -> str:
     size = f"{result['train_images']:,} train and {result['test_images']:,} test images"
     largest = f"(largest class: {result['majority_percent']:.1f} %)"
     lines = [
-        *_title(result),
+        *protocol_lines(result),
         f"{size}, {result['classes']} classes {largest}",
         _line("features", *heads),
     ]
@@ -71,13 +81,13 @@ def format_table(result: dict[str, Any]) -> str:
     lines.append(
         "  gain: the first row over this one, paired on the test images, ± its 95 % half width"
     )
-    if "seeds" in settings and settings["seeds"] > 1:
+    if settings["seeds"] > 1:
         lines.append(
             f"  accuracy: mean of {settings['seeds']} seeds ± standard deviation between them; "
             "interval: over test images"
         )
     lines += [f"  {note}" for note in result["notes"]]
-    unfinished = [row_name(row) for row in result["rows"] if not row.get("converged", True)]
+    unfinished = [row_name(row) for row in result["rows"] if not np.all(row.get("converged", True))]
     if unfinished:
         lines.append(f"  stopped at {settings['max_iter']} iterations: {', '.join(unfinished)}")
     return "\n".join(lines)
