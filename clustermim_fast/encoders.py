@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any, cast
 
 import timm
@@ -188,6 +188,22 @@ def create_backbone(name: str, *, pretrained: bool = False, **options: Any) -> n
             f"model: the weights of {name!r} could not be fetched ({error}); give weights=FILE, "
             "a checkpoint on this machine"
         ) from error
+
+
+def create_for_state(name: str, names: Collection[str], **options: Any) -> nn.Module:
+    """The network of a timm name with the parts that a weight file with tensors ``names`` has.
+
+    ViTs and Beits end with their norm over all tokens, as pretraining leaves them; a Beit's
+    relative positions are shared by all blocks or each block's own, as in the file.
+    """
+    probe = _probe(name, "model")
+    if type(probe) is VisionTransformer and type(probe.patch_embed) is PatchEmbed:
+        options = {"fc_norm": False, **options}
+        options.setdefault("global_pool", "token" if probe.has_class_token else "avg")
+    if type(probe) is Beit:
+        shared = "rel_pos_bias.relative_position_bias_table" in names
+        return create_beit(name, shared_rel_pos=shared, **options).eval()
+    return create_backbone(name, **options)
 
 
 def timm_filter(name: str, module: nn.Module) -> Callable[[State], State]:

@@ -48,7 +48,7 @@ def read_state(path: str | Path) -> dict[str, Tensor]:
     """Tensors of a weight file, safetensors or torch.load(weights_only=True): never unpickled.
 
     A nested dict is searched for the usual places ("model", "state_dict", "teacher"), and the
-    prefixes "module.", "encoder." and "backbone." are taken off.
+    prefixes "module.", "base_encoder." (MoCo v3), "encoder." and "backbone." are taken off.
 
     Raises:
         ValueError: no such file, or a file that holds something other than tensors.
@@ -90,7 +90,7 @@ def _read_torch(file: Path) -> Any:
 
 
 def _strip(name: str) -> str:
-    for prefix in ("module.", "encoder.", "backbone."):
+    for prefix in ("module.", "base_encoder.", "encoder.", "backbone."):
         name = name.removeprefix(prefix)
     return name
 
@@ -102,6 +102,7 @@ def load_weights(
     keep: tuple[str, ...] = (),
     adapt: Callable[[State], State] | None = None,
     complete: bool = False,
+    state: State | None = None,
 ) -> Verdict:
     """Load a weight file into `module` and say what matched.
 
@@ -109,19 +110,26 @@ def load_weights(
         keep: names of `module` that are never overwritten (fixed position embeddings).
         adapt: renames and resamples what the file holds, see ``encoders.timm_filter``.
         complete: refuse a file that lacks a tensor of `module`.
+        state: what `read_state` made of the file, where the caller has it.
 
     Raises:
         ValueError: a tensor of another shape or a missing one (all are named), or no tensor in
         common.
     """
     wanted = {name: value for name, value in module.state_dict().items() if name not in keep}
-    state = read_state(path)
+    state = read_state(path) if state is None else state
     if adapt is not None:
         try:
             state = adapt(state)
         except (RuntimeError, KeyError, AttributeError, AssertionError, IndexError) as error:
+            raw = Verdict(
+                sorted(wanted.keys() & state.keys()),
+                sorted(wanted.keys() - state.keys()),
+                sorted(state.keys() - wanted.keys()),
+            )
             raise ValueError(
-                f"weights: {path} does not fit the model ({type(error).__name__}: {error})"
+                f"weights: {path} does not fit the model ({type(error).__name__}: {error}); by "
+                f"their names as they are: {raw.line()}"
             ) from error
     state = {name: value for name, value in state.items() if name not in keep}
     matched = sorted(wanted.keys() & state.keys())

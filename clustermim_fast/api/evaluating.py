@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ def evaluate_run(
     *,
     data: str = "",
     checkpoint: str = "last",
+    weights: str | Path = "",
+    model_options: Mapping[str, Any] | None = None,
     pool: str = "",
     batch_size: int = 256,
     device: str = "auto",
@@ -53,6 +55,8 @@ def evaluate_run(
         run: a run folder, a folder written by `export`, or a timm name.
         data: labelled images; "" takes the run's own.
         checkpoint: of a run folder.
+        weights, model_options: for a timm name, a checkpoint file (MAE, DINO, BEiT, ...) and
+            timm's keyword arguments, see `open_source`.
         pool: "mean" of the patch tokens (what "" is), or "cls"; for "attentive" any of abmilp, map,
             cls, mean, centreN, with commas ("": abmilp,cls,mean).
         cache: keep features in RUN/eval/features for the next evaluation ("attentive" keeps none).
@@ -74,7 +78,7 @@ def evaluate_run(
     }
     if kind not in evaluators:
         raise ValueError(f"kind: expected one of {', '.join(evaluators)}, got {kind!r}")
-    source = open_source(run, checkpoint)
+    source = open_source(run, checkpoint, weights=weights, model_options=model_options)
     path = data if data in ("", "digits") else str(Path(data).expanduser().resolve())
     path = path or source.data
     if not path:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,9 @@ from torch import nn
 
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.data.folder import list_folder
+from clustermim_fast.encoders import create_for_state, timm_filter
 from clustermim_fast.train import load_run, random_model
+from clustermim_fast.weights import load_weights, read_state
 
 __all__ = ["Source", "class_indices", "open_source", "open_splits", "unreadable_note"]
 
@@ -36,9 +40,31 @@ class Source:
     folder: Path | None
 
 
-def open_source(run: str | Path, checkpoint: str) -> Source:
-    """The encoders of a run folder, an exported folder or a timm name; ValueError for others."""
+def open_source(
+    run: str | Path,
+    checkpoint: str = "last",
+    *,
+    weights: str | Path = "",
+    model_options: Mapping[str, Any] | None = None,
+) -> Source:
+    """The encoder of a run folder, an exported folder or a timm name, beside it untrained.
+
+    Args:
+        checkpoint: of a run folder.
+        weights: for a timm name, a checkpoint of any codebase whose names timm knows (timm, DINO,
+            iBOT, DeiT, MAE, MoCo v3, BEiT): .safetensors, or .pth read with weights_only=True.
+            "" fetches timm's own.
+        model_options: timm's keyword arguments for a timm name with ``weights``.
+
+    Raises:
+        ValueError: no such run or model, or weights that do not fill the model, naming what is
+            missing.
+    """
     folder = Path(run).expanduser()
+    if weights and folder.exists():
+        raise ValueError(f"weights: {run} is a folder with weights of its own; give a timm name")
+    if weights:
+        return _from_file(str(run), weights, dict(model_options or {}))
     if (folder / "checkpoints").is_dir():
         return _from_run(folder, checkpoint)
     if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
@@ -84,23 +110,44 @@ def _from_run(folder: Path, checkpoint: str) -> Source:
 
 
 def _from_timm(name: str, shown: str) -> Source:
-    """Random initialisation is timm's own from seed 0: how the encoder began is not known."""
     pretrained = timm.create_model(name, pretrained=True, num_classes=0)
+    untrained = _untrained(lambda: timm.create_model(name, pretrained=False, num_classes=0))
+    return _of_timm(pretrained, untrained, {"run": shown})
+
+
+def _from_file(name: str, weights: str | Path, options: dict[str, Any]) -> Source:
+    state = read_state(weights)
+    make = partial(create_for_state, name, state.keys(), **options)
+    pretrained = make()
+    verdict = load_weights(
+        pretrained, weights, state=state, adapt=timm_filter(name, pretrained), complete=True
+    )
+    about = {"run": name, "weights": str(weights), "loaded": verdict.line()}
+    return _of_timm(pretrained, _untrained(make), about)
+
+
+def _untrained(make: Callable[[], nn.Module]) -> nn.Module:
+    """timm's own from seed 0: how an encoder from elsewhere began is not known."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        untrained = timm.create_model(name, pretrained=False, num_classes=0)
+        return make()
+
+
+def _of_timm(pretrained: nn.Module, untrained: nn.Module, about: dict[str, Any]) -> Source:
     view = resolve_model_data_config(pretrained)
     encoders = {"pretrained": pretrained, "random_init": untrained}
-    size = (int(view["input_size"][1]), int(view["input_size"][2]))
+    # What a ViT was made for; timm's config still has the size of the name.
+    own = getattr(getattr(pretrained, "patch_embed", None), "img_size", None)
+    height, width = own or view["input_size"][1:]
     return Source(
         encoders=encoders,
         mean=tuple(view["mean"]),
         std=tuple(view["std"]),
-        image_size=size,
+        image_size=(int(height), int(width)),
         eval_crop=float(view["crop_pct"]),
         data="",
         holdout=0.0,
-        about={"run": shown},
+        about=about,
         folder=None,
     )
 

@@ -21,6 +21,7 @@ from clustermim_fast.cli.settings import (
     KIND_KEYS,
     convert,
     read_settings,
+    subject_of,
     to_bool,
     to_size,
 )
@@ -28,7 +29,6 @@ from clustermim_fast.cli.texts import (
     BENCH_HELP,
     CHOICE_HELP,
     CHOICE_TEXT,
-    COMPARE_HELP,
     EVALUATE_HELP,
     EVALUATE_NOTES,
     EVALUATE_TEXT,
@@ -117,16 +117,14 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("run", metavar="RUN", help="run folder, exported encoder or timm name")
         command.add_argument("settings", nargs="*", metavar="key=value")
 
-    looking.add_commands(kinds, add)
+    looking.add_kinds(kinds, add)
 
     text = "Write RUN/report.html and RUN/figures/ from what the run folder holds."
     report = add(commands, "report", run_report, "write RUN/report.html again", text)
     report.add_argument("run", metavar="RUN")
     report.add_argument("settings", nargs="*", metavar="checkpoint=last")
 
-    title = "write one page on several run folders"
-    compare = add(commands, "compare", run_compare, title, COMPARE_HELP)
-    compare.add_argument("settings", nargs="+", metavar="RUN", help="run folders; out=PAGE.html")
+    looking.add_compare(commands, add)
 
     text = 'Then: timm.create_model("local-dir:DIR", pretrained=True).'
     export = add(commands, "export", run_export, "write the encoder in timm's format", text)
@@ -237,11 +235,12 @@ def run_evaluate(parsed: argparse.Namespace) -> int:
     from clustermim_fast import api
 
     known = EVALUATE_KEYS | KIND_KEYS[parsed.kind]
-    settings = convert(read_settings(parsed.settings), known, f"evaluate {parsed.kind}")
-    api.evaluate_run(parsed.kind, parsed.run, progress=sys.stderr.isatty(), **settings)
-    if (Path(parsed.run) / "report.html").is_file():
+    run, texts = subject_of(parsed.run, parsed.settings)
+    settings = convert(read_settings(texts), known, f"evaluate {parsed.kind}")
+    api.evaluate_run(parsed.kind, run, progress=sys.stderr.isatty(), **settings)
+    if (Path(run) / "report.html").is_file():
         try:
-            print(f"report: {api.report_run(parsed.run)}")
+            print(f"report: {api.report_run(run)}")
         except ValueError as error:  # the images it was trained on need not be on this machine
             print(f"report.html is as it was: {error}", file=sys.stderr)
     return 0
@@ -253,17 +252,6 @@ def run_report(parsed: argparse.Namespace) -> int:
 
     settings = convert(read_settings(parsed.settings), {"checkpoint": str}, "report")
     print(api.report_run(parsed.run, **settings))
-    return 0
-
-
-def run_compare(parsed: argparse.Namespace) -> int:
-    """clustermim compare."""
-    from clustermim_fast import api
-
-    # A folder whose name has "=" in it is a folder all the same.
-    runs = [text for text in parsed.settings if "=" not in text or Path(text).is_dir()]
-    texts = [text for text in parsed.settings if text not in runs]
-    api.compare_runs(runs, **convert(read_settings(texts), {"out": str}, "compare"))
     return 0
 
 

@@ -1,19 +1,22 @@
-"""`clustermim evaluate attention | unlabeled`: kinds of evaluation that need no labels."""
+"""Commands that look: `compare`, and the kinds of `evaluate` that need no labels."""
 
 from __future__ import annotations
 
 import argparse
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
-from clustermim_fast.cli.settings import convert, read_settings
+from clustermim_fast.cli.settings import convert, read_settings, subject_of
+from clustermim_fast.cli.texts import COMPARE_HELP
 
-__all__ = ["add_commands"]
+__all__ = ["add_compare", "add_kinds"]
 
 COMMON_KEYS: dict[str, Callable[[str], Any]] = {
     "data": str,
     "checkpoint": str,
+    "weights": str,
     "images": int,
     "batch_size": int,
     "device": str,
@@ -47,7 +50,7 @@ RUN/eval/unlabeled.json, pictures to RUN/figures.
 }
 
 
-def add_commands(kinds: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+def add_kinds(kinds: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
     """Add these kinds to the parser of `evaluate`."""
     for kind, title in TITLES.items():
         keys = " ".join(f"{key}=" for key in (*COMMON_KEYS, *KEYS[kind]))
@@ -60,9 +63,29 @@ def add_commands(kinds: Any, add: Callable[..., argparse.ArgumentParser]) -> Non
 def run_look(parsed: argparse.Namespace) -> int:
     """clustermim evaluate attention | unlabeled."""
     known = COMMON_KEYS | KEYS[parsed.kind]
-    settings = convert(read_settings(parsed.settings), known, f"evaluate {parsed.kind}")
+    run, texts = subject_of(parsed.run, parsed.settings)
+    settings = convert(read_settings(texts), known, f"evaluate {parsed.kind}")
     from clustermim_fast import api
 
     functions = {"attention": api.evaluate_attention, "unlabeled": api.evaluate_unlabeled}
-    functions[parsed.kind](parsed.run, progress=sys.stderr.isatty(), **settings)
+    functions[parsed.kind](run, progress=sys.stderr.isatty(), **settings)
+    return 0
+
+
+def add_compare(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:
+    """Add `clustermim compare`."""
+    title = "write one page on several run folders"
+    command = add(commands, "compare", run_compare, title, COMPARE_HELP)
+    command.add_argument("settings", nargs="+", metavar="RUN", help="run folders; out=PAGE.html")
+
+
+def run_compare(parsed: argparse.Namespace) -> int:
+    """clustermim compare."""
+    # A folder whose name has "=" in it is a folder all the same.
+    runs = [text for text in parsed.settings if "=" not in text or Path(text).is_dir()]
+    texts = [text for text in parsed.settings if text not in runs]
+    settings = convert(read_settings(texts), {"out": str}, "compare")
+    from clustermim_fast import api
+
+    api.compare_runs(runs, **settings)
     return 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 
@@ -41,6 +42,7 @@ CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
 EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
     "data": str,
     "checkpoint": str,
+    "weights": str,
     "pool": str,
     "batch_size": int,
     "device": str,
@@ -86,6 +88,17 @@ def read_settings(texts: Sequence[str]) -> dict[str, str]:
             raise ValueError(f"{key} is given twice: {settings[key]!r} and {value!r}")
         settings[key] = value
     return settings
+
+
+def subject_of(run: str, texts: Sequence[str]) -> tuple[str, list[str]]:
+    """RUN and the settings after it; model=NAME stands for RUN at any place."""
+    if "=" not in run or Path(run).exists():
+        return run, list(texts)
+    every = [run, *texts]
+    models = [text.partition("=")[2] for text in every if text.startswith("model=")]
+    if len(models) != 1:
+        raise ValueError(f"expected RUN or model=NAME before the settings, got {run!r}")
+    return models[0], [text for text in every if not text.startswith("model=")]
 
 
 def convert(

@@ -104,8 +104,10 @@ EVALUATE_TEXT = """\
 Random initialisation and raw pixels are always evaluated beside the pretrained encoder. Labels
 come from class sub-folders: data=DIR with DIR/train/<class>/ and DIR/test/<class>/, or DIR/<class>/
 (a fifth of each class is then the test set). Without data=, the run's own images are used.
-RUN is a run folder, a folder written by `clustermim export`, or a timm model name.
+RUN is a run folder, a folder written by `clustermim export`, or a timm model name; with
+weights=FILE, a checkpoint of timm, DINO, MAE, BEiT, ... for that name (model=NAME is RUN too).
 
 shots=10% (or 5: of each class) leaves few training images; seeds=3 repeats, for mean and spread.
 
-Settings: data= checkpoint=last pool=mean|cls batch_size=256 device=auto cache=yes out=FILE"""
+Settings: data= checkpoint=last weights= pool=mean|cls batch_size=256 device=auto cache=yes
+out=FILE"""
