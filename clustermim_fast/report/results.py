@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -80,8 +81,10 @@ class Column:
 
     @property
     def title(self) -> str:
-        """The name of the evaluation."""
-        return KIND_TITLES.get(self.stem, self.stem.replace("_", " "))
+        """The name of the evaluation, and how many labels it had where those were few."""
+        kind, shots = self._kind_and_shots()
+        few = f", {shots}" if shots.endswith("%") else f", {shots} a class"
+        return KIND_TITLES.get(kind, kind.replace("_", " ")) + (few if shots else "")
 
     @property
     def subtitle(self) -> str:
@@ -90,8 +93,16 @@ class Column:
 
     def command(self, run: ComparedRun) -> str:
         """What measures it."""
+        kind, shots = self._kind_and_shots()
         pool = f" pool={self.pool}" if self.pool not in ("", "mean") else ""
-        return f"clustermim evaluate {self.stem} {run.path}{pool}"
+        return f"clustermim evaluate {kind} {run.path}{pool}{shots and f' shots={shots}'}"
+
+    def _kind_and_shots(self) -> tuple[str, str]:
+        """("knn", "10%") of knn_10pct, ("linear", "5") of linear_5_per_class, ("knn", "") of knn."""
+        found = re.fullmatch(r"([a-z]+)_(?:([\d.]+)(pct)|(\d+)_per_class)", self.stem)
+        if not found:
+            return self.stem, ""
+        return found[1], f"{found[2]}%" if found[3] else found[4]
 
 
 @dataclass(frozen=True)

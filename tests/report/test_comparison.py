@@ -119,6 +119,18 @@ def test_poolings_are_columns(folder):
     assert line.cells[Column("attentive", "cls")].interval is None
 
 
+def test_few_labels_are_columns_with_their_command(folder):
+    (run,) = read(folder("a"))
+    for stem, title, words in (
+        ("knn_10pct", "k nearest neighbours, 10%", "knn {} shots=10%"),
+        ("linear_5_per_class", "linear probe, 5 a class", "linear {} shots=5"),
+        ("attentive", "attentive probe", "attentive {}"),
+    ):
+        assert Column(stem, "mean").title == title
+        assert Column(stem, "mean").command(run) == f"clustermim evaluate {words.format(run.path)}"
+    assert Column("knn", "cls").command(run).endswith(" pool=cls")
+
+
 def test_budget(folder):
     run = folder("a")
     (read_run,) = read(run)
