@@ -86,9 +86,10 @@ def test_what_hopper_fits():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [32, 50, 100])
 @pytest.mark.parametrize("dim", [48, 192, 384, 768, 1000])
-def test_every_width(arch, dim):
-    _check(_linear_rows(arch, torch.bfloat16, 100, dim, label_smoothing=0.1), arch, FEW)
+def test_every_width(arch, classes, dim):
+    _check(_linear_rows(arch, torch.bfloat16, classes, dim, label_smoothing=0.1), arch, FEW)
 
 
 @pytest.mark.slow

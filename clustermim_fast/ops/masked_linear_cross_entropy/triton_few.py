@@ -40,13 +40,13 @@ def tile(num_classes: int, dim: int, device: torch.device) -> dict[str, int]:
 
 
 def weight_tile(num_classes: int, dim: int) -> dict[str, int]:
-    """Of ``weight_parts``."""
+    """Of ``weight_parts``: without spills on sm_80, sm_90 and sm_100 (tests/gpu)."""
     classes = next_power(num_classes)
     return {
         "ROWS": 64 if classes <= 128 else 32,
         "KP": classes,
         "WIDTH": dividing(dim, 128),
-        "num_warps": 8 if classes > 64 else 4,
+        "num_warps": 8 if classes > 32 else 4,
         "num_stages": 3,
         "enable_fp_fusion": True,
     }
