@@ -98,7 +98,7 @@ class Column:
         return f"clustermim evaluate {kind} {run.path}{pool}{shots and f' shots={shots}'}"
 
     def _kind_and_shots(self) -> tuple[str, str]:
-        """("knn", "10%") of knn_10pct, ("linear", "5") of linear_5_per_class, ("knn", "") of knn."""
+        """("knn", "10%") of knn_10pct, ("knn", "5") of knn_5_per_class, ("knn", "") of knn."""
         found = re.fullmatch(r"([a-z]+)_(?:([\d.]+)(pct)|(\d+)_per_class)", self.stem)
         if not found:
             return self.stem, ""
@@ -179,7 +179,7 @@ def _cells(run: ComparedRun, name: str) -> dict[Column, Cell]:
                 cells[Column(stem, _pool(result, row))] = Cell(
                     float(row["accuracy_percent"]),
                     (float(interval[0]), float(interval[1])) if interval else None,
-                    _remark(run, result) if name == OF_A_RUN else "",
+                    _remark(run, result, row),
                 )
     return cells
 
@@ -188,10 +188,15 @@ def _pool(result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
     return str(row.get("pooling", result.get("pool", "")))
 
 
-def _remark(run: ComparedRun, result: Mapping[str, Any]) -> str:
-    """The step of a checkpoint that is not the run's last."""
+def _remark(run: ComparedRun, result: Mapping[str, Any], row: Mapping[str, Any]) -> str:
+    """The spread over seeds, and the step of a checkpoint that is not the run's last."""
+    parts = []
+    if "seed_deviation_points" in row:
+        parts.append(f"± {row['seed_deviation_points']:.1f} between seeds")
     step, last = result.get("step"), run.last.get("step")
-    return f"at step {step:,}" if step is not None and last is not None and step != last else ""
+    if row["name"] == OF_A_RUN and step is not None and last is not None and step != last:
+        parts.append(f"at step {step:,}")
+    return ", ".join(parts)
 
 
 def _network(run: ComparedRun) -> str:

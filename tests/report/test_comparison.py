@@ -109,7 +109,12 @@ def test_random_initialisations_that_differ_stay_apart(folder):
 
 def test_poolings_are_columns(folder):
     rows = [
-        {"name": "pretrained", "pooling": pooling, "accuracy_percent": value}
+        {
+            "name": "pretrained",
+            "pooling": pooling,
+            "accuracy_percent": value,
+            "seed_deviation_points": 0.26,
+        }
         for pooling, value in (("abmilp", 66.0), ("cls", 61.0))
     ]
     (run,) = read(folder("a", results={"attentive": {"kind": "attentive", "rows": rows}}))
@@ -117,6 +122,7 @@ def test_poolings_are_columns(folder):
     assert line.cells[Column("attentive", "abmilp")].accuracy == 66.0
     assert line.cells[Column("attentive", "cls")].accuracy == 61.0
     assert line.cells[Column("attentive", "cls")].interval is None
+    assert line.cells[Column("attentive", "cls")].remark == "± 0.3 between seeds"
 
 
 def test_few_labels_are_columns_with_their_command(folder):
