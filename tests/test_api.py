@@ -86,6 +86,8 @@ def test_every_method_from_a_folder_to_an_encoder(shapes, tmp_path, method, netw
     )
     assert (result.run_dir / "report.html").is_file()
     assert (result.run_dir / "figures" / "predictions_1.png").is_file()
+    fits = method in ("clustermim", "ccvit")
+    assert any(line.startswith("fitting the tokenizer: K = ") for line in said) == fits
     encoder = load_run(result.run_dir).model.encoder
     again = timm.create_model(f"local-dir:{result.run_dir / 'export'}", pretrained=True).eval()
     images = torch.randn(2, 3, 16, 16)

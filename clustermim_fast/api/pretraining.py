@@ -207,6 +207,11 @@ def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> Tokeni
             return tokenizer
     begun = (Path(config.out) / "checkpoints" / "last.pt").is_file()
     goes_on = begun and file.is_file() and config.resume != "restart"
+    if key is not None and not goes_on:
+        wanted = config.tokenizer
+        what = f"features of {wanted.model}" if wanted.kind == "feature" else "pixels"
+        count = min(len(images), wanted.max_images)
+        say(f"fitting the tokenizer: K = {wanted.num_clusters}, {what} of {count} images at most")
     tokenizer = prepare_tokenizer(config, images)
     # A run that goes on keeps its tokenizer, whatever the images are now: the note stays true.
     if key is not None and not goes_on:

@@ -46,10 +46,13 @@ def cifar10_features_vit_tiny() -> TrainConfig:
 
     The default network is DINO's ViT-S/16, for which images are enlarged four times; with
     tokenizer.model=RUN it is the encoder of another run, cifar10_vit_tiny's for instance, which
-    takes them as they are.
+    takes them as they are. Fitted on 10,000 images whose features are kept (0.3 GB at 128 wide,
+    1 GB at DINO's 384): running the network anew takes minutes for each pass.
     """
     pixels = cifar10_vit_tiny()
-    tokenizer = TokenizerConfig(kind="feature", num_clusters=100)
+    tokenizer = TokenizerConfig(
+        kind="feature", num_clusters=100, max_images=10_000, keep_features=True
+    )
     return dataclasses.replace(pixels, tokenizer=tokenizer)
 
 
