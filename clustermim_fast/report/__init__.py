@@ -2,7 +2,7 @@
 
 from .choice import Scored, ranking_picture, ranking_table
 from .comparison import write_comparison
-from .features import attention_chart, frequency_chart, neighbour_sheet
+from .features import attention_chart, attention_maps, frequency_chart, neighbour_sheet
 from .figures import codebook_picture, token_map_picture
 from .page import write_report
 from .results import ComparedRun
@@ -13,6 +13,7 @@ __all__ = [
     "RunView",
     "Scored",
     "attention_chart",
+    "attention_maps",
     "codebook_picture",
     "frequency_chart",
     "neighbour_sheet",

@@ -26,6 +26,7 @@ COLOURS = (charts.BLUE, charts.ORANGE, "#3f8f5b", "#8a5fb0", "#b8a13a", charts.R
 # Pictures of a run's report that stand side by side, where a run has them.
 PICTURES = {
     "predictions_1": "What each model sees and predicts",
+    "spectra": "Spectra of images and reconstructions",
     "token_maps_1": "Token maps",
     "attention": "Attention, by block",
     "neighbours": "Nearest neighbours",

@@ -14,7 +14,7 @@ from . import charts, pictures
 from .page import ROW_TITLES
 from .pictures import Column
 
-__all__ = ["attention_chart", "frequency_chart", "neighbour_sheet"]
+__all__ = ["attention_chart", "attention_maps", "frequency_chart", "neighbour_sheet"]
 
 COLOURS = (charts.BLUE, charts.GREY, charts.ORANGE)
 Curves = Mapping[str, Sequence[float]]
@@ -89,6 +89,27 @@ def _shade(share: float) -> tuple[float, float, float]:
     light, dark = (0.72, 0.84, 0.95), (0.05, 0.20, 0.42)
     red, green, blue = (a + share * (b - a) for a, b in zip(light, dark, strict=True))
     return red, green, blue
+
+
+def attention_maps(
+    images: Tensor, weights: Mapping[str, Tensor], grid: tuple[int, int]
+) -> Image.Image:
+    """What a pooling looks at: each image, and beside it a map for each entry of ``weights``.
+
+    images uint8 [N, 3, H, W]; weights: title -> attention over the patches [N, L], not negative,
+    L = rows * columns of ``grid``, row-major. Each map goes from 0 to its own largest weight.
+    Raises ValueError where shapes disagree.
+    """
+    rows, columns = grid
+    for title, values in weights.items():
+        if values.shape != (len(images), rows * columns):
+            raise ValueError(
+                f"weights: expected {[len(images), rows * columns]} for {title!r}, "
+                f"got {list(values.shape)}"
+            )
+    pixels = images.float().cpu() / 255
+    maps = [Column(t, pictures.heat(pixels, w.cpu(), grid)) for t, w in weights.items()]
+    return pictures.columns_of_images([Column("image", pixels), *maps], side=170)
 
 
 def neighbour_sheet(queries: Tensor, neighbours: Tensor) -> Image.Image:

@@ -37,6 +37,8 @@ def figures_of(view: RunView) -> Iterator[Figure]:
     """Every figure that this run has the material for."""
     yield from _curves(view)
     yield from _rows(view)
+    if view.tokenizer is None:
+        yield _spectra(view)
     if view.tokenizer is not None:
         yield from _tokens(view)
 
@@ -81,6 +83,27 @@ def _rows(view: RunView) -> Iterator[Figure]:
             pictures.columns_of_images(part),
             _rows_intro(view),
         )
+
+
+@torch.no_grad()
+def _spectra(view: RunView) -> Figure:
+    """Which frequencies of the images a pixel method restores, and which it leaves out."""
+    image, _, restored, predicted = (column.images[:LINES] for column in _pixel_columns(view))
+    shown = [Column("image", image), Column("restored", restored), Column("predicted", predicted)]
+    columns = [
+        part
+        for column in shown
+        for part in (column, Column("spectrum", pictures.spectra(column.images, image)))
+    ]
+    return Figure(
+        "spectra",
+        "Spectra",
+        "",
+        pictures.columns_of_images(columns, side=110),
+        "Log amplitude of each picture's spectrum (mean over channels, zero frequency in the "
+        "middle), on the scale of the images' own. What a model cannot predict is dark at the rim; "
+        "seams of patches are bright lines.",
+    )
 
 
 _OF_FEATURES = ", each as the patch whose features are nearest to it"

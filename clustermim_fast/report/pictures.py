@@ -15,8 +15,10 @@ __all__ = [
     "Column",
     "atlas",
     "columns_of_images",
+    "heat",
     "hide_patches",
     "keep_visible",
+    "spectra",
     "token_colours",
     "token_maps",
 ]
@@ -49,6 +51,35 @@ def hide_patches(images: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
 def keep_visible(images: Tensor, filled: Tensor, mask: Tensor, grid: tuple[int, int]) -> Tensor:
     """``filled`` where ``mask`` [B, L] is True, ``images`` elsewhere."""
     return torch.where(expand_mask(mask, grid, images.shape[-2:]), filled, images)
+
+
+def spectra(images: Tensor, like: Tensor) -> Tensor:
+    """Log amplitude of the 2-D spectrum, zero frequency in the middle, as grey [B, 3, H, W].
+
+    Mean over channels of ln |FFT|; black and white are the 1 % quantile and the largest value of
+    the spectra of ``like``, so that pictures on one scale compare. Both are float [B, 3, H, W].
+    """
+
+    def log(pixels: Tensor) -> Tensor:
+        amplitude = torch.fft.fft2(pixels.double()).abs().clamp_min(1e-6)
+        return torch.fft.fftshift(amplitude.log().mean(1, keepdim=True), dim=(-2, -1))
+
+    reference = log(like)
+    low, high = reference.quantile(0.01), reference.max()
+    grey = ((log(images) - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    return grey.float().expand(-1, 3, -1, -1)
+
+
+def heat(images: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Images float [B, 3, H, W] in [0, 1], dark where weights [B, L] are low and red where high.
+
+    Each image's own scale, from 0 to its largest weight.
+    """
+    share = weights.float() / weights.float().amax(1, keepdim=True).clamp_min(1e-30)
+    share = F.interpolate(share.view(-1, 1, *grid), size=images.shape[-2:], mode="nearest")
+    red = torch.tensor(RED).view(1, 3, 1, 1) / 255
+    grey = images.mean(1, keepdim=True).expand_as(images)
+    return (0.25 + 0.75 * (1 - 0.55 * share)) * (0.35 + 0.65 * share) * grey + 0.45 * share * red
 
 
 def enlarge(images: Tensor, at_least: int) -> Tensor:

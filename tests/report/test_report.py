@@ -20,7 +20,7 @@ from PIL import Image
 
 from clustermim_fast.masking import random_mask
 from clustermim_fast.models import ModelConfig, create_model
-from clustermim_fast.report import RunView, charts, figures, pictures, write_report
+from clustermim_fast.report import RunView, attention_maps, charts, figures, pictures, write_report
 from clustermim_fast.tokenizers import Iteration, KMeansReport, PixelTokenizer
 from tests.shapes import CLASSES, draw
 
@@ -170,7 +170,7 @@ def test_mae_shows_reconstructions(tmp_path, norm):
     run = view(tmp_path, "mae", per_patch_norm=norm, usage=None)
     _, page = read(run)
     names = {image["alt"].replace(" ", "_") for image in page.images}
-    assert names == {"loss", "predictions_1", "predictions_2"}
+    assert names == {"loss", "predictions_1", "predictions_2", "spectra"}
 
 
 def test_run_without_metrics_or_usage(tmp_path):
@@ -222,6 +222,30 @@ def test_masked_patches_are_hidden_and_only_they():
     hidden = pictures.hide_patches(images, mask, (2, 2))
     changed = (hidden != images).any(1).view(2, 2, 4, 2, 4).float().mean((2, 4)).flatten(1)
     assert torch.equal(changed, mask.float())
+
+
+def test_spectra():
+    """A wave of 3 periods is bright at (0, +-3) from the middle, and dark on another's scale."""
+    x = torch.arange(16)
+    wave = (0.5 + 0.4 * torch.cos(2 * torch.pi * 3 * x / 16)).expand(1, 3, 16, 16)
+    spectrum = pictures.spectra(wave, wave)
+    assert spectrum.shape == (1, 3, 16, 16)
+    bright = spectrum[0, 0] > 0.5
+    assert bright.nonzero().tolist() == [[8, 5], [8, 8], [8, 11]]
+    noise = torch.rand(1, 3, 16, 16)
+    assert float(pictures.spectra(0 * wave, noise).max()) == 0
+
+
+def test_attention_maps_are_bright_where_weights_are():
+    images = torch.full((2, 3, 8, 8), 200, dtype=torch.uint8)
+    weights = torch.tensor([[1.0, 0, 0, 0], [0, 0, 0, 0.2]])
+    red = pictures.heat(images / 255, weights, (2, 2))[:, 0].view(2, 2, 4, 2, 4).mean((2, 4))
+    assert red.flatten(1).argmax(1).tolist() == [0, 3]
+    assert float(red[0, 0, 0]) == pytest.approx(float(red[1, 1, 1]))  # each on its own scale
+    picture = attention_maps(images, {"AbMILP": weights, "[cls]": weights.flip(1)}, (2, 2))
+    assert np.asarray(picture.convert("L")).std() > 0
+    with pytest.raises(ValueError, match=r"weights: expected \[2, 4\] for 'x'"):
+        attention_maps(images, {"x": weights[:1]}, (2, 2))
 
 
 def test_atlas_frames_unused_centroids():
