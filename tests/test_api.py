@@ -199,6 +199,17 @@ def test_attentive_settings_reach_their_parts(run, shapes):
         api.evaluate_run("attentive", run, depht=2)
 
 
+def test_fine_tuning_and_its_card(run):
+    options = {"epochs": 1, "train_batch_size": 8, "layer_decay": 0.5, "say": lambda _: None}
+    result = api.evaluate_run("finetune", run, **options)
+    assert json.loads((run / "eval" / "finetune.json").read_text()) == result
+    training = result["settings"]["training"]
+    assert (training["epochs"], training["batch_size"], training["layer_decay"]) == (1, 8, 0.5)
+    assert [row["name"] for row in result["rows"]] == ["pretrained", "random_init"]
+    assert result["card"]["protocol"][0].startswith("fine-tuning (mean of patch tokens); 1 epochs")
+    assert "fine-tuning" in api.report_run(run).read_text()
+
+
 def test_low_shot_results_have_files_of_their_own(run, shapes, tmp_path):
     options = {"k": 1, "seeds": 3, "say": lambda _: None}
     result = api.evaluate_run("knn", run, shots="2", **options)

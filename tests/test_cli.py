@@ -62,6 +62,13 @@ def test_end_to_end(tmp_path, capsys, monkeypatch):
     assert "mean of 2 seeds" in printed
     assert (tmp_path / "run" / "eval" / "attentive.json").is_file()
 
+    printed = succeed(
+        "evaluate", "finetune", "run", "epochs=1", "warmup_epochs=0", "train_batch_size=8",
+        "crop_scale=0.5,1", "mixup=0", "flip=no", "ema_decay=0.5", "shots=50%",
+    )  # fmt: skip
+    assert "fine-tuning (mean of patch tokens); 1 epochs, AdamW, batch 8" in printed
+    assert (tmp_path / "run" / "eval" / "finetune_50pct.json").is_file()
+
     printed = succeed("export", "run", "out=vit")
     assert "local-dir:vit" in printed
     printed = succeed("tokenizer", "show", "run/tokenizer.safetensors")
@@ -102,6 +109,7 @@ def test_the_same_command_finds_the_run_complete(tmp_path, capsys, monkeypatch):
         ("evaluate knn {empty} k=few", "k: cannot read 'few'"),
         ("evaluate linear {empty} k=3", "unknown setting 'k' of evaluate linear"),
         ("evaluate attentive {empty} learning_rates=0.1,x", "learning_rates: cannot read '0.1,x'"),
+        ("evaluate finetune {empty} layer_dcay=1", "did you mean layer_decay"),
         ("evaluate attentive {empty} epoch=3", "did you mean epochs"),
         ("report {empty}", "no checkpoint 'last'"),
         ("report {empty} chekpoint=x", "did you mean checkpoint?"),
@@ -166,7 +174,8 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
     "command",
     ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show",
      "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
-     "evaluate linear", "evaluate attentive", "evaluate attention", "evaluate unlabeled",
+     "evaluate linear", "evaluate attentive", "evaluate finetune", "evaluate attention",
+     "evaluate unlabeled",
      "compare", "report", "export", "bench", "info"],
 )  # fmt: skip
 def test_help(command, capsys):

@@ -16,6 +16,8 @@ from clustermim_fast.evaluate import (
     AbMILPSettings,
     AttentiveSettings,
     FeatureOptions,
+    FinetuneSettings,
+    FinetuneTraining,
     Labelled,
     ProbeTraining,
     Subject,
@@ -48,8 +50,8 @@ def evaluate_run(
     say: Say = print,
     **options: Any,
 ) -> dict[str, Any]:
-    """Evaluate frozen features by ``kind`` "knn", "linear" or "attentive"; prints a table, returns
-    the result.
+    """Evaluate frozen features by ``kind`` "knn", "linear" or "attentive", or "finetune" the
+    encoder; prints a table, returns the result.
 
     Args:
         run: a run folder, a folder written by `export`, or a timm name.
@@ -65,7 +67,8 @@ def evaluate_run(
         options: shots, seeds, seed (all); k, temperature (knn); penalties, max_iter (linear); the
             attributes of
             `AttentiveSettings`, `AbMILPSettings` and `ProbeTraining` (attentive; there batch_size
-            is that of the network, and probe_batch_size that of the probes).
+            is that of the network, and probe_batch_size that of the probes), or those of
+            `FinetuneSettings` and `FinetuneTraining` (finetune; train_batch_size).
 
     The result's "card" says what it was measured with: protocol, configuration, commit, versions,
     fingerprints of weights and data.
@@ -75,6 +78,7 @@ def evaluate_run(
         "knn": evaluate.knn,
         "linear": evaluate.linear,
         "attentive": _attentive,
+        "finetune": _finetune,
     }
     if kind not in evaluators:
         raise ValueError(f"kind: expected one of {', '.join(evaluators)}, got {kind!r}")
@@ -136,10 +140,25 @@ def _run_config(folder: Path | None) -> dict[str, Any] | None:
 
 def _attentive(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:
     """`evaluate.attentive` with the settings of its parts under their plain names."""
-    parts = {"abmilp": AbMILPSettings, "training": ProbeTraining}
-    if "probe_batch_size" in settings:
-        settings["batch_size"] = settings.pop("probe_batch_size")
-    for part, make in parts.items():
-        own = {field.name for field in fields(make)} & settings.keys()
-        settings[part] = make(**{name: settings.pop(name) for name in own})
-    return evaluate.attentive(subject, AttentiveSettings(**settings), options=options)
+    _rename(settings, "probe_batch_size", "batch_size")
+    own = _take(settings, abmilp=AbMILPSettings, training=ProbeTraining)
+    return evaluate.attentive(subject, AttentiveSettings(**own, **settings), options=options)
+
+
+def _finetune(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:
+    _rename(settings, "train_batch_size", "batch_size")
+    own = _take(settings, training=FinetuneTraining)
+    return evaluate.finetune(subject, FinetuneSettings(**own, **settings), options=options)
+
+
+def _rename(settings: dict[str, Any], name: str, own: str) -> None:
+    if name in settings:
+        settings[own] = settings.pop(name)
+
+
+def _take(settings: dict[str, Any], **parts: Any) -> dict[str, Any]:
+    """Each part made of the settings that are its own, which leave ``settings``."""
+    return {
+        part: make(**{f.name: settings.pop(f.name) for f in fields(make) if f.name in settings})
+        for part, make in parts.items()
+    }

@@ -174,7 +174,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
 
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear", "attentive")}
+    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear", "attentive", "finetune")}
     return {
         kind: json.loads(path.read_text(encoding="utf-8"))
         for kind, path in found.items()

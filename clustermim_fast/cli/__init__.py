@@ -231,7 +231,7 @@ def run_tokenizer_choice(parsed: argparse.Namespace) -> int:
 
 
 def run_evaluate(parsed: argparse.Namespace) -> int:
-    """clustermim evaluate knn | linear | attentive."""
+    """clustermim evaluate knn | linear | attentive | finetune."""
     from clustermim_fast import api
 
     known = EVALUATE_KEYS | KIND_KEYS[parsed.kind]

@@ -73,6 +73,23 @@ KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
         "memory_gib": float,
         "on_disk": to_bool,
     },
+    "finetune": {
+        **REPEATS,
+        "learning_rates": to_numbers,
+        "epochs": int,
+        "warmup_epochs": float,
+        "train_batch_size": int,
+        "layer_decay": float,
+        "weight_decay": float,
+        "mixup": float,
+        "cutmix": float,
+        "label_smoothing": float,
+        "ema_decay": float,
+        "crop_scale": to_numbers,
+        "flip": to_bool,
+        "baseline": to_bool,
+        "held_out": float,
+    },
 }
 
 

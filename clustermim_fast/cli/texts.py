@@ -84,6 +84,7 @@ EVALUATE_HELP = {
     "knn": "k nearest neighbours on frozen features (cosine, k=20, temperature=0.07)",
     "linear": "logistic regression on frozen features, its penalty chosen on training images",
     "attentive": "probes on attention-pooled tokens (AbMILP) beside [cls] and mean",
+    "finetune": "the whole encoder trained on labels, beside its random initialisation",
 }
 EVALUATE_NOTES = {
     "attentive": """\
@@ -98,7 +99,16 @@ mean, centreN, with commas. epochs=90 are the paper's; 20 are a quick look.
 AbMILP's switches, the paper's first: content=patch|all attention=none|map|both depth=1
 activation=relu|tanh|gelu condition=none|position; tokens: layer=-1 norm=no.
 
-"""
+""",
+    "finetune": """\
+MAE's settings without random augmentation, erasing and drop path: AdamW, layer decay, mixup,
+cutmix, label smoothing; ema_decay=0.999 evaluates averaged weights. epochs=100 are MAE's: on a CPU
+give a few. The test images are read once, after the last epoch; of several learning_rates= the best
+on held-out training images is taken. baseline=no leaves the random initialisation out.
+
+  clustermim evaluate finetune runs/clustermim_photos epochs=10 shots=10% seeds=3
+
+""",
 }
 EVALUATE_TEXT = """\
 Random initialisation and raw pixels are always evaluated beside the pretrained encoder. Labels

@@ -4,6 +4,8 @@ pixels, and attentive probes on tokens."""
 from .attention import STATISTICS, AttentionStatistics, attention_statistics
 from .attentive import AttentiveSettings, attentive
 from .features import encoder_features, pixel_features
+from .finetune import FinetuneSettings, finetune
+from .finetune_training import FinetuneTraining
 from .frequency import BlockFrequencies, block_frequencies, log_amplitude
 from .knn import KNNPredictions, knn_predict
 from .linear import LinearPredictions, linear_predict
@@ -24,6 +26,8 @@ __all__ = [
     "AttentiveSettings",
     "BlockFrequencies",
     "FeatureOptions",
+    "FinetuneSettings",
+    "FinetuneTraining",
     "KNNPredictions",
     "Labelled",
     "LinearPredictions",
@@ -34,6 +38,7 @@ __all__ = [
     "block_frequencies",
     "encoder_features",
     "feature_rows",
+    "finetune",
     "format_table",
     "knn",
     "knn_predict",

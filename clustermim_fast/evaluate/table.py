@@ -47,6 +47,8 @@ def _method_lines(result: dict[str, Any]) -> list[str]:
         name = "linear probe, penalty chosen on held-out training images"
         return [f"{name}; frozen features ({pool})"]
     training = settings["training"]
+    if result["kind"] == "finetune":
+        return _finetune_lines(settings, pool)
     norm = "final norm" if settings["norm"] else "no final norm"
     rates = ", ".join(f"{rate:g}" for rate in settings["learning_rates"])
     how = f"{training['epochs']} epochs, {training['optimizer']}, batch {training['batch_size']:,}"
@@ -56,8 +58,26 @@ def _method_lines(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def _finetune_lines(settings: dict[str, Any], pool: str) -> list[str]:
+    training, rates = settings["training"], settings["learning_rates"]
+    how = (
+        f"{training['epochs']} epochs, AdamW, batch {training['batch_size']:,}, "
+        f"layer decay {training['layer_decay']:g}"
+    )
+    mixed = (
+        f"mixup {training['mixup']:g}, cutmix {training['cutmix']:g}, "
+        f"label smoothing {training['label_smoothing']:g}"
+    )
+    rate = f"base learning rate {rates[0]:g}"
+    if len(rates) > 1:
+        listed = ", ".join(f"{rate:g}" for rate in rates)
+        rate = f"base learning rate of {listed} on held-out training images"
+    average = f", EMA {training['ema_decay']:g}" if training["ema_decay"] else ""
+    return [f"fine-tuning ({pool}); {how}", f"{mixed}, {rate}{average}"]
+
+
 def format_table(result: dict[str, Any]) -> str:
-    """Lines for a terminal from what `knn`, `linear` or `attentive` returned."""
+    """Lines for a terminal from what `knn`, `linear`, `attentive` or `finetune` returned."""
     settings = result["settings"]
     heads = ("width", "accuracy %", "95 % interval", "gain, points")
     size = f"{result['train_images']:,} train and {result['test_images']:,} test images"
