@@ -116,6 +116,11 @@ def _unavailable_reason(
     return None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
 
 
+def named(backend: str | None) -> str | None:
+    """The back-end that a call's ``backend`` names, or the forced one; None: chosen by device."""
+    return backend if backend is not None else _forced
+
+
 def resolve(
     op: str, backend: str | None, device: torch.device, implemented: tuple[str, ...]
 ) -> str:
@@ -123,7 +128,7 @@ def resolve(
 
     Raises ValueError for an unknown name and RuntimeError for one that cannot run here.
     """
-    name = backend if backend is not None else _forced
+    name = named(backend)
     if name is not None and name not in NAMES:
         raise ValueError(f"{op}: backend must be one of {', '.join(NAMES)} or None, got {name!r}")
     if device.type == "cuda":

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops import _backend
 from tests.ops.harness import ON_TRITON, every_metric, running
 from tests.ops.truth import nearest_ids
 
@@ -93,7 +94,12 @@ def test_rows_too_wide_for_the_exact_tier_are_refused(monkeypatch):
     ):
         with pytest.raises(ValueError, match=r'centroids must be .* D <= 524288.*"reference"'):
             call(backend="triton")
+        with _backend.use_backend("triton"), pytest.raises(ValueError, match="D <= 524288"):
+            call()
+    # Only on a GPU is Triton chosen where nobody named it.
     monkeypatch.setattr(op._backend, "resolve", lambda *_: "triton")
     gpu = torch.device("cuda")
     assert op.choose_backend("nearest_centroid", None, gpu, c) == "reference"
     assert op.choose_backend("nearest_centroid", None, gpu, c[:, 1:]) == "triton"
+    with _backend.use_backend("triton"), pytest.raises(ValueError, match='backend "triton"'):
+        op.choose_backend("nearest_centroid", None, gpu, c)

@@ -220,7 +220,8 @@ def masked_cross_entropy(
         weight: [K] floating, class weights with torch's meaning: "mean" divides by the sum of the
             targets' weights. No gradient.
         token_weight: [..., L] floating, >= 0: "mean" is sum(w * loss) / sum(w). No gradient.
-        backend: "reference", "cpu", "triton" or None (chosen by device).
+        backend: "reference", "cpu", "triton" (float64 takes "reference" there, on the same device)
+            or None (chosen by device).
 
     Returns:
         float32 (float64 for float64 logits). Nothing counted (or a total weight of 0): nan for

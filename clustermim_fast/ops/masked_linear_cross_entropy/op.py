@@ -275,7 +275,8 @@ def masked_linear_cross_entropy(
         masked_per_sample: how many tokens every sample's mask holds, where that is fixed. On the
             CPU it is only checked.
         return_metrics: also return :class:`Metrics`.
-        backend: "reference", "cpu", "triton" or None (chosen by device).
+        backend: "reference", "cpu", "triton" (float64 takes "reference" there, on the same device)
+            or None (chosen by device).
 
     Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias
     and all else stay float32), and the gradient of a float32 weight stays unrounded.

@@ -30,11 +30,12 @@ def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
 def choose_backend(
     op: str, backend: str | None, device: torch.device, centroids: torch.Tensor
 ) -> str:
-    """The back-end of an op that assigns; rows too wide for Triton are left to the reference."""
+    """The back-end of an op that assigns; rows too wide for Triton are left to the reference,
+    unless Triton was named."""
     name = _backend.resolve(op, backend, device, IMPLEMENTED)
     if name != "triton" or centroids.shape[1] <= MOST_TRITON_VALUES:
         return name
-    if backend is None and device.type == "cuda":
+    if _backend.named(backend) is None:
         return "reference"
     expected = f'[K, D] with D <= {MOST_TRITON_VALUES} for backend "triton"'
     got = _checks.describe(centroids)
