@@ -1,4 +1,4 @@
-"""The losses' own tests on the Triton kernels, in the run that has these (see harness.py)."""
+"""What of the ops' own tests the run of the Triton kernels has (see harness.py)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,16 @@ import pytest
 from clustermim_fast.ops import _backend
 from tests.ops.harness import ON_TRITON, running
 
-# Files and tests of the losses that are about the CPU's kernels, or about errors that only the CPU
+# Files and tests that are about the CPU's kernels or, of the losses, about errors that only the CPU
 # can raise (elsewhere the row's loss is NaN: tests/gpu/test_masked_losses.py).
 CPU_ALONE = {
+    "test_certificate_subspace",
+    "test_nearest_centroid_adversarial_subspace",
+    "test_nearest_centroid_processes",
+    "test_projection",
+    "test_the_core_without_its_margins_errs_as_the_emulation_says",
+}
+LOSSES_CPU_ALONE = {
     "test_masked_linear_memory",
     "test_masked_linear_tiles",
     "test_masked_linear_tiles_edges",
@@ -44,8 +51,9 @@ def _module(item: pytest.Item) -> str:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     left_out = pytest.mark.skip(reason="Triton: about the CPU's kernels alone")
     for item in items if ON_TRITON else []:
-        ours = _module(item).startswith("test_masked_")
-        if ours and {_module(item), getattr(item, "originalname", "")} & CPU_ALONE:
+        loss = _module(item).startswith("test_masked_")
+        alone = CPU_ALONE | LOSSES_CPU_ALONE if loss else CPU_ALONE
+        if {_module(item), getattr(item, "originalname", "")} & alone:
             item.add_marker(left_out)
 
 

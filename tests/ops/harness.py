@@ -32,10 +32,17 @@ CPU_PATHS: tuple[str, ...] = (
     else tuple(_backend.core().build_info()["isa_paths"])
 )
 PATHS = ("reference", "triton") if ON_TRITON else ("reference", *CPU_PATHS)
-# A case with more block operations than this takes too long to interpret.
-MOST_OPERATIONS = 4000
+# A call with more block operations than this takes too long to interpret: some 200 turns of a
+# kernel's loop, in all its programs.
+MOST_OPERATIONS = 2000
 METRICS = ("euclidean", "cosine", "dot")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+def fewer(usual: int, interpreted: int) -> int:
+    """A size of a case, and a smaller one that Triton's interpreter ends with, in seconds."""
+    return interpreted if _triton.interpreted() else usual
+
 
 every_path = pytest.mark.parametrize("path", PATHS)
 every_cpu_path = pytest.mark.parametrize("path", CPU_PATHS)

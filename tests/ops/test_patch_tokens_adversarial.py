@@ -12,7 +12,7 @@ from clustermim_fast import ops
 from clustermim_fast.ops import _backend
 from tests.ops.adversarial import GENERATORS, make
 from tests.ops.adversarial_patches import PATCH_GENERATORS, make_patches
-from tests.ops.harness import METRICS, every_cpu_path, running, usable_paths
+from tests.ops.harness import METRICS, every_cpu_path, fewer, running, usable_paths
 from tests.ops.patch_rows import MEMORY, Layout
 from tests.ops.truth import nearest_ids
 
@@ -34,6 +34,7 @@ NAMES = tuple(PATCH_GENERATORS)
 
 def check(rows, c, layout, *, mean=None, std=None, metric="euclidean", memory="dense",
           per_patch_norm=False, dtype=None, grid=(2, 3)) -> np.ndarray:  # fmt: skip
+    rows = rows[: fewer(len(rows), 12)]
     images = MEMORY[memory](layout.images(rows, grid))
     if dtype is not None:
         images = images.to(dtype)
@@ -156,8 +157,9 @@ def test_floating_images_normalised():
 @pytest.mark.parametrize("metric", METRICS)
 def test_threads_splits_and_order(metric, threads):
     layout, norm = Layout(4, 3, "chw"), take(IMAGENET, 3)
-    made = [make_patches(name, 120, 10, layout, **norm) for name in NAMES]
+    made = [make_patches(name, 120, fewer(10, 2), layout, **norm) for name in NAMES]
     rows, c = (np.concatenate(part) for part in zip(*made, strict=True))
+    rows = rows[:: fewer(1, len(rows) // 12)][: fewer(len(rows), 12)]
     c = torch.from_numpy(c)
     expected = check(rows, c, layout, **norm, metric=metric).reshape(-1, 6)
     images = layout.images(rows)
@@ -170,7 +172,7 @@ def test_threads_splits_and_order(metric, threads):
                     some, c, 4, **norm, patch_order="chw", metric=metric, backend=backend
                 ).numpy()
 
-            for number in (2, 3, 1):
+            for number in (2, 3, 1)[: fewer(3, 1)]:
                 threads(number)
                 np.testing.assert_array_equal(ids(images), expected, err_msg=name)
             for size in (1, 7, 37):
@@ -182,7 +184,7 @@ def test_threads_splits_and_order(metric, threads):
 @pytest.mark.parametrize("name", NAMES)
 def test_lloyd_step_images_assigns_alike(name):
     layout, norm = Layout(8, 3), take(IMAGENET, 3)
-    rows, c = make_patches(name, 60, 30, layout, **norm)
+    rows, c = make_patches(name, fewer(60, 12), 30, layout, **norm)
     c = torch.from_numpy(c)
     expected = nearest_ids(torch.from_numpy(layout.values(rows, **norm)), c, "euclidean")
     for path in usable_paths()[1:]:
