@@ -15,6 +15,7 @@ pytest.importorskip("jinja2", reason="the extra [train] is not installed")
 
 import timm
 import torch
+from timm.models import save_for_hf
 
 import clustermim_fast
 from clustermim_fast import api
@@ -197,6 +198,22 @@ def test_attentive_settings_reach_their_parts(run, shapes):
     assert result["rows"][0]["title"] in api.report_run(run).read_text()
     with pytest.raises(TypeError, match="depht"):
         api.evaluate_run("attentive", run, depht=2)
+
+
+def test_attentive_by_a_teacher_and_without_cls(run, shapes):
+    options = {"epochs": 1, "warmup_epochs": 0, "learning_rates": (0.1,), "say": lambda _: None}
+    result = api.evaluate_run(
+        "attentive", run, pool="attn_mean,teacher", teacher=run / "export", **options
+    )
+    assert result["settings"]["teacher"] == str(run / "export")
+    # The run's own weights are its teacher: the same patches are pooled.
+    mean, taught = result["rows"][:2]
+    assert mean["accuracy_percent"] == taught["accuracy_percent"]
+    network = timm.create_model("resnet10t", num_classes=0)
+    network.pretrained_cfg["input_size"] = (3, 32, 32)
+    save_for_hf(network, run / "resnet", safe_serialization=True)
+    result = api.evaluate_run("attentive", run / "resnet", data=str(shapes), **options)
+    assert result["pool"] == "abmilp,mean"
 
 
 def test_fine_tuning_and_its_card(run):

@@ -21,6 +21,7 @@ from clustermim_fast.evaluate import (
     Labelled,
     ProbeTraining,
     Subject,
+    TokenSource,
 )
 from clustermim_fast.train.prepare import choose_device
 
@@ -59,15 +60,17 @@ def evaluate_run(
         checkpoint: of a run folder.
         weights, model_options: for a timm name, a checkpoint file (MAE, DINO, BEiT, ...) and
             timm's keyword arguments, see `open_source`.
-        pool: "mean" of the patch tokens (what "" is), or "cls"; for "attentive" any of abmilp, map,
-            cls, mean, centreN, with commas ("": abmilp,cls,mean).
+        pool: "mean" of the patch tokens (what "" is), or "cls"; for "attentive" any of abmilp, map
+            and those of `evaluate.poolings.fixed_pooling`, with commas ("": abmilp,cls,mean,
+            without cls where there is none).
         cache: keep features in RUN/eval/features for the next evaluation ("attentive" keeps none).
         out: a file for the result; "" is RUN/eval/<kind>.json for a run folder (low-shot:
             <kind>_10pct.json, <kind>_5_per_class.json), and none for others.
         options: shots, seeds, seed (all); k, temperature (knn); penalties, max_iter (linear); the
             attributes of
             `AttentiveSettings`, `AbMILPSettings` and `ProbeTraining` (attentive; there batch_size
-            is that of the network, and probe_batch_size that of the probes), or those of
+            is that of the network, probe_batch_size that of the probes, and teacher a run or timm
+            name for that pooling), or those of
             `FinetuneSettings` and `FinetuneTraining` (finetune; train_batch_size).
 
     The result's "card" says what it was measured with: protocol, configuration, commit, versions,
@@ -138,11 +141,26 @@ def _run_config(folder: Path | None) -> dict[str, Any] | None:
     return config
 
 
-def _attentive(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:
+def _attentive(
+    subject: Subject, options: FeatureOptions, teacher: str | Path = "", **settings: Any
+) -> dict[str, Any]:
     """`evaluate.attentive` with the settings of its parts under their plain names."""
+    guide = _teacher(teacher, options.device) if teacher else None
+    first = next(iter(subject.encoders.values()))
+    if getattr(first, "cls_token", None) is None:  # a convolutional network
+        settings.setdefault("pool", ("abmilp", "mean"))
     _rename(settings, "probe_batch_size", "batch_size")
     own = _take(settings, abmilp=AbMILPSettings, training=ProbeTraining)
-    return evaluate.attentive(subject, AttentiveSettings(**own, **settings), options=options)
+    whole = AttentiveSettings(**own, **settings)
+    result = evaluate.attentive(subject, whole, options=options, teacher=guide)
+    result["settings"]["teacher"] = str(teacher)
+    return result
+
+
+def _teacher(name: str | Path, device: str) -> TokenSource:
+    source = open_source(name, "last")
+    encoder = next(iter(source.encoders.values()))
+    return TokenSource(encoder, source.mean, source.std, device=device, attention=True)
 
 
 def _finetune(subject: Subject, options: FeatureOptions, **settings: Any) -> dict[str, Any]:

@@ -64,6 +64,7 @@ KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
         "held_out": float,
         "layer": int,
         "norm": to_bool,
+        "teacher": str,
         "content": str,
         "attention": str,
         "depth": int,

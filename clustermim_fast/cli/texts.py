@@ -91,7 +91,8 @@ EVALUATE_NOTES = {
 The encoder runs once; its tokens are kept as float16 (memory_gib=8 at most, or on_disk=yes).
 Learning rates are swept side by side and chosen on held-out training images; the test images are
 read once. seeds=3 repeats it all and gives mean and spread. pool= takes any of abmilp, map, cls,
-mean, centreN, with commas. epochs=90 are the paper's; 20 are a quick look.
+mean, centreN, attn_mean, attn_lowest_entropy, attn_centreN, teacher (of teacher=RUN or timm name),
+with commas. epochs=90 are the paper's; 20 are a quick look.
 
   clustermim evaluate attentive runs/clustermim_photos seeds=3
   clustermim evaluate attentive vit_small_patch16_224.dino data=photos/ pool=abmilp,map,cls

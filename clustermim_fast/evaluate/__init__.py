@@ -15,6 +15,7 @@ from .protocol import FeatureOptions, knn, linear
 from .rows import Labelled, Subject, feature_rows, weights_fingerprint
 from .shots import shots_label
 from .table import ROW_NAMES, format_table, protocol_lines, row_name
+from .tokens import TokenSource
 from .unlabeled import nearest_neighbours, rankme
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "LinearPredictions",
     "ProbeTraining",
     "Subject",
+    "TokenSource",
     "attention_statistics",
     "attentive",
     "block_frequencies",

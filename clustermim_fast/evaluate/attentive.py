@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .poolings import AbMILP, AbMILPSettings, MapPooling, fixed_pooling
+from .poolings import AbMILP, AbMILPSettings, MapPooling, fixed_pooling, reads_attention
 from .probe import Probe, ProbeTraining, fit_probes, predict_probe
 from .protocol import FeatureOptions
 from .result import Row, assemble, score
@@ -42,7 +42,7 @@ class AttentiveSettings:
     """What is probed and how; the defaults of AbMILP and of training are the paper's.
 
     Attributes:
-        pool: "abmilp", "map", "cls", "mean", "centreN"; the first is compared with the others.
+        pool: "abmilp", "map", or of `fixed_pooling`; the first is compared with the others.
         learning_rates: base rates for 256 images, swept; the paper has 0.1 alone.
         shots: "10%" or "5" of each class are the training images; "" all.
         seeds: how often all is repeated, with other images (held out, and drawn where there are
@@ -96,10 +96,12 @@ def attentive(
     settings: AttentiveSettings | None = None,
     *,
     options: FeatureOptions | None = None,
+    teacher: TokenSource | None = None,
 ) -> dict[str, Any]:
     """Accuracy of probes on pooled frozen tokens, for each encoder and pooling.
 
-    Of ``options``, pool is not used: ``settings.pool`` has the poolings.
+    Of ``options``, pool is not used: ``settings.pool`` has the poolings. ``teacher`` (with
+    attention=True) is for the pooling of that name.
 
     Returns a JSON-ready dict as `linear` does; every row has a "pooling" too, and "gain_points" has
     keys of both ("pretrained cls"). Raises ValueError
@@ -109,6 +111,8 @@ def attentive(
     start = time.perf_counter()
     settings, options = settings or AttentiveSettings(), options or FeatureOptions()
     device, batch_size = options.device, options.batch_size
+    if ("teacher" in settings.pool) != (teacher is not None):
+        raise ValueError("teacher: expected one with pool=teacher, and only there")
     if len(subject.train.labels.unique()) < 2:
         raise ValueError("train_labels: expected at least two classes, got one")
     check_seeds(settings.seeds, len(subject.train.labels))
@@ -121,7 +125,14 @@ def attentive(
     correct: dict[str, NDArray[np.bool_]] = {}
     for encoder_name, encoder in subject.encoders.items():
         source = TokenSource(
-            encoder, subject.mean, subject.std, settings.layer, settings.norm, device
+            encoder,
+            subject.mean,
+            subject.std,
+            settings.layer,
+            settings.norm,
+            device,
+            attention=any(reads_attention(name) for name in settings.pool),
+            teacher=teacher if "teacher" in settings.pool else None,
         )
         title = encoder_name if options.progress else None
         with cache_tokens(

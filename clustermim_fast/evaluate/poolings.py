@@ -29,6 +29,7 @@ __all__ = [
     "MapPooling",
     "PerHead",
     "fixed_pooling",
+    "reads_attention",
 ]
 
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh, "gelu": nn.GELU}
@@ -167,18 +168,48 @@ class MapPooling(nn.Module):
         return torch.stack([head(patches) for head in self.heads], 1)
 
 
+_NAMES = "abmilp, map, cls, mean, centreN, attn_mean, attn_lowest_entropy, attn_centreN or teacher"
+
+
 def fixed_pooling(name: str) -> Callable[[TokenBatch], Tensor]:
-    """A pooling without parameters: "cls"; "mean" of the patches; "centreN": mean of the centre
-    N x N patches (the N of the grid's own parity lie exactly in its middle, others half a patch
-    up and left). ValueError for another name."""
-    if name == "cls":
-        return _cls
-    if name == "mean":
-        return lambda batch: batch.patches.mean(1)
-    if name.startswith("centre") and name[6:].isdecimal() and int(name[6:]) > 0:
-        side = int(name[6:])
-        return lambda batch: _centre(batch, side).mean(1)
-    raise ValueError(f"pool: expected abmilp, map, cls, mean or centreN (centre2), got {name!r}")
+    """A pooling without parameters, from a `TokenBatch` to rows [B, D]; ValueError for others.
+
+    * "cls"; "mean" of the patches;
+    * "centreN": mean of the N x N patches in the middle (half a patch up and left of it where N and
+      the grid differ in parity);
+    * "attn_mean": patches weighted by the attention of [cls] in the block that the tokens come
+      from, mean over heads; "attn_lowest_entropy": by the head, chosen for each image, whose
+      attention has the lowest entropy; "attn_centreN": by the centre patches' attention;
+    * "teacher": as "attn_mean", with the attention of a teacher's last block.
+
+    Weights are divided by their sum over the patches. The released names of the last ones are
+    attn-mn, attn-lcte, caN and dino.
+    """
+    kind, side = _split_name(name)
+    simple = {
+        "cls": _cls,
+        "mean": lambda batch: batch.patches.mean(1),
+        "attn_mean": lambda batch: _weighted(batch, _cls_attention(batch).mean(1)),
+        "attn_lowest_entropy": lambda batch: _weighted(batch, _sharpest(_cls_attention(batch))),
+        "teacher": lambda batch: _weighted(batch, _teacher(batch)),
+    }
+    if kind in simple and not side:
+        return simple[kind]
+    if kind == "centre" and side:
+        return lambda batch: batch.patches[:, _centre(batch, side)].mean(1)
+    if kind == "attn_centre" and side:
+        return lambda batch: _weighted(batch, _centre_attention(batch, side))
+    raise ValueError(f"pool: expected {_NAMES} (N a number, centre2), got {name!r}")
+
+
+def reads_attention(name: str) -> bool:
+    """Whether a pooling needs the attention of the encoder's block."""
+    return name.startswith("attn_")
+
+
+def _split_name(name: str) -> tuple[str, int]:
+    kind = name.rstrip("0123456789")
+    return kind, int(name[len(kind) :] or 0)
 
 
 def _cls(batch: TokenBatch) -> Tensor:
@@ -188,9 +219,44 @@ def _cls(batch: TokenBatch) -> Tensor:
 
 
 def _centre(batch: TokenBatch, side: int) -> Tensor:
+    """Indices of the centre patches, int64 [side * side]."""
     rows, columns = batch.grid
     if side > min(rows, columns):
         raise ValueError(f"pool: centre{side} is larger than the {rows} x {columns} patches")
     top, left = (rows - side) // 2, (columns - side) // 2
-    maps = batch.patches.unflatten(1, batch.grid)
-    return maps[:, top : top + side, left : left + side].flatten(1, 2)
+    grid = torch.arange(rows * columns, device=batch.patches.device).view(rows, columns)
+    return grid[top : top + side, left : left + side].flatten()
+
+
+def _to_patches(batch: TokenBatch) -> Tensor:
+    """Attention of every token to the patches, [B, heads, P + L, L]."""
+    assert batch.attention is not None
+    return batch.attention[..., batch.prefix.shape[1] :]
+
+
+def _cls_attention(batch: TokenBatch) -> Tensor:
+    _cls(batch)
+    return _to_patches(batch)[:, :, 0]
+
+
+def _sharpest(attention: Tensor) -> Tensor:
+    """[B, heads, L] -> [B, L] of each image's head of lowest entropy over the patches."""
+    shares = attention / attention.sum(-1, keepdim=True)
+    head = torch.special.entr(shares).sum(-1).argmin(1)
+    return shares[torch.arange(len(shares), device=shares.device), head]
+
+
+def _centre_attention(batch: TokenBatch, side: int) -> Tensor:
+    queries = _centre(batch, side) + batch.prefix.shape[1]
+    return _to_patches(batch)[:, :, queries].mean((1, 2))
+
+
+def _teacher(batch: TokenBatch) -> Tensor:
+    if batch.teacher is None:
+        raise ValueError("pool: teacher needs teacher=, a timm name or a run")
+    return batch.teacher.mean(1)
+
+
+def _weighted(batch: TokenBatch, weights: Tensor) -> Tensor:
+    shares = weights / weights.sum(-1, keepdim=True)
+    return (shares[:, None] @ batch.patches)[:, 0]

@@ -18,6 +18,9 @@ POOL_NAMES = {
     "cls": "[cls] token",
     "abmilp": "AbMILP",
     "map": "attention with a learned query",
+    "attn_mean": "by attention of [cls]",
+    "attn_lowest_entropy": "by sharpest head",
+    "teacher": "by a teacher's attention",
 }
 
 

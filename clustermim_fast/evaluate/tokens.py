@@ -10,14 +10,15 @@ import math
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from .attention import BlockAttention, attention_of_blocks
 from .features import Images, normalise
 
 __all__ = ["CACHE_DTYPES", "TokenBatch", "TokenCache", "TokenSource", "cache_tokens"]
@@ -32,12 +33,16 @@ CACHE_DTYPES = {
 @dataclass(frozen=True)
 class TokenBatch:
     """Tokens of B images: prefix [B, P, D] ([cls] first where has_cls, then registers; P may be
-    0), patches [B, L, D] in row-major order of the grid (rows, columns)."""
+    0), patches [B, L, D] in row-major order of the grid (rows, columns). Where they were asked for:
+    attention [B, heads, P + L, P + L] of the block they come from (rows are queries), teacher the
+    attention of a teacher's [cls] to its L patches [B, heads, L]."""
 
     prefix: Tensor
     patches: Tensor
     grid: tuple[int, int]
     has_cls: bool
+    attention: Tensor | None = None
+    teacher: Tensor | None = None
 
     def content(self, which: str) -> Tensor:
         """The patches [B, L, D], or with "all" the prefix before them [B, P + L, D]."""
@@ -51,6 +56,8 @@ class TokenSource:
     Attributes:
         layer: which of timm's intermediates: a block of a ViT, a stage of a CNN; -1 the last.
         norm: apply the encoder's final norm to them.
+        attention: also take the attention of that block.
+        teacher: another encoder, whose [cls] says which patches to pool.
     """
 
     encoder: nn.Module
@@ -59,9 +66,25 @@ class TokenSource:
     layer: int = -1
     norm: bool = False
     device: str = "cpu"
+    attention: bool = False
+    teacher: TokenSource | None = None
 
     def batch(self, images: Tensor) -> TokenBatch:
-        """Tokens of uint8 images [B, 3, H, W]; ValueError for a layer that the encoder lacks."""
+        """Tokens of uint8 images [B, 3, H, W]; ValueError for a layer that the encoder lacks, or
+        images that it does not take."""
+        if self.teacher is None:
+            return self._tokens(images)
+        batch, taught = self._tokens(images), self.teacher._tokens(images)
+        if taught.grid != batch.grid or not taught.has_cls:
+            raise ValueError(
+                f"teacher: expected a ViT with [cls] and {batch.grid[0]} x {batch.grid[1]} patches "
+                f"like the encoder, got {taught.grid[0]} x {taught.grid[1]}"
+                f"{'' if taught.has_cls else ' and no [cls]'}"
+            )
+        assert taught.attention is not None
+        return replace(batch, teacher=taught.attention[:, :, 0, taught.prefix.shape[1] :])
+
+    def _tokens(self, images: Tensor) -> TokenBatch:
         forward = getattr(self.encoder, "forward_intermediates", None)
         if forward is None:
             raise ValueError(
@@ -70,26 +93,40 @@ class TokenSource:
             )
         has_prefix = int(getattr(self.encoder, "num_prefix_tokens", 0)) > 0
         more = {"return_prefix_tokens": True} if has_prefix else {}
+        seen: list[Tensor] = []
         try:
-            (found,) = forward(
-                normalise(images.to(self.device), self.mean, self.std),
-                indices=[self.layer],
-                norm=self.norm,
-                output_fmt="NCHW",
-                intermediates_only=True,
-                **more,
-            )
-        except AssertionError as error:
+            with self._watched(seen):
+                (found,) = forward(
+                    normalise(images.to(self.device), self.mean, self.std),
+                    indices=[self.layer],
+                    norm=self.norm,
+                    output_fmt="NCHW",
+                    intermediates_only=True,
+                    **more,
+                )
+        except AssertionError as error:  # timm's way to refuse
             raise ValueError(
-                f"layer: {type(self.encoder).__name__} has no layer {self.layer} ({error}); "
-                "-1 is the last"
+                f"layer: {type(self.encoder).__name__} has no layer {self.layer} (-1 is the last) "
+                f"for images of {images.shape[2]} x {images.shape[3]} pixels: {error}"
             ) from error
         maps, prefix = found if has_prefix else (found, None)
         patches = maps.flatten(2).mT
         if prefix is None:
             prefix = patches[:, :0]
         has_cls = prefix.shape[1] > 0 and getattr(self.encoder, "cls_token", None) is not None
-        return TokenBatch(prefix, patches, (maps.shape[2], maps.shape[3]), has_cls)
+        grid = (maps.shape[2], maps.shape[3])
+        return TokenBatch(prefix, patches, grid, has_cls, seen[0] if seen else None)
+
+    def _watched(self, seen: list[Tensor]) -> AbstractContextManager[None]:
+        if not self.attention:
+            return nullcontext()
+        blocks = len(getattr(self.encoder, "blocks", ()))
+
+        def visit(number: int, block: BlockAttention) -> None:
+            if number == self.layer % blocks:
+                seen.append(block.weights)
+
+        return attention_of_blocks(self.encoder, visit)
 
     @torch.no_grad()
     def batches(
@@ -100,6 +137,8 @@ class TokenSource:
             raise ValueError("images: expected at least one image, got none")
         modes = [(module, module.training) for module in self.encoder.modules()]
         self.encoder.eval().to(self.device)
+        if self.teacher is not None:
+            self.teacher.encoder.eval().to(self.teacher.device)
         try:
             starts = range(0, len(images), batch_size)
             for start in tqdm(starts, title, disable=title is None, leave=False):
