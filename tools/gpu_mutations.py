@@ -28,6 +28,10 @@ NEAREST = "clustermim_fast/ops/nearest_centroid/triton_"
 FILTER, RESCORE = f"{NEAREST}filter.py", f"{NEAREST}rescore.py"
 OF_NEAREST = "tests/ops/test_nearest_centroid.py::"
 LINEAR = "clustermim_fast/ops/masked_linear_cross_entropy/triton_fused.py"
+SOFTMAX = "clustermim_fast/ops/masked_linear_cross_entropy/triton_softmax.py"
+REST = "clustermim_fast/ops/masked_linear_cross_entropy/triton_rest.py"
+MANY_CLASSES = "tests/gpu/test_many_classes.py::"
+CHUNKS = f"{MANY_CLASSES}test_chunks_and_tiles[forward-dtype0-None]"
 LOGITS = "clustermim_fast/ops/masked_cross_entropy/triton_rows.py"
 COMPACT = "clustermim_fast/ops/masked_cross_entropy/triton_compact.py"
 OF_LOSSES = "tests/ops/test_masked_loss_bugs"
@@ -203,5 +207,29 @@ MUTATIONS = [
          f"{MANY_TOKENS}[dtype1]"),
         ("the last tokens left out of dW", LINEAR, "tl.cdiv(tl.cdiv(n, ROWS), splits) * ROWS",
          "tl.cdiv(n, ROWS) // splits * ROWS", f"{MANY_TOKENS}[dtype0]"),
+        ("many classes: those beyond the last not masked", SOFTMAX, "    if PADDED:\n",
+         "    if False:\n", CHUNKS),
+        ("many classes: tiles' sums added without their tops", SOFTMAX,
+         "under * totals, 0.0)", "totals, 0.0)", CHUNKS),
+        ("many classes: smoothing left in dW", SOFTMAX,
+         "dz = tl.where(ks[None, :] == K, part[:, None], dz)", "pass", CHUNKS),
+        ("many classes: products do not stop at the count", SOFTMAX,
+         "start = first + (pid // tiles).to(tl.int64) * ROWS\n    if start >= n:",
+         "start = first + (pid // tiles).to(tl.int64) * ROWS\n    if start >= end:",
+         f"{MANY_CLASSES}test_products_stop_at_what_counts[None-dtype0]"),
+        ("many classes: the target's p from float16", SOFTMAX,
+         "tl.where(onehot, hit[:, None], e * (scale * (1.0 / 32768.0))[:, None])",
+         "e * (scale / 32768.0)[:, None] - tl.where(onehot, 1.0 - smoothing, 0.0)",
+         f"{MANY_CLASSES}test_the_target_s_gradient_is_of_float32[12.125-dtype0]"),
+        ("many classes: db summed from 16 bits", SOFTMAX,
+         "dz = tl.where(ks[None, :] == target[:, None], dz - hard[:, None], dz)",
+         ("dz = tl.where(ks[None, :] == target[:, None], dz - hard[:, None], dz).to(tl.float16)"
+          ".to(tl.float32)"), f"{MANY_CLASSES}test_chunks_and_tiles[recompute-dtype1-None]"),
+        ("many classes: db of the last chunk alone", SOFTMAX,
+         "db = tl.load(db_at, mask=inside, other=0.0)", "db = tl.zeros([COLUMNS], tl.float32)",
+         f"{MANY_CLASSES}test_chunks_and_tiles[recompute-dtype1-None]"),
+        ("many classes: more tokens than were said left as they lay", REST,
+         "first = tl.minimum(n, limit)", "first = n",
+         f"{MANY_CLASSES}test_a_mask_with_more_than_was_said[none-dtype0]"),
     )
 ]  # fmt: skip

@@ -26,7 +26,7 @@ from clustermim_fast import ops
 from clustermim_fast.ops import _triton
 from clustermim_fast.ops.lloyd_step import op as lloyd_step
 from clustermim_fast.ops.masked_cross_entropy import op as masked_cross_entropy
-from clustermim_fast.ops.masked_linear_cross_entropy import op as masked_linear_op
+from clustermim_fast.ops.masked_linear_cross_entropy import autograd as masked_linear_autograd
 from clustermim_fast.ops.masked_linear_cross_entropy import registered as masked_linear
 from clustermim_fast.ops.nearest_centroid import op as nearest_centroid
 from clustermim_fast.ops.patch_tokens import op as patch_tokens
@@ -110,7 +110,7 @@ def watched(device: _triton.Device = H200) -> Iterator[Seen]:
         mock.patch.object(_triton, "unavailable_reason", return_value=None),
         mock.patch.object(_triton, "properties", return_value=device),
         mock.patch.object(_triton, "launching_on", return_value=contextlib.nullcontext()),
-        mock.patch.object(masked_linear_op, "_on_device", return_value=True),
+        mock.patch.object(masked_linear_autograd, "_on_device", return_value=True),
         mock.patch.object(
             triton.runtime.jit.KernelInterface, "__getitem__", lambda f, grid: seen.kernel(f, grid)
         ),

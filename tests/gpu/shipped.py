@@ -23,7 +23,10 @@ ASSIGNED = (
     (384, 1000, torch.float16, "cosine"), (768, 1000, torch.float64, "euclidean"),
     (384, 1000, FULL, "dot"), (100, 100, FULL, "euclidean"),
 )  # fmt: skip
-LOSSES = ((100, 512, HALF), (50, 384, HALF), (1000, 512, HALF), (8192, 768, HALF), (100, 512, FULL))
+LOSSES = (
+    (100, 512, HALF), (50, 384, HALF), (1000, 512, HALF), (8192, 768, HALF), (100, 512, FULL),
+    (1000, 512, torch.float16),
+)  # fmt: skip
 
 
 def _assign(d: int, k: int, dtype: torch.dtype, metric: str) -> Any:

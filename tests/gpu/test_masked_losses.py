@@ -7,7 +7,7 @@ import torch
 
 from clustermim_fast import ops
 from clustermim_fast.ops import _self_checks, _triton
-from clustermim_fast.ops.masked_linear_cross_entropy import op
+from clustermim_fast.ops.masked_linear_cross_entropy import autograd
 from tests.ops.harness import running
 from tests.ops.linear_loss import check_all, make, truth_of
 
@@ -100,7 +100,7 @@ def test_the_self_check_passes_and_can_fail(name, monkeypatch):
 def test_a_late_grad_output_is_never_asked_for(grad_output, monkeypatch):
     """Powers of two scale what the forward made; another one has dX made again, exactly once."""
     d = make(torch.bfloat16, prefix=1, masked=7, tokens=40)
-    monkeypatch.setattr(op, "_graph_is_kept", lambda: False)
+    monkeypatch.setattr(autograd, "_graph_is_kept", lambda: False)
     monkeypatch.setattr(torch.Tensor, "__float__", None)
     with running("triton"):
         loss = mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"],
@@ -132,8 +132,8 @@ def test_few_classes_keep_their_logits_and_read_what_counts(backward):
     with strict.checked(races=True) as seen:
         if backward:
             registered.masked_linear_cross_entropy_backward.default(
-                torch.ones(()), x, w, None, d["target"], None, *given[1:5], *options, True, True,
-                True, "triton",
+                torch.ones(()), x, w, None, d["target"], None, *given[1:5], *options, -1,
+                *[True] * 3, "triton",
             )  # fmt: skip
         else:
             registered.masked_linear_cross_entropy.default(

@@ -6,22 +6,32 @@ import pytest
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.ops.masked_linear_cross_entropy import op
+from clustermim_fast.ops.masked_linear_cross_entropy import autograd
 from tests.gpu.targets import ARCHS, TENSOR_CORES, compiled_only
 
 pytestmark = compiled_only
 TOKENS, DIM = 196, 512
 # Kernels with matrix products of their own; the others move rows.
-PRODUCTS = ("linear_rows", "weight_parts")
+PRODUCTS = ("linear_rows", "weight_parts", "logit_tiles", "logit_gradients", "input_gradient",
+            "weight_gradient")  # fmt: skip
 _KEPT: list[dict] = []
 
 
 def _fresh():
     """Kernels compiled by an earlier test would not be seen again."""
     from clustermim_fast.ops.masked_cross_entropy import triton_compact, triton_rows
-    from clustermim_fast.ops.masked_linear_cross_entropy import triton_chunks, triton_fused
+    from clustermim_fast.ops.masked_linear_cross_entropy import (
+        triton_chunks,
+        triton_fused,
+        triton_products,
+        triton_rest,
+        triton_softmax,
+    )
 
-    for module in (triton_compact, triton_rows, triton_chunks, triton_fused):
+    for module in (
+        triton_compact, triton_rows, triton_chunks, triton_fused, triton_products, triton_rest,
+        triton_softmax,
+    ):  # fmt: skip
         for kernel in vars(module).values():
             if hasattr(kernel, "device_caches"):
                 _KEPT.append(dict(kernel.device_caches))  # unloading them would need a GPU
@@ -42,6 +52,7 @@ def _linear_rows(arch, dtype, classes, dim=DIM, **options):
             x, w, target, target == 0, linear_bias=b, num_prefix_tokens=1, backend="triton",
             **options,
         )  # fmt: skip
+        loss = loss[0] if options.get("return_metrics") else loss
         loss.sum().backward()
     print(static.table(rows))
     return rows
@@ -59,8 +70,11 @@ def _check(rows, arch, kernels):
 
 
 FEW = ("_count_spans", "_place", "_finish", "linear_rows", "weight_parts", "add_parts")
-MANY = ("_count_spans", "_place", "_finish", "gather_rows", "loss_rows", "grad_rows",
-        "scatter_rows", "add_parts")  # fmt: skip
+MANY = ("_count_spans", "_place", "_finish", "logit_tiles", "combine_tiles", "grad_tiles",
+        "weight_gradient", "input_gradient", "fill_rest", "add_parts")  # fmt: skip
+LATE = tuple("logit_gradients" if name == "grad_tiles" else name for name in MANY)
+WIDE = ("_count_spans", "_place", "_finish", "gather_rows", "loss_rows", "grad_rows",
+        "scatter_rows", "fill_rest", "add_parts")  # fmt: skip
 
 
 def test_the_shipped_kernels_of_a_hundred_classes():
@@ -97,10 +111,11 @@ def test_every_width(arch, classes, dim):
 @pytest.mark.parametrize("classes", [100, 256])
 def test_gradients_made_again(arch, classes, monkeypatch):
     """A float16 dX, and a bfloat16 one whose grad_output the device keeps to itself."""
-    monkeypatch.setattr(op, "_on_device", lambda _: True)
+    monkeypatch.setattr(autograd, "_on_device", lambda _: True)
     for dtype in (torch.float16, torch.bfloat16):
         rows = _linear_rows(arch, dtype, classes, label_smoothing=0.1)
-        _check(rows, arch, ("linear_rows",) if classes <= 128 or arch == 90 else MANY)
+        many = LATE if dtype == torch.float16 else (*MANY, "logit_gradients")
+        _check(rows, arch, ("linear_rows",) if classes <= 128 or arch == 90 else many)
 
 
 @pytest.mark.slow
@@ -118,9 +133,44 @@ def test_every_option(arch, classes):
 @pytest.mark.slow
 @pytest.mark.parametrize("arch", ARCHS)
 @pytest.mark.parametrize("classes", [257, 1000, 8192])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_many_classes(arch, classes, dtype):
-    _check(_linear_rows(arch, dtype, classes, label_smoothing=0.1), arch, MANY)
+    kernels = LATE if dtype == torch.float16 else MANY
+    _check(_linear_rows(arch, dtype, classes, label_smoothing=0.1), arch, kernels)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("dim", [48, 384, 768, 1000])
+def test_many_classes_of_every_width(arch, dim, monkeypatch):
+    monkeypatch.setattr(autograd, "_on_device", lambda _: True)
+    rows = _linear_rows(arch, torch.bfloat16, 1000, dim)
+    if dim % 16:
+        assert all(row.clean for row in rows)
+    else:
+        _check(rows, arch, (*MANY, "logit_gradients"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [1000, 8192])
+def test_every_option_of_many_classes(arch, classes, monkeypatch):
+    from clustermim_fast.ops.masked_cross_entropy import triton_compact
+
+    # It looks tokens up in a list that nothing has filled.
+    monkeypatch.setattr(triton_compact, "row_scales", lambda *_: torch.zeros(8 * TOKENS))
+    rows = _linear_rows(
+        arch, torch.bfloat16, classes, label_smoothing=0.1, token_weight=torch.ones(8, TOKENS),
+        reduction="none", masked_per_sample=TOKENS, return_metrics=True,
+    )  # fmt: skip
+    _check(rows, arch, ("logit_tiles", "combine_tiles", "logit_gradients", "weight_gradient"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ARCHS)
+@pytest.mark.parametrize("classes", [100, 1000, 8192])
+def test_library_products(arch, classes):
+    _check(_linear_rows(arch, torch.float32, classes, label_smoothing=0.1), arch, WIDE)
 
 
 def _given_logits(arch, dtype, classes):

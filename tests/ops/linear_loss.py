@@ -9,8 +9,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from clustermim_fast.ops.masked_linear_cross_entropy import op
-from tests.ops.loss_checks import KERNELS, array, assert_within, operand_unit, tokens_mask
+from clustermim_fast.ops.masked_linear_cross_entropy import autograd
+from tests.ops.loss_checks import (
+    KERNELS,
+    array,
+    assert_within,
+    operand_unit,
+    softmax_unit,
+    tokens_mask,
+)
 from tests.ops.loss_truth import Truth, linear_truth
 
 MODES = ("forward", "recompute")
@@ -19,13 +26,13 @@ MODES = ("forward", "recompute")
 @contextmanager
 def gradients_made_in(mode: str) -> Iterator[None]:
     """ "forward" leaves the choice to the op, "recompute" forbids to make them in the forward."""
-    before = op._needed_in_forward
+    before = autograd.needed_in_forward
     if mode == "recompute":
-        op._needed_in_forward = lambda *_: (False, False, False)
+        autograd.needed_in_forward = lambda *_: (False, False, False)
     try:
         yield
     finally:
-        op._needed_in_forward = before
+        autograd.needed_in_forward = before
 
 
 def late_factor(
@@ -62,6 +69,8 @@ def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = KERNELS, **optio
     x = array(d["x"])[:, prefix:]
     wide = any(d[k] is not None and d[k].dtype == torch.float64 for k in "xwb")
     unit = 2.0**-53 if wide else 2.0**-24
+    no_forward = options.get("reduction") == "none"
+    options.setdefault("softmax_unit", 0.0 if no_forward else softmax_unit(d["x"], d["w"], backend))
     if options.get("token_weight") is not None:
         options["token_weight"] = array(options["token_weight"]).reshape(-1)
     return linear_truth(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from tests.ops import loss_truth
-from tests.ops.loss_checks import KERNELS, array, operand_unit
+from tests.ops.loss_checks import KERNELS, array, operand_unit, softmax_unit
 
 
 def problem(
@@ -31,7 +31,11 @@ def truth(
 ) -> loss_truth.Truth:
     """The float64 answer, with bounds for what ``backend`` does with these dtypes."""
     bias = None if b is None else array(b)
-    options = {"operand_unit": operand_unit(x, w, backend=backend)} | options
+    units = {
+        "operand_unit": operand_unit(x, w, backend=backend),
+        "softmax_unit": softmax_unit(x, w, backend),
+    }
+    options = units | options
     return loss_truth.linear_truth(array(x), array(w), bias, t.numpy(), **options)
 
 

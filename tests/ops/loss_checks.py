@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from clustermim_fast.ops import _backend
+from clustermim_fast.ops.masked_linear_cross_entropy import problem
 from tests.ops.harness import ON_TRITON
 
 UNIT = {
@@ -43,6 +44,17 @@ def operand_unit(*operands: torch.Tensor, backend: str = KERNELS) -> float:
     narrow = all(t.dtype == torch.bfloat16 for t in operands)
     tiles = backend == "cpu" and narrow and _backend.core().linear_rows_usable()
     return UNIT[torch.bfloat16] if tiles else 0.0
+
+
+def softmax_unit(x: torch.Tensor, weight: torch.Tensor, backend: str = KERNELS) -> float:
+    """What the back-end may round the softmax with, before ``operand_unit``.
+
+    float16 on Triton, where bfloat16 rows of logits do not stay and the forward pass makes the
+    gradients; a backward pass of its own does not.
+    """
+    kept = backend == "triton" and x.dtype == weight.dtype == torch.bfloat16
+    kept = kept and not problem.logits_stay(x, weight.dtype, len(weight))
+    return UNIT[torch.float16] if kept else 0.0
 
 
 def assert_within(
@@ -96,6 +108,34 @@ def assert_no_farther(
         rms(error),
         rms(theirs),
     )
+
+
+def assert_errors_no_larger(
+    name: str,
+    ours: np.ndarray,
+    torchs: np.ndarray,
+    want: np.ndarray,
+    bound: np.ndarray,
+    again: float = 0.0,
+) -> None:
+    """Root mean square and largest error of all elements: no larger than torch's.
+
+    Slack: ``bound``, what float32 may miss the truth by where nothing is rounded to 16 bits;
+    ``again``, the size of a rounding that only ours has, beside one that both have: it adds as
+    squares do on the whole, and in full at worst. Both sides round other values, so that their
+    errors are two samples of n: the ratio of their roots varies by 1 / sqrt(n), that of their
+    largest, as a normal distribution's, by sqrt(2) pi / sqrt(6) / (2 ln n). Four times that.
+    """
+    error, theirs = abs(ours - want), abs(torchs - want)
+    size = np.size(want)
+    of_mean = 4 / size**0.5 if size > 1 else 0.0
+    of_largest = 4 * np.pi / 3**0.5 / (2 * np.log(size)) if size > 1 else 0.0
+    pairs = (
+        (rms(error), rms(theirs) * (1 + again**2) ** 0.5 * (1 + of_mean), rms(bound)),
+        (error.max(), theirs.max() * (1 + again) * (1 + of_largest), np.max(bound)),
+    )
+    for got, allowed, float32 in pairs:
+        assert got <= allowed + float32, (name, got, allowed, float32)
 
 
 def rms(values: Any) -> float:

@@ -129,6 +129,7 @@ def linear_truth(
     *,
     unit: float = 2.0**-24,
     operand_unit: float = 0.0,
+    softmax_unit: float = 0.0,
     terms: int | None = None,
     **options: Any,
 ) -> Truth:
@@ -138,6 +139,8 @@ def linear_truth(
     and dW (db is its sum before that), and subnormal float32 numbers are taken for 0. Rounding to
     nearest with p bits moves a value of [2^e, 2^(e+1)) by at most half a step, 2^(e-p), so the unit
     of bfloat16 (p = 8) is 2^-8: the 2^-9 at the binade's upper end does not hold at its lower one.
+    ``softmax_unit``: p of every class but the target's is rounded with this unit before that, or by
+    2^-40 at most where it is tiny (triton_softmax.py derives both).
     What is rounded leaves out the smoothing's constant part, which has no part in that error.
 
     ``terms``: additions one after the other in dW and db, where that is not the number of rows.
@@ -159,6 +162,10 @@ def linear_truth(
     # The smoothing's constant part is summed apart from the rest.
     constant = (t.scale * options.get("label_smoothing", 0.0) / classes)[:, None]
     operand = abs(t.dz + constant)
+    if softmax_unit:
+        kept = softmax_unit * operand + 2.0**-40 * abs(t.scale)[:, None]
+        kept[t.counted.nonzero()[0], target[t.counted]] = 0.0
+        t.dz_bound = t.dz_bound + kept
     magnitude = operand + abs(constant)
     operand_error = t.dz_bound + operand_unit * (operand + t.dz_bound) + flush
     t.dx_bound = operand_error @ abs(w) + (classes + 8) * unit * (magnitude @ abs(w))

@@ -44,7 +44,7 @@ def test_opcheck(backend: str, wanted: tuple[bool, bool, bool]) -> None:
         torch.library.opcheck(
             backward,
             (torch.rand_like(loss), x, w, b, target, weight, rows, count, stats, divisor, reduction,
-             ignore, smoothing, prefix, *needs, backend),
+             ignore, smoothing, prefix, -1, *needs, backend),
         )  # fmt: skip
         assert torch.equal(stats, given)
 
@@ -58,7 +58,7 @@ def test_the_backward_op_writes_none_of_its_inputs() -> None:
     _, rows, count, stats, divisor, *_ = forward(x, w, b, target, mask, *rest, *needs, "cpu")
     given = (torch.ones(()), x, w, b, target, None, rows, count, torch.zeros_like(stats), divisor)
     before = [None if t is None else t.clone() for t in given]
-    backward(*given, "sum", -100, 0.1, 1, *needs, "cpu")
+    backward(*given, "sum", -100, 0.1, 1, -1, *needs, "cpu")
     for t, was in zip(given, before, strict=True):
         assert (t is None and was is None) or torch.equal(t, was)
 

@@ -100,9 +100,8 @@ def backward(
         z, None, weight, target.contiguous(), rows, count, stats.contiguous(), scale, grad, None,
         num_tokens, 0, num_tokens, max(z.shape[1], 1), num_classes // width, z.stride(0) // width,
         z.stride(1) // width, grad.stride(0) // width, grad.stride(1) // width, label_smoothing,
-        1.0, ALIGN=width, COMPACT=False, BIAS=False, CLASS_WEIGHT=weight is not None,
+        ALIGN=width, COMPACT=False, BIAS=False, CLASS_WEIGHT=weight is not None,
         SCALES=1 if scale.numel() == 1 and reduction != "none" and token_weight is None else 2,
-        SMOOTH=label_smoothing > 0, UNIFORM_PART=True, DB=False, DB_MORE=False,
-        EXTRA=0, **blocks,
+        SMOOTH=label_smoothing > 0, DB=False, DB_MORE=False, **blocks,
     )  # fmt: skip
     return out

@@ -156,31 +156,18 @@ def loss_rows(
 
 
 @triton.jit
-def _in_parts(value, columns, ROWS: tl.constexpr, COLUMNS: tl.constexpr, dtype: tl.constexpr):
-    """[ROWS, COLUMNS]: the first three columns are 16-bit numbers whose sum is ``value``."""
-    first = value.to(dtype).to(tl.float32)
-    second = (value - first).to(dtype).to(tl.float32)
-    third = value - first - second
-    parts = tl.where(columns[None, :] == 1, second[:, None], 0.0)
-    parts = tl.where(columns[None, :] == 0, first[:, None], parts)
-    return tl.where(columns[None, :] == 2, third[:, None], parts).to(dtype)
-
-
-@triton.jit
 def grad_rows(
     z_ptr, bias_ptr, class_weight_ptr, target_ptr, rows_ptr, count_ptr, stats_ptr, scale_ptr,
     out_ptr, db_ptr,
     N, first, end, per_sample, k_aligned, sample_aligned, row_aligned, out_sample_aligned,
-    out_row_aligned, smoothing, shift,
+    out_row_aligned, smoothing,
     ALIGN: tl.constexpr, COMPACT: tl.constexpr, BIAS: tl.constexpr, CLASS_WEIGHT: tl.constexpr,
-    SCALES: tl.constexpr, SMOOTH: tl.constexpr, UNIFORM_PART: tl.constexpr, DB: tl.constexpr,
-    DB_MORE: tl.constexpr, EXTRA: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    SCALES: tl.constexpr, SMOOTH: tl.constexpr, DB: tl.constexpr, DB_MORE: tl.constexpr,
+    ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """out = scale * shift * d loss / d z of the slots [first, end); 0 where none counts.
+    """out = scale * d loss / d z of the slots [first, end); 0 where none counts.
 
-    Without UNIFORM_PART the smoothing's constant part stays out of it; EXTRA columns behind those
-    of z then hold scale * shift, in parts that add up to it. DB: column sums of scale *
-    d loss / d z, with that part, to db [programs, K]; DB_MORE: added to what is there.
+    DB: column sums of it to db [programs, K]; DB_MORE: added to what is there.
     """
     pid = tl.program_id(0)
     K = k_aligned * ALIGN
@@ -231,7 +218,7 @@ def grad_rows(
         else:
             hit = tl.where(ks[None, :] == target[:, None], hard, 0.0)
         grad = p - hit
-        if UNIFORM_PART and SMOOTH:
+        if SMOOTH:
             grad -= uniform[None, :]
         if SCALES == 1:
             scale = tl.where(live, scale_of_all, 0.0)
@@ -241,18 +228,10 @@ def grad_rows(
             scale = tl.where(live, 1.0, 0.0)
         grad = tl.where(live[:, None], grad * scale[:, None], 0.0)
         if DB:
-            if SMOOTH and not UNIFORM_PART:
-                db += tl.sum(grad - scale[:, None] * uniform[None, :], axis=0)
-            else:
-                db += tl.sum(grad, axis=0)
+            db += tl.sum(grad, axis=0)
         out = out_ptr + out_base[:, None] + ks[None, :]
-        narrow = (grad * shift).to(out_ptr.dtype.element_ty)
+        narrow = grad.to(out_ptr.dtype.element_ty)
         tl.store(out, narrow, mask=listed[:, None] & inside[None, :])
-        if EXTRA and tl.program_id(1) == 0:
-            more = tl.arange(0, EXTRA)
-            values = _in_parts(scale * shift, more, ROWS, EXTRA, out_ptr.dtype.element_ty)
-            behind = out_ptr + out_base[:, None] + (row_aligned * ALIGN + more)[None, :]
-            tl.store(behind, values, mask=listed[:, None])
     if DB:
         at = db_ptr + pid.to(tl.int64) * K + ks
         if DB_MORE:

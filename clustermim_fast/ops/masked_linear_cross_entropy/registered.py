@@ -133,6 +133,7 @@ def _backward_impl(
     ignore_index: int,
     label_smoothing: float,
     prefix: int,
+    masked_per_sample: int,
     need_input: bool,
     need_weight: bool,
     need_bias: bool,
@@ -153,7 +154,7 @@ def _backward_impl(
                 return triton_kernel.backward(
                     grad_loss, input, weight, bias, target, token_weight, rows, count, stats,
                     divisor, reduction, ignore_index, label_smoothing, prefix,
-                    Needs(need_input, need_weight, need_bias),
+                    masked_per_sample, Needs(need_input, need_weight, need_bias),
                 )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
@@ -177,8 +178,8 @@ backward_op = define_op(
     "masked_linear_cross_entropy_backward(Tensor grad_loss, Tensor input, Tensor weight,"
     " Tensor? bias, Tensor target, Tensor? token_weight, Tensor rows, Tensor count, Tensor stats,"
     " Tensor divisor, str reduction, int ignore_index, float label_smoothing,"
-    " int num_prefix_tokens, bool need_input, bool need_weight, bool need_bias, str backend)"
-    " -> (Tensor, Tensor, Tensor)",
+    " int num_prefix_tokens, int masked_per_sample, bool need_input, bool need_weight,"
+    " bool need_bias, str backend) -> (Tensor, Tensor, Tensor)",
     impl=_backward_impl,
     fake=lambda _, *given: _fake_gradients(*given),
 )

@@ -73,7 +73,7 @@ def run(
     """
     x, (num_classes, dim) = problem.x, problem.weight.shape
     sizes, programs = tile(num_classes, dim, x.device), programs_for(problem)
-    weight, bias = _padded(problem, sizes["KP"])
+    weight, bias = padded(problem, sizes["KP"], -torch.inf)  # so that the kernel masks none
     dz = db = dx = direction = None
     dx_strides: tuple[int, ...] = (0, 0)
     if grads is not None:
@@ -110,23 +110,24 @@ def run(
 
 
 def scale(problem: Problem, grad_input: torch.Tensor, grad: torch.Tensor) -> None:
-    """``grad_input`` times ``grad``, float32 [1], where that is a power of two."""
+    """``grad_input`` times ``grad``, float32 [1]: 16 bits only where that is a power of two."""
     dx, dim = grad_input.view(problem.x.shape), problem.x.shape[2]
     kernels.scale_rows[(4 * _triton.properties(dx.device).multiprocessors,)](
         problem.rows, problem.counted, grad, dx, dim, problem.per_sample, problem.prefix,
-        *dx.stride()[:2], ROWS=32, WIDTH=dividing(dim, 128), enable_fp_fusion=True,
+        *dx.stride()[:2], ALWAYS=dx.dtype == torch.float32, ROWS=32, WIDTH=dividing(dim, 128),
+        enable_fp_fusion=True,
     )  # fmt: skip
 
 
-def _padded(problem: Problem, classes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of that many classes, so that the kernel masks none: 0 and -inf."""
+def padded(problem: Problem, classes: int, bias: float) -> tuple[torch.Tensor, torch.Tensor]:
+    """Weight and bias of that many classes: 0 and ``bias`` behind the last."""
     weight, num_classes = problem.weight, problem.weight.shape[0]
     if num_classes < classes:
         weight = weight.new_zeros(classes, weight.shape[1])
         weight[:num_classes] = problem.weight
-    bias = weight.new_full((classes,), -torch.inf, dtype=torch.float32)
-    bias[:num_classes] = 0.0 if problem.bias is None else problem.bias
-    return weight, bias
+    found = weight.new_full((classes,), bias, dtype=torch.float32)
+    found[:num_classes] = 0.0 if problem.bias is None else problem.bias
+    return weight, found
 
 
 def _weight_gradient(problem: Problem, dz: torch.Tensor, grads: Grads) -> None:

@@ -20,7 +20,7 @@ from clustermim_fast.ops.masked_cross_entropy.triton_rows import token_offsets
 
 
 @triton.jit
-def _tile_logits(
+def tile_logits(
     x_ptr, w_ptr, base, live, ks, D, w_row,
     ROWS: tl.constexpr, KP: tl.constexpr, DEPTH: tl.constexpr, EVEN_D: tl.constexpr,
 ):  # fmt: skip
@@ -50,11 +50,11 @@ def _is_power_of_two(value):
 @triton.jit
 def scale_rows(
     rows_ptr, count_ptr, grad_ptr, dx_ptr, D, per_sample, prefix, dx_sample, dx_row,
-    ROWS: tl.constexpr, WIDTH: tl.constexpr,
+    ALWAYS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """dX times grad_output where that is a power of two; nothing is read where it is 1."""
+    """dX times grad_output, unless ALWAYS if that is a power of two; 1 has nothing read."""
     grad = tl.load(grad_ptr)
-    n = tl.where(_is_power_of_two(grad) & (grad != 1.0), tl.load(count_ptr), 0)
+    n = tl.where((_is_power_of_two(grad) | ALWAYS) & (grad != 1.0), tl.load(count_ptr), 0)
     for start in range(tl.program_id(0) * ROWS, n, tl.num_programs(0) * ROWS):
         slots = start + tl.arange(0, ROWS).to(tl.int64)
         live = slots < n
@@ -123,7 +123,7 @@ def linear_rows(
         known = (target >= 0) & (target < K)
         target = tl.where(known, target, -1).to(tl.int32)
         base = token_offsets(tokens, per_sample, prefix, x_sample, x_row)
-        z = _tile_logits(
+        z = tile_logits(
             x_ptr, w_ptr, base, live, ks, D, w_row, ROWS, KP, DEPTH, EVEN_D
         ) + tl.load(bias_ptr + ks)[None, :]  # fmt: skip
         top = tl.max(z, axis=1)

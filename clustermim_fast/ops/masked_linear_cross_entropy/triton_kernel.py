@@ -1,13 +1,14 @@
 """``masked_linear_cross_entropy`` in Triton.
 
-Up to 256 classes and 16-bit operands of one dtype: triton_few.py, where the logits never reach
-memory. Else triton_chunks.py: chunks of tokens, library products and row kernels. float64 takes
-the reference, on the same device.
+16-bit operands of one dtype: up to 256 classes triton_few.py, where the logits never reach memory,
+beyond triton_tiles.py, chunks of tokens and products of our own. Others: triton_chunks.py, library
+products and row kernels. float64 takes the reference, on the same device.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 
@@ -16,10 +17,12 @@ from clustermim_fast.ops.masked_linear_cross_entropy import (
     reference,
     triton_chunks,
     triton_few,
+    triton_tiles,
 )
 from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs
 from clustermim_fast.ops.masked_linear_cross_entropy.triton_problem import (
     Losses,
+    Problem,
     Scales,
     make_grads,
     make_problem,
@@ -60,9 +63,10 @@ def forward(
         ignore_index,
     )  # fmt: skip
     problem = make_problem(
-        input, weight, bias, target, token_weight, listed, reduction, label_smoothing, prefix
-    )
-    back_end = triton_few if problem.fused else triton_chunks
+        input, weight, bias, target, token_weight, listed, reduction, label_smoothing, prefix,
+        masked_per_sample,
+    )  # fmt: skip
+    back_end = _back_end(problem)
     stats = input.new_empty(2, problem.num_tokens, dtype=torch.float32)
     each = reduction == "none"
     correct = target.new_zeros((), dtype=torch.int64)
@@ -101,6 +105,7 @@ def backward(
     ignore_index: int,
     label_smoothing: float,
     prefix: int,
+    masked_per_sample: int,
     needs: Needs,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered backward op; see its public function for the arguments."""
@@ -111,13 +116,18 @@ def backward(
         )  # fmt: skip
     problem = make_problem(
         input, weight, bias, target, token_weight, (rows, count, divisor), reduction,
-        label_smoothing, prefix,
+        label_smoothing, prefix, masked_per_sample,
     )  # fmt: skip
     grads = make_grads(problem, input, make_scales(problem, grad_loss), needs)
     if any(needs):
-        back_end = triton_few if problem.fused else triton_chunks
-        back_end.run(problem, stats.contiguous(), None, grads)
+        _back_end(problem).run(problem, stats.contiguous(), None, grads)
     return grads.input, grads.weight, grads.bias
+
+
+def _back_end(problem: Problem) -> Any:
+    if problem.operand_dtype.itemsize != 2:
+        return triton_chunks
+    return triton_few if problem.fused else triton_tiles
 
 
 def _wrong_samples(
@@ -149,22 +159,25 @@ def scaled_gradients(
     reduction: str,
     label_smoothing: float,
     prefix: int,
+    masked_per_sample: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients for ``grad_loss`` from those for 1, without asking the device what it is.
 
-    A power of two is multiplied in place (in a copy, if ``keep``); for another one dX is made
-    again, since its second rounding would show.
+    A power of two is multiplied in place (in a copy, if ``keep``); for another one a 16-bit dX is
+    made again, since its second rounding would show.
     """
     grad_input, grad_weight, grad_bias = of_one
     grad = grad_loss.float().reshape(1)
     if grad_input.numel():
         problem = make_problem(
             input, weight, bias, target, token_weight, (rows, count, divisor), reduction,
-            label_smoothing, prefix,
+            label_smoothing, prefix, masked_per_sample,
         )  # fmt: skip
         grad_input = grad_input.clone() if keep else grad_input
         triton_few.scale(problem, grad_input, grad)
-        needs = Needs(True, False, False)
-        grads = make_grads(problem, input, make_scales(problem, grad_loss), needs, grad_input)
-        triton_few.run(problem, stats.contiguous(), None, grads, again=grad)
+        back_end = _back_end(problem)
+        if back_end is not triton_chunks:
+            needs = Needs(True, False, False)
+            grads = make_grads(problem, input, make_scales(problem, grad_loss), needs, grad_input)
+            back_end.run(problem, stats.contiguous(), None, grads, again=grad)
     return grad_input, grad_weight * grad, grad_bias * grad

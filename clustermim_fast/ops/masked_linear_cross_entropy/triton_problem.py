@@ -18,7 +18,12 @@ HALF_PRECISION_SHIFT = 2.0**15  # of float16's dZ, which is at most 1: away from
 
 
 class Problem(NamedTuple):
-    """One call; everything on the device, and how many tokens count known only there."""
+    """One call; everything on the device, and how many tokens count known only there.
+
+    ``limit``: as many as can count where every sample's mask holds what the caller said. Where one
+    holds more, the first such sample has tokens below the limit too, so that their NaN reaches the
+    loss, dW and db; triton_rest.py gives those beyond it theirs.
+    """
 
     x: torch.Tensor  # [S, P + L, d], dense rows
     weight: torch.Tensor  # [K, d], dense rows
@@ -31,6 +36,7 @@ class Problem(NamedTuple):
     reduction: str
     smoothing: float
     prefix: int
+    limit: int
 
     @property
     def num_tokens(self) -> int:
@@ -95,9 +101,13 @@ def make_problem(
     reduction: str,
     smoothing: float,
     prefix: int,
+    masked_per_sample: int,
 ) -> Problem:
     """``row_list``: rows, count and divisor."""
     rows, count, divisor = row_list
+    limit = target.numel()
+    if masked_per_sample > 0:
+        limit = limit // target.shape[-1] * masked_per_sample
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     return Problem(
@@ -105,7 +115,7 @@ def make_problem(
         target.contiguous(), None if token_weight is None else token_weight.contiguous(),
         rows.contiguous(), count, divisor, reduction,
         0.0 if weight.shape[0] == 1 else smoothing,  # one class has exactly no gradient
-        prefix,
+        prefix, limit,
     )  # fmt: skip
 
 
