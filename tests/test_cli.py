@@ -175,7 +175,7 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
     ["", "pretrain", "tokenizer", "tokenizer fit", "tokenizer show",
      "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
      "evaluate linear", "evaluate attentive", "evaluate finetune", "evaluate attention",
-     "evaluate unlabeled",
+     "evaluate unlabeled", "evaluate segment",
      "compare", "report", "export", "bench", "info"],
 )  # fmt: skip
 def test_help(command, capsys):

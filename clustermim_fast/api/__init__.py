@@ -7,11 +7,13 @@ from .exporting import export_run
 from .looking import evaluate_attention, evaluate_unlabeled
 from .pretraining import fit_tokenizer, pretrain, starting_config
 from .reporting import report_run, show_tokenizer
+from .segmenting import evaluate_segmentation
 
 __all__ = [
     "compare_runs",
     "evaluate_attention",
     "evaluate_run",
+    "evaluate_segmentation",
     "evaluate_unlabeled",
     "export_run",
     "fit_tokenizer",

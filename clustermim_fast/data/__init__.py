@@ -4,6 +4,7 @@ from clustermim_fast.data.augment import CropParams, crop_params
 from clustermim_fast.data.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from clustermim_fast.data.decode import decode_image
 from clustermim_fast.data.images import ImageSet, native_size, open_images
+from clustermim_fast.data.masks import MaskedImages, open_masked_images
 
 __all__ = [
     "IMAGENET_MEAN",
@@ -11,8 +12,10 @@ __all__ = [
     "CropParams",
     "DataConfig",
     "ImageSet",
+    "MaskedImages",
     "crop_params",
     "decode_image",
     "native_size",
     "open_images",
+    "open_masked_images",
 ]

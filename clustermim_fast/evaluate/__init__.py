@@ -13,6 +13,7 @@ from .poolings import AbMILP, AbMILPSettings
 from .probe import ProbeTraining
 from .protocol import FeatureOptions, knn, linear
 from .rows import Labelled, Subject, feature_rows, weights_fingerprint
+from .segmentation import class_iou, confusion, pixel_patches, segment
 from .shots import shots_label
 from .table import ROW_NAMES, format_table, protocol_lines, row_name
 from .tokens import TokenSource
@@ -38,6 +39,8 @@ __all__ = [
     "attention_statistics",
     "attentive",
     "block_frequencies",
+    "class_iou",
+    "confusion",
     "encoder_features",
     "feature_rows",
     "finetune",
@@ -49,9 +52,11 @@ __all__ = [
     "log_amplitude",
     "nearest_neighbours",
     "pixel_features",
+    "pixel_patches",
     "protocol_lines",
     "rankme",
     "row_name",
+    "segment",
     "shots_label",
     "weights_fingerprint",
 ]
