@@ -135,7 +135,7 @@ def attentive(
             teacher=teacher if "teacher" in settings.pool else None,
         )
         title = encoder_name if options.progress else None
-        with cache_tokens(
+        cache = cache_tokens(
             source,
             images,
             fixed,
@@ -146,11 +146,12 @@ def attentive(
             folder=options.cache_dir,
             batch_size=batch_size,
             title=title and f"{title} (train)",
-        ) as cache:
-            fits = [
-                _fit(cache, labels, torch.searchsorted(used, pick), settings, seed, device, title)
-                for pick, seed in zip(picks, seeds, strict=True)
-            ]
+        )
+        fits = [
+            _fit(cache, labels, torch.searchsorted(used, pick), settings, seed, device, title)
+            for pick, seed in zip(picks, seeds, strict=True)
+        ]
+        del cache  # before the next encoder's
         probes = [fit[0] for fit in fits]
         predicted = _predict(probes, source, subject, fixed, settings.content, batch_size, title)
         for name in settings.pool:

@@ -7,10 +7,11 @@ Tokens are the raw output of a block: no final norm unless asked for, as the att
 from __future__ import annotations
 
 import math
+import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -168,11 +169,10 @@ class TokenCache:
     dim: int
 
 
-@contextmanager
 def cache_tokens(
     source: TokenSource,
     images: Images,
-    fixed: Mapping[str, object],
+    fixed: Mapping[str, Callable[[TokenBatch], Tensor]],
     *,
     content: str = "patch",
     dtype: str = "float16",
@@ -181,73 +181,77 @@ def cache_tokens(
     folder: Path | None = None,
     batch_size: int = 256,
     title: str | None = None,
-) -> Iterator[TokenCache]:
-    """Run the encoder once over the images and keep their tokens; gone when the context ends.
+) -> TokenCache:
+    """Run the encoder once over the images and keep their tokens.
 
     Args:
-        fixed: poolings without parameters by name, callables from `TokenBatch` to [B, D].
+        fixed: poolings without parameters by name, from `TokenBatch` to [B, D].
         content: "patch", "all" (prefix tokens too), or "none": only the rows of ``fixed``.
         dtype: of the cached tokens: "float16" (relative error 2^-11), "bfloat16" or "float32".
         memory_gib: the most that the tokens may take, where they are in memory.
-        on_disk: keep them in a temporary file in ``folder`` (the system's where None), mapped into
-            memory: slower, and bounded by the disk.
+        on_disk: keep them in a file in ``folder`` (the system's for temporary files where None),
+            mapped into memory: slower, and bounded by the disk. The file has no name any more
+            while it is used, so that its space is free again however the process ends.
 
     Raises:
-        ValueError: more than ``memory_gib`` or than the disk has (both before the network runs),
+        ValueError: more than ``memory_gib`` or than the disk has (both after the first batch),
             or tokens that the dtype cannot hold; each with its remedy.
     """
     if dtype not in CACHE_DTYPES:
         raise ValueError(f"cache_dtype: expected one of {', '.join(CACHE_DTYPES)}, got {dtype!r}")
-    with tempfile.TemporaryDirectory(prefix="tokens_", dir=_made(folder)) as place:
-        tokens: Tensor | None = None
-        rows: dict[str, Tensor] = {}
-        for where, batch in source.batches(images, batch_size=batch_size, title=title):
-            found = batch.content(content)
-            if where.start == 0:
-                shape = (len(images), *found.shape[1:])
-                if content != "none":
-                    tokens = _allocate(
-                        shape, CACHE_DTYPES[dtype], memory_gib, Path(place) if on_disk else None
-                    )
-                rows = {name: torch.empty(shape[0], shape[2]) for name in fixed}
-            if tokens is not None:
-                tokens[where] = found
-                if not tokens[where].isfinite().all():
-                    raise ValueError(
-                        f"tokens: values up to {float(found.abs().max()):.3g} do not fit "
-                        f"{dtype}; use cache_dtype=float32, or norm=yes"
-                    )
-            for name, pool in fixed.items():
-                rows[name][where] = pool(batch)  # type: ignore[operator]
-        prefix = found.shape[1] - batch.patches.shape[1]
-        yield TokenCache(tokens, rows, batch.grid, prefix, found.shape[2])
+    tokens: Tensor | None = None
+    rows: dict[str, Tensor] = {}
+    for where, batch in source.batches(images, batch_size=batch_size, title=title):
+        found = batch.content(content)
+        if where.start == 0:
+            shape = (len(images), *found.shape[1:])
+            if content != "none":
+                kind = CACHE_DTYPES[dtype]
+                tokens = (
+                    _mapped(shape, kind, folder) if on_disk else _in_memory(shape, kind, memory_gib)
+                )
+            rows = {name: torch.empty(shape[0], shape[2]) for name in fixed}
+        if tokens is not None:
+            tokens[where] = found
+            if not tokens[where].isfinite().all():
+                raise ValueError(
+                    f"tokens: values up to {float(found.abs().max()):.3g} do not fit "
+                    f"{dtype}; use cache_dtype=float32, or norm=yes"
+                )
+        for name, pool in fixed.items():
+            rows[name][where] = pool(batch)
+    prefix = found.shape[1] - batch.patches.shape[1]
+    return TokenCache(tokens, rows, batch.grid, prefix, found.shape[2])
 
 
-def _allocate(
-    shape: tuple[int, ...], dtype: torch.dtype, memory_gib: float, folder: Path | None
-) -> Tensor:
+def _need(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, str]:
     size = math.prod(shape) * dtype.itemsize
-    what = f"{shape[0]:,} images x {shape[1]} tokens x {shape[2]} channels need"
-    need = f"{size / 1024**3:.1f} GiB"
-    if folder is not None:
-        free = shutil.disk_usage(folder).free
-        if size > free:
-            raise ValueError(
-                f"tokens: {what} {need}, and {folder.parent} has {free / 1024**3:.1f} GiB free; "
-                "use fewer training images (shots=10%)"
-            )
-        return torch.from_file(
-            str(folder / "tokens"), shared=True, size=math.prod(shape), dtype=dtype
-        ).view(shape)
+    what = f"{shape[0]:,} images x {shape[1]} tokens x {shape[2]} channels"
+    return size, f"tokens: {what} need {size / 1024**3:.1f} GiB"
+
+
+def _in_memory(shape: tuple[int, ...], dtype: torch.dtype, memory_gib: float) -> Tensor:
+    size, need = _need(shape, dtype)
     if size > memory_gib * 1024**3:
         raise ValueError(
-            f"tokens: {what} {need} of memory, more than memory_gib={memory_gib:g}; raise it, "
-            "or on_disk=yes, or use fewer training images (shots=10%)"
+            f"{need} of memory, more than memory_gib={memory_gib:g}; raise it, or on_disk=yes, or "
+            "use fewer training images (shots=10%)"
         )
     return torch.empty(shape, dtype=dtype)
 
 
-def _made(folder: Path | None) -> Path | None:
+def _mapped(shape: tuple[int, ...], dtype: torch.dtype, folder: Path | None) -> Tensor:
+    size, need = _need(shape, dtype)
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-    return folder
+    with tempfile.NamedTemporaryFile(prefix="tokens_", dir=folder) as file:
+        free = shutil.disk_usage(file.name).free
+        if size > free:
+            raise ValueError(
+                f"{need} in {Path(file.name).parent}, which has {free / 1024**3:.1f} GiB free; use "
+                "fewer training images (shots=10%)"
+            )
+        if hasattr(os, "posix_fallocate"):  # a disk that fills up later must not kill the process
+            os.posix_fallocate(file.fileno(), 0, size)
+        whole = torch.from_file(file.name, shared=True, size=math.prod(shape), dtype=dtype)
+    return whole.view(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -137,9 +138,10 @@ def test_the_test_set_is_read_once_and_last(subject):
 
 
 def test_test_labels_change_only_the_score(subject):
-    """Which also shows it repeatable."""
+    """Which also shows it repeatable, from memory and from disk."""
     honest = attentive(subject(0), SETTINGS)
-    other = attentive(subject(0, shuffled_test_labels=True), SETTINGS)
+    on_disk = replace(SETTINGS, on_disk=True)
+    other = attentive(subject(0, shuffled_test_labels=True), on_disk)
     for row, same in zip(honest["rows"], other["rows"], strict=True):
         for key in ("learning_rate", "held_out_train_accuracy_percent"):
             assert row[key] == same[key]
