@@ -13,6 +13,12 @@ from typing import Any
 import numpy as np
 import torch
 
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+def photo(*shape: int) -> torch.Tensor:
+    return torch.randint(0, 256, shape, dtype=torch.uint8)
+
 
 @dataclass(frozen=True)
 class Layout:

@@ -1,10 +1,6 @@
-"""FeatureTokenizer: features against hooks on timm, ids, fits by streaming, checkpoints, files."""
+"""FeatureTokenizer: features against hooks on timm, and ids."""
 
 from __future__ import annotations
-
-import argparse
-import gc
-import json
 
 import pytest
 import torch
@@ -14,62 +10,19 @@ pytest.importorskip("timm", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 
 import timm
-from safetensors.torch import load_file, save_file
-from torch.utils.data import DataLoader, TensorDataset
+from safetensors.torch import save_file
 
-from clustermim_fast import KMeans
-from clustermim_fast.tokenizers import (
-    FeatureTokenizer,
-    Tokenizer,
-    feature_fit,
-    load_tokenizer,
-    token_class_counts,
-)
+from clustermim_fast.tokenizers import FeatureTokenizer, load_tokenizer, token_class_counts
 from clustermim_fast.tokenizers.feature_network import FeatureNetwork
-
-NAME = "vit_tiny_patch16_224"
-OPTIONS = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-
-def random_vit(name=NAME, **changes):
-    torch.manual_seed(1)
-    vit = timm.create_model(name, num_classes=0, **{**OPTIONS, **changes})
-    for parameter in vit.parameters():  # LayerScale, norms and biases too
-        parameter.data += 0.1 * torch.randn_like(parameter)
-    return vit.eval()
-
-
-@pytest.fixture(scope="module")
-def vit():
-    return random_vit()
-
-
-@pytest.fixture(scope="module")
-def network(vit, tmp_path_factory):
-    """Keyword arguments of a tokenizer whose network has the weights of ``vit``."""
-    path = tmp_path_factory.mktemp("weights") / "vit.safetensors"
-    save_file(vit.state_dict(), path)
-    return {"model": NAME, "weights": path, "model_options": OPTIONS, "mean": MEAN, "std": STD}
-
-
-@pytest.fixture(scope="module")
-def photos():
-    generator = torch.Generator().manual_seed(2)
-    small = torch.randint(0, 256, (60, 3, 8, 8), generator=generator).float()
-    return F.interpolate(small, size=32, mode="bilinear").byte()
-
-
-def normalised(images):
-    x = images.float() / 255
-    return (x - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
-
-
-def given(network, k=7, **options):
-    generator = torch.Generator().manual_seed(3)
-    return FeatureTokenizer.from_centroids(
-        torch.randn(k, 16, generator=generator), **network, **options
-    )
+from tests.tokenizers.feature_networks import (
+    MEAN,
+    NAME,
+    OPTIONS,
+    STD,
+    given,
+    normalised,
+    random_vit,
+)
 
 
 @torch.no_grad()
@@ -184,233 +137,6 @@ def test_another_patch_size_resizes_for_the_network(network, vit, photos):
     ).clamp(0, 1)
     wanted = given(network)(larger)
     assert torch.equal(tokens, wanted)
-
-
-@pytest.mark.parametrize("metric", ["euclidean", "cosine", "dot"])
-@pytest.mark.parametrize("algorithm", ["minibatch", "lloyd", "clustermim"])
-def test_fit(network, photos, metric, algorithm):
-    tokenizer = FeatureTokenizer.fit(
-        photos, 6, **network, metric=metric, algorithm=algorithm, max_iter=4, batch_size=16
-    )
-    x = tokenizer.features(photos).flatten(0, 2).double()
-    c = tokenizer.centroids.double()
-    report = tokenizer.report
-    if metric == "cosine":
-        x = F.normalize(x, dim=1)
-        cost = 1 - x @ F.normalize(c, dim=1).T
-        torch.testing.assert_close(c.norm(dim=1), torch.ones(6).double())
-    else:
-        cost = torch.cdist(x, c, compute_mode="donot_use_mm_for_euclid_dist").square()
-    best, ids = cost.min(1)
-    assert report.inertia == pytest.approx(float(best.sum()), rel=1e-4)
-    assert report.exact
-    assert report.counts == ids.bincount(minlength=6).tolist()
-    assert report.num_rows == 60 * 16
-    if metric != "dot":
-        assert torch.equal(tokenizer(photos).flatten(), ids)
-    # As good as k-means on the matrix that was never made.
-    free = KMeans(6, n_init=3, random_state=0, metric=report.metric).fit(x.float())
-    assert report.inertia < 1.25 * free.inertia_
-    # The pictures are the nearest patches.
-    patches = photos.unfold(2, 8, 8).unfold(3, 8, 8).permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
-    for k in range(6):
-        mine = torch.where(ids == k, best, torch.inf)
-        assert torch.equal(tokenizer.pictures[k], patches[mine.argmin()])
-    decoded = tokenizer.decode(ids.view(60, 16))
-    assert torch.equal((decoded[0, :, :8, :8] * 255).round().byte(), tokenizer.pictures[ids[0]])
-
-
-def test_loaders_and_floats(network, photos):
-    loader = DataLoader(TensorDataset(photos, torch.arange(60)), batch_size=16, shuffle=True)
-    options = {"algorithm": "lloyd", "max_iter": 3, **network}
-    a = FeatureTokenizer.fit(loader, 5, **options)
-    b = FeatureTokenizer.fit([photos[:30].float() / 255, photos[30:].float() / 255], 5, **options)
-    assert a.report.inertia == pytest.approx(b.report.inertia, rel=0.2)
-    assert b.pictures.dtype == torch.uint8
-    assert (b.pictures[:, None] == photos.unfold(2, 8, 8).unfold(3, 8, 8).permute(
-        0, 2, 3, 1, 4, 5).flatten(0, 2)[None]).flatten(2).all(2).any(1).all()  # fmt: skip
-
-
-def test_features_are_not_held(network, photos, monkeypatch):
-    """No more than two batches of rows are alive at any time, and every pass is a new one."""
-    alive, most, forwards = [], 0, 0
-
-    class Watched(feature_fit.FeatureRows):
-        def __init__(self, *arguments):
-            nonlocal most, forwards
-            super().__init__(*arguments)
-            gc.collect()
-            forwards += 1
-            alive.append(1)
-            most = max(most, len(alive))
-
-        def __del__(self):
-            alive.pop()
-
-    monkeypatch.setattr(feature_fit, "FeatureRows", Watched)
-    options = {"max_iter": 3, "batch_size": 10, **network}
-    streamed = FeatureTokenizer.fit(photos, 5, **options)
-    assert most <= 2
-    assert forwards == 6 * (1 + 3 + 1)  # sample, passes, look
-    forwards = 0
-    kept = FeatureTokenizer.fit(photos, 5, **options, keep_features=True)
-    assert most >= 6
-    assert forwards == 6 * 2
-    assert kept.report.inertia == pytest.approx(streamed.report.inertia, rel=0.2)
-
-
-def checkpoint(vit, style):
-    """The state of ``vit`` as that codebase writes it."""
-    state = vit.state_dict()
-    if style == "dino":
-        backbone = {f"module.backbone.{name}": value for name, value in state.items()}
-        head = {"module.head.mlp.0.weight": torch.zeros(2, 16)}
-        return {"student": {}, "teacher": {**backbone, **head}, "epoch": 800}
-    if style == "deit":
-        return {"model": {**state, "head.weight": torch.zeros(10, 16), "head.bias": torch.ones(10)}}
-    if style == "mae":
-        decoder = {"decoder_embed.weight": torch.zeros(4, 16), "mask_token": torch.zeros(1, 1, 4)}
-        return {"model": {**state, **decoder}}
-    if style == "dinov2":
-        return {**state, "mask_token": torch.zeros(1, 16)}
-    return state
-
-
-@pytest.mark.parametrize("style", ["plain", "dino", "deit", "mae", "dinov2"])
-def test_checkpoints_of_other_codebases(network, vit, photos, tmp_path, style):
-    torch.save(checkpoint(vit, style), tmp_path / "w.pth")
-    tokenizer = given({**network, "weights": tmp_path / "w.pth"})
-    assert torch.equal(tokenizer.features(photos), given(network).features(photos))
-    assert "complete" in tokenizer.network.about
-
-
-def test_beits_checkpoints(photos, tmp_path):
-    """Relative positions shared by all blocks, q and v biases, the pretraining head beside them."""
-    name = "beit_base_patch16_224"
-    options = {**OPTIONS, "use_rel_pos_bias": False, "use_shared_rel_pos_bias": True}
-    torch.manual_seed(0)
-    beit = timm.create_model(name, num_classes=0, **options).eval()
-    head = {"lm_head.weight": torch.zeros(8, 16), "mask_token": torch.zeros(1, 1, 16)}
-    torch.save({"model": {**beit.state_dict(), **head}}, tmp_path / "w.pth")
-    tokenizer = FeatureTokenizer.from_centroids(
-        torch.zeros(1, 16), name, weights=tmp_path / "w.pth", model_options=options, mean=MEAN,
-        std=STD, apply_norm=False,
-    )  # fmt: skip
-    (wanted,) = beit.forward_intermediates(
-        normalised(photos), indices=[2], norm=False, intermediates_only=True
-    )
-    found = tokenizer.features(photos).permute(0, 3, 1, 2)
-    torch.testing.assert_close(found, wanted.detach(), atol=1e-5, rtol=1e-5)
-
-
-def test_a_checkpoint_of_another_size_is_resampled(network, photos, tmp_path):
-    """timm's filter: the position embedding of 64-pixel images to that of 32-pixel ones."""
-    larger = random_vit(img_size=64)
-    torch.save(larger.state_dict(), tmp_path / "w.pth")
-    tokenizer = given({**network, "weights": tmp_path / "w.pth"})
-    assert tokenizer.features(photos).shape == (60, 4, 4, 16)
-    grid = larger.pos_embed[:, 1:].view(1, 8, 8, 16).permute(0, 3, 1, 2)
-    small = F.interpolate(grid, 4, mode="bicubic", antialias=True).permute(0, 2, 3, 1)
-    found = tokenizer.network.module.pos_embed[:, 1:]
-    torch.testing.assert_close(found, small.reshape(1, 16, 16).detach(), atol=1e-5, rtol=1e-5)
-
-
-def test_checkpoints_that_do_not_fit(network, vit, tmp_path):
-    path = tmp_path / "w.pth"
-    bad = {**network, "weights": path}
-
-    def refused(state, message):
-        torch.save(state, path)
-        with pytest.raises(ValueError, match=message):
-            given(bad)
-
-    whole = vit.state_dict()
-    cut = {name: value for name, value in whole.items() if not name.startswith("norm.")}
-    refused(cut, r"does not fill the model: .*2 missing \(norm.bias, norm.weight\)")
-    given(bad, apply_norm=False)  # which needs no norm
-    cut = {name: value for name, value in whole.items() if not name.startswith("blocks.2.")}
-    refused(cut, r"missing \(blocks.2.attn")
-    given(bad, layer=1)
-    refused({**whole, "blocks.0.mlp.fc1.bias": torch.zeros(5)}, r"fc1.bias: file \[5\], model")
-    refused({"model": whole, "args": argparse.Namespace()}, "never unpickled")
-    refused({"conv1.weight": torch.zeros(1)}, "no tensor name in common")
-    with pytest.raises(ValueError, match="no such file"):
-        given({**network, "weights": tmp_path / "none.pth"})
-
-
-def test_saved_and_loaded(network, photos, tmp_path):
-    path = tmp_path / "tok.safetensors"
-    tokenizer = FeatureTokenizer.fit(photos, 5, **network, layer=1, max_iter=2, metric="cosine")
-    tokenizer.save(path)
-    again = load_tokenizer(path)
-    assert isinstance(again, FeatureTokenizer)
-    assert isinstance(again, Tokenizer)
-    assert again.fingerprint() == tokenizer.fingerprint()
-    assert again.describe() == tokenizer.describe()
-    assert again.report == tokenizer.report
-    assert torch.equal(again.pictures, tokenizer.pictures)
-    assert torch.equal(again(photos), tokenizer(photos))
-    names = load_file(path).keys()
-    assert "network.blocks.1.attn.qkv.weight" in names
-    assert not any(name.startswith("network.blocks.2.") for name in names)  # not needed
-    bare = given(network)
-    bare.save(path)
-    assert load_tokenizer(path).pictures is None
-
-
-def test_fingerprint_covers_what_changes_ids(network, tmp_path):
-    save_file(random_vit(qkv_bias=False).state_dict(), tmp_path / "other.safetensors")
-    moved = random_vit()
-    moved.blocks[0].mlp.fc1.bias.data += 1e-3
-    save_file(moved.state_dict(), tmp_path / "moved.safetensors")
-    tokenizers = [
-        given(network),
-        given(network, layer=1),
-        given(network, apply_norm=False),
-        given(network, metric="cosine"),
-        given(network, metric="dot"),
-        given(network, patch_size=4),
-        given(network, precision="bfloat16"),
-        given({**network, "mean": (0.5, 0.5, 0.5)}),
-        given({**network, "weights": tmp_path / "moved.safetensors"}),
-        given(network, k=8),
-    ]
-    assert len({t.fingerprint() for t in tokenizers}) == len(tokenizers)
-    assert given(network, layer=2).fingerprint() == tokenizers[0].fingerprint()
-
-
-def test_a_folder_of_timms(network, vit, photos, tmp_path):
-    folder = tmp_path / "run" / "export"
-    folder.mkdir(parents=True)
-    save_file(vit.state_dict(), folder / "model.safetensors")
-    config = {
-        "architecture": NAME,
-        "model_args": OPTIONS,
-        "pretrained_cfg": {"mean": MEAN, "std": STD},
-    }
-    (folder / "config.json").write_text(json.dumps(config))
-    wanted = given(network).features(photos)
-    for model in (folder, tmp_path / "run", f"local-dir:{folder}"):
-        tokenizer = FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(model))
-        assert torch.equal(tokenizer.features(photos), wanted)
-        assert tokenizer.mean == MEAN
-    (folder / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match="names no architecture"):
-        FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(folder))
-    (folder / "config.json").unlink()
-    with pytest.raises(ValueError, match="a run folder with export/"):
-        FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(tmp_path))
-
-
-def test_given_centroids_have_pictures_after_a_look(network, photos):
-    tokenizer = given(network)
-    with pytest.raises(ValueError, match=r"look_at\(images\)"):
-        tokenizer.decode(tokenizer(photos))
-    seen = tokenizer.look_at(photos)
-    assert int(seen.counts.sum()) == 60 * 16
-    unused = (seen.counts == 0).nonzero().flatten()
-    assert (tokenizer.pictures[unused] == feature_fit.GREY).all()
-    assert tokenizer.decode(tokenizer(photos)).shape == (60, 3, 32, 32)
 
 
 def test_refusals(network, photos, monkeypatch):
