@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -24,7 +25,7 @@ from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.announce import announce
 from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
 from clustermim_fast.train.config import TrainConfig
-from clustermim_fast.train.log import MetricsFile, Window, format_seconds, progress_line
+from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import save_config
 from clustermim_fast.train.prepare import (
     choose_device,
@@ -36,6 +37,7 @@ from clustermim_fast.train.prepare import (
     require_one_process,
     resolve,
 )
+from clustermim_fast.train.progress import Progress
 from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import TrainState, find_checkpoint, load_state, save_state
 from clustermim_fast.train.step import forward_step
@@ -49,7 +51,6 @@ from clustermim_fast.train.stop import (
 )
 
 Say = Callable[[str], None]
-SILENCE_S = 10.0  # after which a slow machine says that it lives
 
 
 @dataclass(frozen=True)
@@ -167,20 +168,12 @@ class _Trainer:
         remove_partial(self.out / "checkpoints")
         if self.tokenizer is not None:
             self.tokenizer.save(str(self.out / "tokenizer.safetensors"))
-        self.metrics = MetricsFile(self.out / "metrics.jsonl", self.state.step)
-        self.board = _tensorboard(self.config)
-        self.started, self.first_step = time.perf_counter(), self.state.step
-        self._last_line = self.started
-        try:
-            with stop_on_signals() as stop:
-                self._loop(stop, skipped)
-        finally:
-            self.metrics.close()
-            if self.board is not None:
-                self.board.close()
+        progress = Progress(self.config, self.plan, self.state.step, self.say)
+        with contextlib.closing(progress), stop_on_signals() as stop:
+            self._loop(stop, skipped, progress)
         return self._result()
 
-    def _loop(self, stop: StopFlag, skipped: SkippedFiles) -> None:
+    def _loop(self, stop: StopFlag, skipped: SkippedFiles, progress: Progress) -> None:
         state, plan, log = self.state, self.plan, self.config.log
         loader = make_loader(
             self.batches,
@@ -197,9 +190,9 @@ class _Trainer:
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
             if done or state.step % log.every_steps == 0:
-                self._log(lr)
-            elif self._silent_for() >= SILENCE_S or state.step == self.first_step + 1:
-                self._say_pace()
+                progress.write(self._row(lr))
+            else:
+                progress.sign_of_life(state.step)
             if (
                 done
                 or (every and state.step % every == 0)
@@ -256,38 +249,20 @@ class _Trainer:
             state.ema.update(state.model, step=state.step)
         return lr
 
-    def _say_pace(self) -> None:
-        """A sign of life between the lines of progress; reads nothing from the device."""
-        step, total = self.state.step, self.plan.total_steps
-        seconds = (time.perf_counter() - self.started) / (step - self.first_step)
-        eta = format_seconds(seconds * (total - step))
-        every = self.config.log.every_steps
-        self._last_line = time.perf_counter()
-        self.say(f"step {step}/{total}  {seconds:.2f} s a step  eta {eta}  metrics every {every}")
-
-    def _silent_for(self) -> float:
-        return time.perf_counter() - self._last_line
-
     def _move(self, tensor: Any) -> Any:
         return None if tensor is None else tensor.to(self.device, non_blocking=True)
 
-    def _log(self, lr: float) -> None:
+    def _row(self, lr: float) -> dict[str, Any]:
+        """What happened since the last line; the next interval begins."""
         state, plan = self.state, self.plan
         row = {"step": state.step, "epoch": state.step / plan.steps_per_epoch, "lr": lr}
         row["images_seen"] = state.step * plan.effective_batch
         row |= state.window.metrics(plan.batch_size)
         if not math.isfinite(row["loss"]):
             raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}", lr))
-        self.metrics.write(row)
-        if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(f"train/{name}", value, state.step)
-        taken = time.perf_counter() - self.started
-        eta = taken / max(1, state.step - self.first_step) * (plan.total_steps - state.step)
-        self.say(progress_line(row, plan.epochs, eta))
-        self._last_line = time.perf_counter()
         state.last_row = row
         state.window.clear()
+        return row
 
     def _save(self, lr: float) -> Path:
         state = self.state
@@ -307,11 +282,3 @@ class _Trainer:
         loss = float(state.last_row.get("loss", math.nan))
         epoch = state.step // self.plan.steps_per_epoch
         return RunResult(self.out, state.step, epoch, loss, dict(state.last_row))
-
-
-def _tensorboard(config: TrainConfig) -> Any:
-    if not config.log.tensorboard:
-        return None
-    from torch.utils.tensorboard import SummaryWriter
-
-    return SummaryWriter(str(Path(config.out) / "tensorboard"))

@@ -53,7 +53,7 @@ def test_what_a_run_leaves(tiny, method):
 @pytest.mark.parametrize(("silence", "steps"), [(0.0, [1, 3, 5, 7, 9]), (1e9, [1])])
 def test_a_slow_run_says_that_it_lives(tiny, monkeypatch, silence, steps):
     """Between its lines of progress, at every second step here; metrics.jsonl stays the same."""
-    monkeypatch.setattr("clustermim_fast.train.loop.SILENCE_S", silence)
+    monkeypatch.setattr("clustermim_fast.train.progress.SILENCE_S", silence)
     said = []
     result = train.run(tiny(method="mae"), say=said.append)
     assert [line.split("  ")[0] for line in said if "s a step" in line] == [

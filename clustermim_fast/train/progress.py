@@ -1,0 +1,74 @@
+"""`Progress`: what a run says while it goes on, and its metrics.jsonl."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from clustermim_fast.train.batches import Plan
+from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.log import MetricsFile, format_seconds, progress_line
+
+SILENCE_S = 10.0  # after which a slow machine says that it lives
+
+
+class Progress:
+    """Lines for a person, metrics.jsonl, and TensorBoard where it is asked for.
+
+    Args:
+        config: of the run; its folder exists.
+        plan: how many steps there are.
+        first_step: finished steps when this process took over.
+        say: takes the lines.
+    """
+
+    def __init__(
+        self, config: TrainConfig, plan: Plan, first_step: int, say: Callable[[str], None]
+    ) -> None:
+        self.plan, self.first_step, self.say = plan, first_step, say
+        self._every = config.log.every_steps
+        self._file = MetricsFile(Path(config.out) / "metrics.jsonl", first_step)
+        self._board = _tensorboard(config)
+        self._started = self._last_line = time.perf_counter()
+
+    def write(self, row: dict[str, Any]) -> None:
+        """A row of metrics.jsonl and the line of it."""
+        self._file.write(row)
+        if self._board is not None:
+            for name, value in row.items():
+                self._board.add_scalar(f"train/{name}", value, row["step"])
+        self.say(progress_line(row, self.plan.epochs, self._remaining_s(row["step"])))
+        self._last_line = time.perf_counter()
+
+    def sign_of_life(self, step: int) -> None:
+        """A line after the first step, and after a long silence; reads nothing from the device."""
+        if time.perf_counter() - self._last_line < SILENCE_S and step != self.first_step + 1:
+            return
+        eta = format_seconds(self._remaining_s(step))
+        self.say(
+            f"step {step}/{self.plan.total_steps}  {self._seconds_a_step(step):.2f} s a step"
+            f"  eta {eta}  metrics every {self._every}"
+        )
+        self._last_line = time.perf_counter()
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+    def _seconds_a_step(self, step: int) -> float:
+        return (time.perf_counter() - self._started) / max(1, step - self.first_step)
+
+    def _remaining_s(self, step: int) -> float:
+        return self._seconds_a_step(step) * (self.plan.total_steps - step)
+
+
+def _tensorboard(config: TrainConfig) -> Any:
+    if not config.log.tensorboard:
+        return None
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(str(Path(config.out) / "tensorboard"))
