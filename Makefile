@@ -11,6 +11,11 @@ VENV ?= .venv
 BUILD ?= build/dev
 CLUSTERMIM_CUDA ?= auto
 PYTEST_ARGS ?=
+# Tests in as many processes as there are processors (JOBS=0: in one). Two threads each, asleep while
+# they wait: the ops' own default is then the same two on every machine, and nobody spins.
+JOBS ?= auto
+PARALLEL = -n $(JOBS) --maxprocesses 8 --dist worksteal
+TEST_THREADS = OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 TRITON_TESTS ?= tests/ops tests/gpu
 DEMO_OUT ?= runs/demo
 
@@ -50,7 +55,7 @@ $(BUILD)/build.ninja: CMakeLists.txt $(READY)
 	@touch $@
 
 test: core  ## build in place and run the tests; skips are counted with their reasons
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(PYTEST_ARGS)
 
 wheel: $(READY)  ## sdist, and the wheel built from that sdist, into dist/
 	rm -rf dist
@@ -61,7 +66,7 @@ audit: core  ## what the wheel in dist/ holds and links, and that no AVX code st
 	$(PY) tools/check_disassembly.py $(BUILD)/libclustermim_core.a dist/*.whl
 
 test-wheel: $(if $(WHEEL_READY),,wheel)  ## the same tests against the installed wheel, outside this tree
-	$(PY) tools/test_installed_wheel.py dist/*.whl $(PYTEST_ARGS)
+	$(TEST_THREADS) $(PY) tools/test_installed_wheel.py dist/*.whl $(PARALLEL) $(PYTEST_ARGS)
 
 demo: core  ## fit a tokenizer on scikit-learn's digits, pretrain, evaluate, write the report
 	$(PY) -m clustermim_fast pretrain digits_demo out=$(DEMO_OUT)
@@ -93,9 +98,9 @@ check: test lint types layers test-wheel audit check-slow check-triton check-gpu
 check-slow: core  ## large cases and long runs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
-# One process: Triton reads the variable when it is imported.
+# A run of its own: Triton reads the variable when it is imported.
 check-triton: core  ## the ops' own tests on the Triton kernels, interpreted and checked strictly
-	TRITON_INTERPRET=1 $(PY) -m pytest $(TRITON_TESTS) $(PYTEST_ARGS)
+	TRITON_INTERPRET=1 $(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(TRITON_TESTS) $(PYTEST_ARGS)
 
 check-gpu-mutations: core  ## bugs planted in the GPU kernels: a test has to notice each
 	$(PY) tools/check_gpu_mutations.py

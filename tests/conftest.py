@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import collections
+import gc
 import os
 import random
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,16 @@ def threads() -> Iterator[Callable[[int], None]]:
     before = torch.get_num_threads()
     yield torch.set_num_threads
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+def frozen_heap() -> Iterator[None]:
+    """For tests that ask for many garbage collections: they skip what was there before, through
+    which each would walk for a second where thousands of tests are loaded.
+    """
+    gc.freeze()
+    yield
+    gc.unfreeze()
 
 
 @pytest.fixture(scope="session")
@@ -62,15 +74,42 @@ def unpacked(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return unpack
 
 
+_LEFT_OUT = pytest.StashKey[int]()
+
+
+class _Totals:
+    """How many tests -m and -k left out; under xdist the workers know and the main process asks."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self.config = config
+        config.stash[_LEFT_OUT] = 0
+
+    def pytest_deselected(self, items: Sequence[pytest.Item]) -> None:
+        self.config.stash[_LEFT_OUT] += len(items)
+
+    def pytest_sessionfinish(self) -> None:
+        if hasattr(self.config, "workeroutput"):
+            self.config.workeroutput["left_out"] = self.config.stash[_LEFT_OUT]
+
+    @pytest.hookimpl(optionalhook=True)
+    def pytest_testnodedown(self, node: Any) -> None:
+        found = getattr(node, "workeroutput", {})  # a worker that died has none
+        self.config.stash[_LEFT_OUT] = max(self.config.stash[_LEFT_OUT], found.get("left_out", 0))
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(_Totals(config))
+
+
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     """Count the skips by reason, so that "all passed" cannot hide what did not run."""
     counts: collections.Counter[str] = collections.Counter()
     for report in terminalreporter.stats.get("skipped", []):
         where_and_why = report.longrepr
-        why = where_and_why[2] if isinstance(where_and_why, tuple) else str(where_and_why)
+        why = where_and_why[2] if isinstance(where_and_why, tuple | list) else str(where_and_why)
         counts[why.removeprefix("Skipped: ")] += 1
     total = sum(counts.values())
-    deselected = len(terminalreporter.stats.get("deselected", []))
-    terminalreporter.section(f"{total} skipped, by reason; {deselected} left out by -m")
+    left_out = terminalreporter.config.stash[_LEFT_OUT]
+    terminalreporter.section(f"{total} skipped, by reason; {left_out} left out by -m")
     for why, count in counts.most_common():
         terminalreporter.line(f"{count:5d}  {why}")

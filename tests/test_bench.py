@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from functools import partial
 
 import numpy as np
@@ -17,6 +18,9 @@ from clustermim_fast.bench import assigners, kmeans, nearest_centroid, paths, ti
 from clustermim_fast.bench.inputs import make_centroids, make_rows, read_or_make
 from clustermim_fast.bench.timing import interleave, limited_threads
 from clustermim_fast.ops import _backend
+
+# Timing collects before every call.
+pytestmark = pytest.mark.usefixtures("frozen_heap")
 
 SMALL = ["n=300", "d=5", "k=7", "rounds=1", "threads=1"]
 
@@ -235,7 +239,8 @@ def test_interleave_takes_turns_and_lets_the_slow_sit_out():
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
 
 
-def test_short_methods_get_more_rounds_and_what_runs_is_told():
+def test_short_methods_get_more_rounds_and_what_runs_is_told(monkeypatch):
+    monkeypatch.setattr(timing, "TELL_SECONDS", math.inf)  # of a real clock
     now, told = [0.0], []
 
     def takes(seconds):

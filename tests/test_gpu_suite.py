@@ -18,21 +18,25 @@ from benchmarks.gpu_suite.cases import Case, Method, run_case
 from benchmarks.gpu_suite.journal import Journal
 from benchmarks.gpu_suite.runner import END, Stage, run_all, run_stage
 from clustermim_fast import ops
+from tests.gpu.dying_stage import METHODS
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DYING = "tests.gpu.dying_stage"
 
 
-def test_a_stage_goes_on_without_what_died_or_hung(tmp_path):
-    stage = Stage("dying", DYING, 60, patience=8, restarts=5)
-    found = run_stage(stage, tmp_path, rehearsed=False, seconds=50)
+@pytest.mark.parametrize("hanging", [(), pytest.param(("hangs",), marks=pytest.mark.slow)])
+def test_a_stage_goes_on_without_what_died_or_hung(tmp_path, monkeypatch, hanging):
+    """Patience is for the start of a process too, on a machine that has much else to do."""
+    monkeypatch.setenv(METHODS, " ".join(["fine", "dies", *hanging, "fails", "ours"]))
+    stage = Stage("dying", DYING, 600, patience=30, restarts=5)
+    found = run_stage(stage, tmp_path, rehearsed=False, seconds=300)
     assert found["problem"] == ""
     assert [row["method"] for row in found["rows"]] == ["fine", "ours"]
     assert len({row["process"] for row in found["rows"]}) == 2
     reasons = {line["method"]: line["reason"] for line in found["failed"]}
-    assert reasons.keys() == {"dies", "hangs", "fails"}
+    assert reasons.keys() == {"dies", *hanging, "fails"}
     assert "exit status -6" in reasons["dies"]
-    assert "nothing heard" in reasons["hangs"]
+    assert not hanging or "nothing heard" in reasons["hangs"]
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_loaders_and_floats(network, photos):
         0, 2, 3, 1, 4, 5).flatten(0, 2)[None]).flatten(2).all(2).any(1).all()  # fmt: skip
 
 
-def test_features_are_not_held(network, photos, monkeypatch):
+def test_features_are_not_held(network, photos, monkeypatch, frozen_heap):
     """No more than two batches of rows are alive at any time, and every pass is a new one."""
     alive, most, forwards = [], 0, 0
 

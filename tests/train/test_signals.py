@@ -63,10 +63,10 @@ def start(tmp_path):
 
 
 def wait_for(condition, process):
-    end = time.monotonic() + 90
+    end = time.monotonic() + 300
     while not condition():
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < end, "it did not come in 90 s"
+        assert time.monotonic() < end, "it did not come in 300 s"
         time.sleep(0.01)
 
 
@@ -94,14 +94,14 @@ def test_sigkill_and_sigterm_within_an_epoch(tiny, start, threads, tmp_path):
     wait_for(lambda: last.stat().st_mtime_ns != before, stopped)
     os.killpg(stopped.pid, signal.SIGTERM)
     (tmp_path / "go").touch()
-    output = stopped.communicate(timeout=60)[0]
+    output = stopped.communicate(timeout=300)[0]
     assert stopped.returncode == 143, output
     assert "stopped by signal 15 at step" in output
     assert f"going on from step {killed_at} of 20" in output
     assert killed_at < train.load_run(tmp_path / "cut").step <= 7
 
     resumed = start(cut_config, held=0)
-    output = resumed.communicate(timeout=90)[0]
+    output = resumed.communicate(timeout=300)[0]
     assert resumed.returncode == 0, output
     assert last_row(tmp_path / "cut")["loss"] == whole.final_loss
     assert last_row(tmp_path / "cut")["step"] == 20
