@@ -87,6 +87,10 @@ def test_pictures_of_looks_are_compared(run):
     assert "Nearest neighbours" in page
     assert "Spatial frequencies" in page
     assert "unlabeled" not in page  # no accuracies: no column of the table
+    report = api.report_run(run).read_text(encoding="utf-8")
+    for name in ("neighbours", "neighbours random init", "frequency"):
+        assert f'alt="{name}"' in report
+    assert 'alt="attention"' not in report
 
 
 def test_refusals(run, flat):

@@ -107,7 +107,7 @@ def build_parser() -> argparse.ArgumentParser:
         command.set_defaults(kind=kind)
         command.add_argument("settings", nargs="*", metavar="key=value")
 
-    evaluate = commands.add_parser("evaluate", help="measure frozen features with labels")
+    evaluate = commands.add_parser("evaluate", help="measure an encoder, with labels and without")
     kinds = evaluate.add_subparsers(title="kinds", metavar="KIND", required=True)
     for kind, title in EVALUATE_HELP.items():
         keys = " ".join(f"{key}=" for key in KIND_KEYS[kind])
@@ -238,11 +238,7 @@ def run_evaluate(parsed: argparse.Namespace) -> int:
     run, texts = subject_of(parsed.run, parsed.settings)
     settings = convert(read_settings(texts), known, f"evaluate {parsed.kind}")
     api.evaluate_run(parsed.kind, run, progress=sys.stderr.isatty(), **settings)
-    if (Path(run) / "report.html").is_file():
-        try:
-            print(f"report: {api.report_run(run)}")
-        except ValueError as error:  # the images it was trained on need not be on this machine
-            print(f"report.html is as it was: {error}", file=sys.stderr)
+    looking.report_again(run)
     return 0
 
 

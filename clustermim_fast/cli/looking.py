@@ -97,7 +97,19 @@ def run_look(parsed: argparse.Namespace) -> int:
         return 0
     functions = {"attention": api.evaluate_attention, "unlabeled": api.evaluate_unlabeled}
     functions[parsed.kind](run, progress=sys.stderr.isatty(), **settings)
+    report_again(run)
     return 0
+
+
+def report_again(run: str) -> None:
+    """Write a run's report.html again where it has one, now with a new result in it."""
+    from clustermim_fast import api
+
+    if (Path(run) / "report.html").is_file():
+        try:
+            print(f"report: {api.report_run(run)}")
+        except ValueError as error:  # the images it was trained on need not be on this machine
+            print(f"report.html is as it was: {error}", file=sys.stderr)
 
 
 def add_compare(commands: Any, add: Callable[..., argparse.ArgumentParser]) -> None:

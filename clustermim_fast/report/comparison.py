@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from . import charts
-from .page import flat, png, write_page
+from .page import LOOKS, flat, png, write_page
 from .results import (
     Column,
     ComparedRun,
@@ -28,9 +28,7 @@ PICTURES = {
     "predictions_1": "What each model sees and predicts",
     "spectra": "Spectra of images and reconstructions",
     "token_maps_1": "Token maps",
-    "attention": "Attention, by block",
-    "neighbours": "Nearest neighbours",
-    "frequency": "Spatial frequencies, by block",
+    **{name: LOOKS[name][0] for name in ("attention", "neighbours", "frequency")},
     "codebook": "Codebooks",
 }
 # What tells where a run is and how fast it went, not what it is.
@@ -177,7 +175,11 @@ def _pictures(runs: Sequence[ComparedRun]) -> Iterator[tuple[str, list[dict[str,
     for name, title in PICTURES.items():
         found = [(run.name, run.figures[name]) for run in runs if name in run.figures]
         if found:
-            yield title, [_embedded(run, run, Image.open(path)) for run, path in found]
+            embedded = []
+            for run, path in found:
+                with Image.open(path) as image:
+                    embedded.append(_embedded(run, run, image))
+            yield title, embedded
 
 
 def _embedded(name: str, caption: str, image: Image.Image) -> dict[str, Any]:

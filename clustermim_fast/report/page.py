@@ -29,6 +29,20 @@ KIND_TITLES = {
     "finetune": "fine-tuning",
 }
 
+# Pictures of `evaluate attention` and `evaluate unlabeled`, with what they show.
+LOOKS = {
+    "attention": (
+        "Attention, by block",
+        "How [cls] and patches attend in each block; a mean over images, heads and patches.",
+    ),
+    "neighbours": ("Nearest neighbours", "Most similar images by cosine of the features."),
+    "neighbours_random_init": ("Nearest neighbours", "The same at random initialisation."),
+    "frequency": (
+        "Spatial frequencies, by block",
+        "Log amplitude of the feature maps along the half diagonal, and their variance.",
+    ),
+}
+
 
 def write_report(view: RunView) -> Path:
     """Write RUN/report.html and RUN/figures/*.png, and return the page's path."""
@@ -39,6 +53,12 @@ def write_report(view: RunView) -> Path:
         data = png(figure.image)
         _write(figure_dir / f"{figure.name}.png", data)
         sections.setdefault(figure.section, []).append(_embedded(figure, data))
+    for name, (section, caption) in LOOKS.items():
+        path = figure_dir / f"{name}.png"
+        if path.is_file():
+            with Image.open(path) as image:
+                figure = Figure(name, section, caption, image)
+                sections.setdefault(section, []).append(_embedded(figure, path.read_bytes()))
     page = view.run_dir / "report.html"
     write_page(
         page,
