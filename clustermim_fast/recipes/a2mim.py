@@ -7,8 +7,10 @@ from clustermim_fast.masking import MaskConfig
 from clustermim_fast.models import ModelConfig
 from clustermim_fast.optim import OptimConfig
 from clustermim_fast.recipes.registry import register_recipe
-from clustermim_fast.recipes.small import SMALL_VIT
-from clustermim_fast.train import LogConfig, TrainConfig
+from clustermim_fast.recipes.small import SMALL_VIT, cifar10
+from clustermim_fast.train import TrainConfig
+
+SQUARES_OF_8 = MaskConfig("random", ratio=0.6, unit=8)
 
 
 @register_recipe
@@ -77,13 +79,13 @@ def cifar10_a2mim_vit_tiny() -> TrainConfig:
 
     10 of 16 squares of 8 pixels hidden.
     """
-    return TrainConfig(
-        method="a2mim",
-        data=DataConfig(image_size=(32, 32), normalize="data", crop_scale=(0.67, 1.0)),
-        mask=MaskConfig("random", ratio=0.6, unit=8),
-        model=SMALL_VIT,
-        optim=OptimConfig(epochs=10, batch_size=128, blr=2e-3, betas=(0.9, 0.999), clip_grad=5.0),
-        log=LogConfig(keep=2),
+    return cifar10(
+        "a2mim",
+        SMALL_VIT,
+        mask=SQUARES_OF_8,
+        crop_scale=(0.67, 1.0),
+        betas=(0.9, 0.999),
+        clip_grad=5.0,
     )
 
 
@@ -94,13 +96,11 @@ def cifar10_a2mim_resnet10() -> TrainConfig:
     10 of 16 squares of 8 pixels hidden, the gated token before the last stage. An epoch takes as
     long as one of the small ViT with A2MIM; backbone=resnet18 takes twice that.
     """
-    return TrainConfig(
-        method="a2mim",
-        data=DataConfig(image_size=(32, 32), normalize="data", crop_scale=(0.67, 1.0)),
-        mask=MaskConfig("random", ratio=0.6, unit=8),
-        model=ModelConfig(encoder="resnet10t", output_stride=8),
-        optim=OptimConfig(
-            epochs=10, batch_size=128, blr=2e-3, betas=(0.9, 0.999), mask_token_lr=0.1
-        ),
-        log=LogConfig(keep=2),
+    return cifar10(
+        "a2mim",
+        ModelConfig(encoder="resnet10t", output_stride=8),
+        mask=SQUARES_OF_8,
+        crop_scale=(0.67, 1.0),
+        betas=(0.9, 0.999),
+        mask_token_lr=0.1,
     )

@@ -7,7 +7,8 @@ from clustermim_fast.masking import MaskConfig
 from clustermim_fast.models import ModelConfig
 from clustermim_fast.optim import OptimConfig
 from clustermim_fast.recipes.registry import register_recipe
-from clustermim_fast.train import LogConfig, TokenizerConfig, TrainConfig
+from clustermim_fast.recipes.small import cifar10
+from clustermim_fast.train import TokenizerConfig, TrainConfig
 
 
 @register_recipe
@@ -56,13 +57,8 @@ def cifar10_ccvit_tiny() -> TrainConfig:
 
     25 of 64 patches hidden in blocks, 7 replaced; the branch takes the third layer's patches.
     """
-    return TrainConfig(
-        method="ccvit",
-        data=DataConfig(image_size=(32, 32), normalize="data", crop_scale=(0.2, 1.0)),
-        model=ModelConfig(
-            encoder="beit_base_patch16_224", patch_size=4, embed_dim=128, depth=6, num_heads=4
-        ),
-        tokenizer=TokenizerConfig(num_clusters=256),
-        optim=OptimConfig(epochs=10, batch_size=128, blr=2e-3, betas=(0.9, 0.98), clip_grad=3.0),
-        log=LogConfig(keep=2),
+    model = ModelConfig(
+        encoder="beit_base_patch16_224", patch_size=4, embed_dim=128, depth=6, num_heads=4
     )
+    tokenizer = TokenizerConfig(num_clusters=256)
+    return cifar10("ccvit", model, tokenizer, betas=(0.9, 0.98), clip_grad=3.0)
