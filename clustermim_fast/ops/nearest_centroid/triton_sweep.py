@@ -42,6 +42,24 @@ def pair_sums(
 
 
 @triton.jit
+def pair_bounds(
+    x, c, norm, alive, starts, exist, ks, K, D,
+    KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """Which centroids of a block may win, and the bounds of their scores."""
+    lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
+    total, absolute = pair_sums(
+        x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D
+    )
+    length = total
+    if METRIC == "cosine":
+        length = tl.zeros_like(total) + tl.load(norm + ks, mask=ks < K, other=1.0)[None, :]
+    lower, upper = score_bounds(total, absolute, length, D, METRIC)
+    return lives, lower, upper
+
+
+@triton.jit
 def _sweep_kernel(
     x, c, norm, alive, many, slots, ids, counters, exact_rows, exact_upper, exact_slots, K, D,
     KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
@@ -59,27 +77,19 @@ def _sweep_kernel(
         least = tl.full([BLOCK_N], float("inf"), tl.float64)
         for first in range(0, K, BLOCK_K):
             ks = first + columns
-            lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
-            total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D
-            )
-            length = total
-            if METRIC == "cosine":
-                length = tl.zeros_like(total) + tl.load(norm + ks, mask=ks < K, other=1.0)[None, :]
-            lower, upper = score_bounds(total, absolute, length, D, METRIC)
+            lives, _, upper = pair_bounds(
+                x, c, norm, alive, starts, exist, ks, K, D,
+                KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
             least = tl.minimum(least, tl.min(tl.where(lives[None, :], upper, float("inf")), 1))
         count = tl.zeros([BLOCK_N], tl.int32)
         lowest_id = tl.full([BLOCK_N], NO_CENTROID, tl.int32)
         for first in range(0, K, BLOCK_K):
             ks = first + columns
-            lives = tl.load(alive + ks, mask=ks < K, other=0) != 0
-            total, absolute = pair_sums(
-                x, c, starts, exist, ks, K, D, KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D
-            )
-            length = total
-            if METRIC == "cosine":
-                length = tl.zeros_like(total) + tl.load(norm + ks, mask=ks < K, other=1.0)[None, :]
-            lower, upper = score_bounds(total, absolute, length, D, METRIC)
+            lives, lower, upper = pair_bounds(
+                x, c, norm, alive, starts, exist, ks, K, D,
+                KIND, C_KIND, METRIC, BLOCK_N, BLOCK_K, BLOCK_D,
+            )  # fmt: skip
             left = (lives[None, :] & exist[:, None]) & ((lower > least[:, None]) == 0)
             lowest = tl.min(tl.where(left, ks[None, :], NO_CENTROID), 1)
             lowest_id = tl.minimum(lowest_id, lowest)

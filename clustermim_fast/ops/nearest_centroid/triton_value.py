@@ -21,6 +21,13 @@ def _power_to_one(size):
 
 
 @triton.jit
+def _columns(rows, starts, ds, inside, KIND: tl.constexpr):
+    """Values ``ds`` of the rows that start there, as float64."""
+    places = starts[:, None] + column_places(rows, ds, KIND)[None, :]
+    return load_values(rows, places, ds[None, :], inside, KIND, True)
+
+
+@triton.jit
 def _value_kernel(
     x, c, ids, values, N, D,
     KIND: tl.constexpr, C_KIND: tl.constexpr, METRIC: tl.constexpr,
@@ -40,10 +47,8 @@ def _value_kernel(
         for begin in range(0, D, BLOCK_D):
             ds = begin + tl.arange(0, BLOCK_D)
             inside = (ds < D)[None, :] & exist[:, None]
-            places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-            xs = load_values(x, places, ds[None, :], inside, KIND, True)
-            places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
-            cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
+            xs = _columns(x, starts, ds, inside, KIND)
+            cs = _columns(c, centroid_starts, ds, inside, C_KIND)
             x_largest = tl.maximum(x_largest, tl.max(tl.abs(xs), 1))
             c_largest = tl.maximum(c_largest, tl.max(tl.abs(cs), 1))
         x_power, c_power = _power_to_one(x_largest), _power_to_one(c_largest)
@@ -53,10 +58,8 @@ def _value_kernel(
     for begin in range(0, D, BLOCK_D):
         ds = begin + tl.arange(0, BLOCK_D)
         inside = (ds < D)[None, :] & exist[:, None]
-        places = starts[:, None] + column_places(x, ds, KIND)[None, :]
-        xs = load_values(x, places, ds[None, :], inside, KIND, True)
-        places = centroid_starts[:, None] + column_places(c, ds, C_KIND)[None, :]
-        cs = load_values(c, places, ds[None, :], inside, C_KIND, True)
+        xs = _columns(x, starts, ds, inside, KIND)
+        cs = _columns(c, centroid_starts, ds, inside, C_KIND)
         if METRIC == "euclidean":
             total += tl.sum((xs - cs) * (xs - cs), 1)
         else:
