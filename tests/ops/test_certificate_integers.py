@@ -173,13 +173,14 @@ def test_strided_rows(d):
 def test_rows_out_of_range(d):
     """Far from all centroids by every power of two, or not finite, alone and in runs."""
     random = torch.Generator().manual_seed(d)
-    c = torch.randn(30, d, generator=random)
+    c = torch.randn(fewer(30, 9), d, generator=random)
     x = torch.randn(130, d, generator=random)
     x *= (2.0 ** (torch.arange(130.0) - 5))[:, None].clamp(max=3e37)
     for bad in (float("nan"), float("inf"), -float("inf"), 3e38, -3e38):
         x[10::17, d // 2] = bad
-        check_compiled(x, c, "euclidean")
-        check_compiled(x[torch.randperm(130, generator=random)], c, "euclidean")
+        check_compiled(x[:: fewer(1, 40)], c, "euclidean")
+        order = torch.randperm(130, generator=random)
+        check_compiled(x[order[: fewer(130, 4)]], c, "euclidean")
 
 
 def test_a_row_at_the_edge_of_the_range():
