@@ -101,6 +101,18 @@ def test_ignored_pixels_change_nothing():
     assert after[0]["miou_percent"] == before[0]["miou_percent"] == 100
 
 
+def test_the_network_runs_once_more_over_checked_images_only():
+    """However many penalties: 10 training images (2 of them checked) and 3 test images."""
+    seen = []
+
+    def counted(images):
+        seen.append(len(images))
+        return own_pixels(images)
+
+    segment({"told": counted}, made(10), made(3, seed=1), batch_size=4)
+    assert sum(seen) == 10 + 2 + 3
+
+
 def test_test_masks_choose_nothing():
     train, test = made(8), made(4, seed=1)
     one = segment({"blind": blind}, train, test)["rows"][0]

@@ -120,23 +120,24 @@ def segment(
     rows = []
     for name, source in sources.items():
         patches = _patches_of(source)
-        parts = {"fit": fit, "all": order}
-        data = {
-            part: _rows(patches, train, ids, classes, batch_size, max_patches, seed)
-            for part, ids in parts.items()
-            if part == "all" or len(penalties) > 1
-        }
+        # The network runs twice over the checked images and once over the others, however many
+        # penalties there are.
+        share = -(-max_patches * len(fit) // len(order))
+        some = _rows(patches, train, fit, classes, batch_size, share, seed)
+        others = _rows(patches, train, check, classes, batch_size, max_patches - share, seed)
         scores = {}
-        for penalty in penalties if len(penalties) > 1 else ():
-            tried = _fit(*data["fit"], penalty, classes, max_iter)
-            found = _confusions(patches, tried, train, check, classes, batch_size).sum(0)
-            scores[penalty] = float(class_iou(found).nanmean())
+        if len(penalties) > 1:
+            tried = [_fit(*some, penalty, classes, max_iter) for penalty in penalties]
+            found = _confusions(patches, tried, train, check, classes, batch_size).sum(1)
+            means = class_iou(found).nanmean(-1).tolist()
+            scores = dict(zip(penalties, means, strict=True))
         best = max(scores, key=lambda penalty: scores[penalty]) if scores else penalties[0]
-        final = _fit(*data["all"], best, classes, max_iter)
-        each = _confusions(patches, final, test, torch.arange(len(test)), classes, batch_size)
+        features, shares = (np.concatenate(pair) for pair in zip(some, others, strict=True))
+        final = _fit(features, shares, best, classes, max_iter)
+        (each,) = _confusions(patches, [final], test, torch.arange(len(test)), classes, batch_size)
         rows.append({"name": name, **_score(each, seed), "penalty": best,
                      "held_out_miou_percent": {f"{p:g}": 100 * s for p, s in scores.items()},
-                     "width": data["all"][0].shape[1]})  # fmt: skip
+                     "width": features.shape[1]})  # fmt: skip
     return {"kind": "segment", "classes": classes, "train_images": len(train),
             "test_images": len(test), "settings": {"penalties": list(penalties), "seed": seed,
             "max_patches": max_patches, "max_iter": max_iter}, "rows": rows}  # fmt: skip
@@ -202,20 +203,21 @@ def _fit(
 
 
 def _confusions(
-    patches: Patches, fit: _Fit, part: Masked, ids: Tensor, classes: int, size: int
+    patches: Patches, fits: Sequence[_Fit], part: Masked, ids: Tensor, classes: int, size: int
 ) -> Tensor:
-    """Confusion of each image, int64 [images, classes, classes]."""
-    found = []
+    """Confusion of each image by each fit, int64 [fits, images, classes, classes]."""
+    found: list[list[Tensor]] = [[] for _ in fits]
     for some in ids.split(size):
         tokens, grid = patches(part.images(some))
         truth = part.masks(some)
-        logits = fit.logits(tokens.flatten(0, 1)).view(len(some), *grid, classes)
-        logits = F.interpolate(
-            logits.permute(0, 3, 1, 2), truth.shape[-2:], mode="bilinear", align_corners=False
-        )
-        predicted = logits.argmax(1)
-        found += [confusion(t, p, classes) for t, p in zip(truth, predicted, strict=True)]
-    return torch.stack(found)
+        for fit, matrices in zip(fits, found, strict=True):
+            logits = fit.logits(tokens.flatten(0, 1)).view(len(some), *grid, classes)
+            logits = F.interpolate(
+                logits.permute(0, 3, 1, 2), truth.shape[-2:], mode="bilinear", align_corners=False
+            )
+            pairs = zip(truth, logits.argmax(1), strict=True)
+            matrices += [confusion(t, p, classes) for t, p in pairs]
+    return torch.stack([torch.stack(matrices) for matrices in found])
 
 
 def _score(each: Tensor, seed: int) -> dict[str, Any]:
