@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from clustermim_fast.evaluate import (
     AbMILP,
+    AbMILPSettings,
     AttentiveSettings,
     ProbeTraining,
     Subject,
@@ -178,6 +179,17 @@ def test_rows_seeds_and_table(subject):
     for text in ("AbMILP", "random initialisation, [cls] token", "mean of 2 seeds", "1 epochs"):
         assert text in table
     assert all(len(line) <= 110 for line in table.splitlines())
+
+
+def test_defaults_are_the_papers():
+    """Raw tokens of the last block, one score for each patch, 90 epochs of LARS."""
+    settings = AttentiveSettings()
+    assert (settings.layer, settings.norm) == (-1, False)
+    assert settings.abmilp == AbMILPSettings("patch", "none", 1, "relu", "none")
+    training = settings.training
+    assert (training.epochs, training.warmup_epochs) == (90, 10)
+    assert (training.optimizer, training.weight_decay) == ("lars", 0)
+    assert 0.1 in settings.learning_rates
 
 
 def test_hostile_inputs(subject):
