@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 from functools import partial
 
 import numpy as np
@@ -16,7 +15,6 @@ pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 from clustermim_fast import bench, cli, ops
 from clustermim_fast.bench import assigners, kmeans, nearest_centroid, paths, timing
 from clustermim_fast.bench.inputs import make_centroids, make_rows, read_or_make
-from clustermim_fast.bench.timing import interleave, limited_threads
 from clustermim_fast.ops import _backend
 
 # Timing collects before every call.
@@ -226,40 +224,6 @@ def test_made_up_data_is_the_same_for_a_seed():
     assert c.shape == (30, 768)
 
 
-def test_interleave_takes_turns_and_lets_the_slow_sit_out():
-    ticks = iter(range(10_000))
-    order = []
-    methods = {"a": lambda: order.append("a"), "b": lambda: order.append("b")}
-    timings = interleave(methods, rounds=3, min_seconds=0, clock=lambda: float(next(ticks)))
-    assert order == ["a", "b", "a", "b", "b", "a", "a", "b"]
-    assert [len(t.seconds) for t in timings.values()] == [3, 3]
-    timings = interleave(
-        methods, rounds=9, min_seconds=0, max_seconds=2.0, clock=lambda: float(next(ticks))
-    )
-    assert [len(t.seconds) for t in timings.values()] == [2, 2]
-
-
-def test_short_methods_get_more_rounds_and_what_runs_is_told(monkeypatch):
-    monkeypatch.setattr(timing, "TELL_SECONDS", math.inf)  # of a real clock
-    now, told = [0.0], []
-
-    def takes(seconds):
-        def call():
-            now[0] += seconds
-
-        return call
-
-    timings = interleave(
-        {"short": takes(1.0), "long": takes(9.0)},
-        rounds=2,
-        fill_seconds=5.0,
-        clock=lambda: now[0],
-        tell=told.append,
-    )
-    assert {name: len(t.seconds) for name, t in timings.items()} == {"short": 5, "long": 2}
-    assert told == ["warming up, 1 of 2: short", "warming up, 2 of 2: long"]
-
-
 def test_progress_goes_to_stderr_and_the_page_to_stdout(capsys):
     assert cli.main(["bench", "nearest_centroid", *SMALL, "peers=torch"]) == 0
     printed = capsys.readouterr()
@@ -296,10 +260,3 @@ def test_switches_are_given_back():
         assert ops.nearest_centroid(x, c).shape == (200,)
     assert torch.equal(ops.nearest_centroid(x, c), expected)
     assert _backend.core().build_info()["isa"] == before
-
-
-def test_threads_are_given_back():
-    before = torch.get_num_threads()
-    with limited_threads(1):
-        assert torch.get_num_threads() == 1
-    assert torch.get_num_threads() == before

@@ -1,10 +1,20 @@
-"""A small network's weights in a file and images for it."""
+"""What several of these tests start from: digits, photos, a small network's weights in a file."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 import torch.nn.functional as F
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """scikit-learn's handwritten digits as uint8 [400, 3, 16, 16]."""
+    from sklearn.datasets import load_digits
+
+    x = torch.from_numpy(load_digits().images[:400]).float()[:, None] / 16
+    x = F.interpolate(x, size=16, mode="bilinear").expand(-1, 3, -1, -1)
+    return (x * 255).round().byte().contiguous()
 
 
 @pytest.fixture(scope="module")

@@ -10,28 +10,16 @@ import numpy as np
 import pytest
 import sklearn.cluster
 import torch
-import torch.nn.functional as F
-from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from clustermim_fast import KMeans
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
 from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings, StreamRows
-from clustermim_fast.tokenizers.image_stream import ImageStream
-from clustermim_fast.tokenizers.kmeans_report import Progress
 from clustermim_fast.tokenizers.ranks import ALONE
 from clustermim_fast.tokenizers.rows import MatrixRows
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
-
-
-@pytest.fixture(scope="module")
-def digits():
-    """scikit-learn's handwritten digits as uint8 [400, 3, 16, 16]."""
-    x = torch.from_numpy(load_digits().images[:400]).float()[:, None] / 16
-    x = F.interpolate(x, size=16, mode="bilinear").expand(-1, 3, -1, -1)
-    return (x * 255).round().byte().contiguous()
 
 
 def all_rows(images, p=4, mean=MEAN, std=STD, order="hwc"):
@@ -187,53 +175,6 @@ def test_lloyd_over_a_loader(digits):
     again = KMeans(8, init=tokenizer.centroids, tol=0).fit(rows)
     assert again.n_iter_ <= 2
     assert again.inertia_ == pytest.approx(tokenizer.report.inertia, rel=1e-6)
-
-
-def test_the_sample_of_a_stream_is_even():
-    """Each of 40 batches gives about the same share; binomial bound of 6 standard deviations."""
-    batches = [torch.full((10, 1, 4, 4), i, dtype=torch.uint8) for i in range(40)]
-    for batch in batches:
-        batch[:, 0, 0, 0] = torch.arange(10)  # no image comes twice
-    total = np.zeros(40)
-    stream = ImageStream(batches, lambda x, _: ImageRows(x, PatchSettings(2)), None)
-    for seed in range(50):
-        found = stream.sample(lambda dim: 100, seed, ALONE, Progress())
-        assert found.rows.shape == (100, 4)
-        assert found.num_rows == 40 * 40
-        assert found.exact
-        total += np.bincount((found.rows[:, 3] * 255).round().int().numpy(), minlength=40)
-    assert np.abs(total - 125).max() < 6 * np.sqrt(125)
-
-
-def test_the_sample_does_not_depend_on_order_or_batches(digits):
-    """Nor does a Lloyd fit over a shuffled loader, then."""
-    settings = PatchSettings(4, MEAN, STD)
-    samples = []
-    for images in (digits, digits.flip(0), digits[torch.randperm(400)]):
-        for size in (7, 400):
-            stream = ImageStream(images.split(size), lambda x, _: ImageRows(x, settings), None)
-            samples.append(stream.sample(lambda dim: 300, 5, ALONE, Progress()).rows)
-    assert samples[0].shape == (300, 48)
-    assert all(torch.equal(sample, samples[0]) for sample in samples)
-    prints = set()
-    for _ in range(2):
-        loader = DataLoader(TensorDataset(digits), batch_size=50, shuffle=True)
-        options = {"algorithm": "lloyd", "max_iter": 4}
-        prints.add(PixelTokenizer.fit(loader, 8, 4, **options).fingerprint())
-    assert len(prints) == 1
-
-
-def test_single_patches_are_those_of_the_rows(digits):
-    for settings in (
-        PatchSettings(4, MEAN, STD),
-        PatchSettings(2, MEAN, STD, per_patch_norm=True, patch_order="chw"),
-    ):
-        for metric in ("euclidean", "cosine"):
-            rows = ImageRows(digits[:20], settings, metric)
-            whole = torch.cat([block for _, block in rows.blocks()])
-            assert rows.num_rows == len(whole)
-            index = np.random.default_rng(0).integers(0, rows.num_rows, 50)
-            assert torch.equal(rows.take(index), whole[index])
 
 
 def test_fewer_distinct_patches_than_clusters():
