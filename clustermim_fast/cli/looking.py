@@ -97,7 +97,8 @@ def run_look(parsed: argparse.Namespace) -> int:
         return 0
     functions = {"attention": api.evaluate_attention, "unlabeled": api.evaluate_unlabeled}
     functions[parsed.kind](run, progress=sys.stderr.isatty(), **settings)
-    report_again(run)
+    if not settings.get("out"):  # with it the run folder stays as it was
+        report_again(run)
     return 0
 
 
