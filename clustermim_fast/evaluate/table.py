@@ -88,8 +88,9 @@ def format_table(result: dict[str, Any]) -> str:
     lines = [
         *protocol_lines(result),
         f"{size}, {result['classes']} classes {largest}",
-        _line("features", *heads),
     ]
+    wide = max(len(row_name(row)) for row in result["rows"])
+    lines.append(_line("features".ljust(wide), *heads))
     for row in result["rows"]:
         low, high = row["interval95_percent"]
         key = f"{row['name']} {row['pooling']}" if "pooling" in row else row["name"]
@@ -99,7 +100,13 @@ def format_table(result: dict[str, Any]) -> str:
         if "seed_deviation_points" in row:
             accuracy += f" ± {row['seed_deviation_points']:.1f}"
         lines.append(
-            _line(row_name(row), f"{row['dim']:,}", accuracy, f"{low:.1f} to {high:.1f}", over)
+            _line(
+                row_name(row).ljust(wide),
+                f"{row['dim']:,}",
+                accuracy,
+                f"{low:.1f} to {high:.1f}",
+                over,
+            )
         )
     lines.append(
         "  gain: the first row over this one, paired on the test images, ± its 95 % half width"
@@ -117,4 +124,4 @@ def format_table(result: dict[str, Any]) -> str:
 
 
 def _line(name: str, width: str, accuracy: str, interval: str, gain: str) -> str:
-    return f"  {name:<36} {width:>7} {accuracy:>12} {interval:>15} {gain:>14}".rstrip()
+    return f"  {name} {width:>7} {accuracy:>12} {interval:>15} {gain:>14}".rstrip()

@@ -67,6 +67,18 @@ def test_a_sweep_is_separate_runs(optimizer):
             )
 
 
+def test_a_rate_that_explodes_leaves_the_others_alone():
+    x, labels = planted(64)
+    training = ProbeTraining(epochs=2, warmup_epochs=0, batch_size=16, optimizer="adamw")
+
+    def fit(*rates):
+        return fit_probes({"a": x}, labels, {"a": abmilp}, {"a": rates}, training)["a"](x)
+
+    found = fit(1.0, 1e38)
+    assert float(found[:, 1].detach().abs().max()) > 1e30
+    torch.testing.assert_close(found[:, 0], fit(1.0)[:, 0], rtol=1e-3, atol=1e-4)
+
+
 def test_one_update_is_lars_by_its_formula():
     """First update of a probe on rows: momentum buffer = update, trust ratio on the matrix only."""
     x, labels = planted(32)
