@@ -72,3 +72,20 @@ def test_masked_cross_entropy():
         loss = ops.masked_cross_entropy(far_apart(z), target, mask, reduction="none",
                                         backend="triton")  # fmt: skip
     assert torch.allclose(loss, expected, atol=1e-5)  # rows of the same samples
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 16), (2, 48)], ids=["samples", "rows"])
+def test_masked_cross_entropy_of_strides_that_fit_32_bits_only_divided(shape):
+    """2^31 elements, of which the kernels are handed the 16th part."""
+    z, target = torch.randn(shape).half(), torch.randint(0, 16, shape[:-1])
+    memory = torch.empty(2 * FAR + z[0].numel(), dtype=z.dtype)
+    far = memory.as_strided(shape, (2 * FAR, *z[0].stride())).copy_(z)
+    found = []
+    for logits in (z, far):
+        leaf = logits.detach().requires_grad_()
+        with strict.checked(races=False):
+            loss = ops.masked_cross_entropy(leaf, target, reduction="none", backend="triton")
+            loss.sum().backward()
+        found.append((loss.detach(), leaf.grad))
+    assert torch.equal(found[1][0], found[0][0])
+    assert torch.equal(found[1][1], found[0][1])

@@ -4,7 +4,7 @@ A program takes tiles of ROWS rows by BLOCK classes. Rows are listed by slot (th
 first); ``count`` stays on the device. Logits lie where the tokens do or, COMPACT, one row for each
 slot of a chunk. K and all strides come divided by ALIGN, the largest power of two up to 16 that
 divides them all, so that the compiler sees what width of load they allow: 200-byte rows are read 8
-bytes at a time.
+bytes at a time. ALIGN multiplies 64 bits: the stride itself may not fit 32 where its part does.
 """
 
 from __future__ import annotations
@@ -90,9 +90,9 @@ def loss_rows(
         )
     target = tl.where(wrong, -1, target).to(tl.int32)
     if COMPACT:
-        base = (slots - first) * (row_aligned * ALIGN)
+        base = (slots - first) * row_aligned * ALIGN
     else:
-        base = token_offsets(tokens, per_sample, 0, sample_aligned * ALIGN, row_aligned * ALIGN)
+        base = token_offsets(tokens, per_sample, 0, sample_aligned, row_aligned) * ALIGN
     ks = tl.arange(0, BLOCK)
     best = tl.zeros([ROWS], tl.int32)
     if ONE_BLOCK:
@@ -200,13 +200,12 @@ def grad_rows(
         top = tl.load(stats_ptr + slots, mask=live, other=0.0)
         total = tl.load(stats_ptr + N + slots, mask=live, other=1.0)
         if COMPACT:
-            base = (slots - first) * (row_aligned * ALIGN)
+            base = (slots - first) * row_aligned * ALIGN
             out_base = (slots - first) * (out_row_aligned * ALIGN)
         else:
-            base = token_offsets(tokens, per_sample, 0, sample_aligned * ALIGN, row_aligned * ALIGN)
-            out_base = token_offsets(
-                tokens, per_sample, 0, out_sample_aligned * ALIGN, out_row_aligned * ALIGN
-            )
+            base = token_offsets(tokens, per_sample, 0, sample_aligned, row_aligned) * ALIGN
+            out_base = token_offsets(tokens, per_sample, 0, out_sample_aligned, out_row_aligned)
+            out_base *= ALIGN
         z = _logits(z_ptr, bias_ptr, base, live, ks, inside, BIAS)
         p = tl.exp(z - top[:, None]) / total[:, None]
         hard = 1.0 - smoothing
