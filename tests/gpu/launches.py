@@ -197,7 +197,7 @@ CALLS: tuple[tuple[str, str, Callable[[], Any]], ...] = (
     ("lloyd_step", "1M x 768 fp32, K 100", lloyd),
     ("lloyd_step", "weighted, dot", partial(lloyd, weighted=True, metric="dot")),
     ("lloyd_step_images", "5102 images, uint8", partial(lloyd_images, **NORM)),
-    ("replace_patches", "5102 images, uint8", replace),
+    ("replace_patches", "5102 images, uint8", partial(replace, **NORM)),
     ("masked_cross_entropy", "forward", partial(logits, backward=False)),
     ("masked_cross_entropy", "forward and backward, K 100", logits),
     ("masked_linear_cross_entropy", "forward, K 100", partial(linear, backward=False)),

@@ -11,7 +11,17 @@ import torch
 from clustermim_fast import ops
 from clustermim_fast.ops import _triton
 from tests.gpu import launches
-from tests.gpu.launches import HALF, WIDE, assign, linear, lloyd, lloyd_images, logits, replace
+from tests.gpu.launches import (
+    HALF,
+    NORM,
+    WIDE,
+    assign,
+    linear,
+    lloyd,
+    lloyd_images,
+    logits,
+    replace,
+)
 from tests.gpu.launches import tokens as patch_tokens
 
 pytestmark = [
@@ -31,7 +41,7 @@ MODES = [
     *[partial(lloyd, 70, 33, weighted=w, metric=m) for w in (False, True)
       for m in ("euclidean", "dot")],
     *[partial(lloyd_images, 2, t, per_patch_norm=n) for t in IMAGES for n in (False, True)],
-    *[partial(replace, 2, t) for t in IMAGES],
+    *[partial(replace, 2, t, **n) for t in IMAGES for n in ({}, NORM)],
     *[partial(logits, k, t, 2, weighted=w, reduction=r, backward=b) for k in (1, 9, 5000)
       for t in FLOATS for w in (False, True) for r in REDUCTIONS for b in (False, True)],
     *[partial(linear, k, 40, t, 2, weighted=w, reduction=r, backward=b) for k in (1, 9, 5000)

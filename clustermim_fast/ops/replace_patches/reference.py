@@ -7,6 +7,12 @@ from collections.abc import Sequence
 import torch
 
 
+def _by_channel(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    """[C], made on the device: a copy from the host would wait for it, and cannot be captured in a
+    CUDA graph."""
+    return torch.stack([like.new_full((), value) for value in values])
+
+
 def centroid_pixels_reference(
     centroids_KD: torch.Tensor,
     channels: int,
@@ -23,9 +29,9 @@ def centroid_pixels_reference(
     else:
         pixels = c.reshape(-1, patch_size, patch_size, channels)
     if std is not None:
-        pixels = pixels * torch.tensor(std, dtype=torch.float32, device=c.device)
+        pixels = pixels * _by_channel(std, c)
     if mean is not None:
-        pixels = pixels + torch.tensor(mean, dtype=torch.float32, device=c.device)
+        pixels = pixels + _by_channel(mean, c)
     if dtype == torch.uint8:
         pixels = (pixels * 255).round().clamp(0, 255).nan_to_num(0)
     return pixels.to(dtype)
