@@ -29,6 +29,8 @@ _said: set[str] = set()
 _verdicts: dict[tuple[str, str], str] = {}
 NOT_CHECKED = "its Triton kernels are not checked on this device yet (call ops.warmup())"
 NO_MEMORY = "no memory was left to check its Triton kernels"
+# The other ops' plain torch reads from the device, which a CUDA graph cannot capture.
+CAPTURED_AS_PLAIN_TORCH = {"masked_cross_entropy", "masked_linear_cross_entropy"}
 
 
 def fastest(op: str, device: str, usable: tuple[str, ...], compiling: bool) -> str:
@@ -36,19 +38,23 @@ def fastest(op: str, device: str, usable: tuple[str, ...], compiling: bool) -> s
 
     Without a recorded run on this architecture Triton is held against the reference first: once per
     device and version, and never while torch compiles or a CUDA graph is captured. The reference
-    serves until then.
+    serves until then; RuntimeError where a graph could not hold it.
     """
     recorded = recorded_run(op, device, usable)
     if recorded:
         return recorded
+    capturing = torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
     if "triton" not in usable:
-        reason = _triton.unavailable_reason(torch.device(device)) or "it has no Triton kernel"
-        _say(f"{op} on {device} runs as plain torch: {reason}")
-        return "reference"
-    busy = compiling or (torch.cuda.is_available() and torch.cuda.is_current_stream_capturing())
-    problem = verdict(op, device, may_check=not busy)
+        problem = _triton.unavailable_reason(torch.device(device)) or "it has no Triton kernel"
+    else:
+        problem = verdict(op, device, may_check=not (compiling or capturing))
     if not problem:
         return "triton"
+    if capturing and op not in CAPTURED_AS_PLAIN_TORCH:
+        raise RuntimeError(
+            f"{op}: the back-end in a CUDA graph must be triton, got plain torch on {device}: "
+            f"{problem}; call ops.warmup() before the capture, or leave this op out of it"
+        )
     _say(f"{op} on {device} runs as plain torch: {problem}")
     return "reference"
 
@@ -92,11 +98,25 @@ def _check(op: str, device: str) -> str:
     except torch.cuda.OutOfMemoryError:
         return NO_MEMORY
     except Exception as error:  # noqa: BLE001  a kernel that fails must not end the user's program
+        _require_usable(op, device, error)
         return f"its Triton kernels failed their check: {type(error).__name__}: {error}"
     finally:
         torch.use_deterministic_algorithms(strict, warn_only=only_warns)
         torch.set_default_dtype(dtype)
     return ""
+
+
+def _require_usable(op: str, device: str, error: Exception) -> None:
+    """After an illegal address every call on the device fails, those of plain torch too."""
+    if not device.startswith("cuda"):
+        return
+    try:
+        torch.cuda.synchronize(device)
+    except Exception:  # noqa: BLE001  its type differs between versions of torch
+        raise RuntimeError(
+            f"{op}: the check of its Triton kernels must leave {device} usable, got {error}; no "
+            "call on it can succeed in this process: start again with CLUSTERMIM_BACKEND=reference"
+        ) from error
 
 
 def _say(line: str) -> None:

@@ -205,8 +205,9 @@ CHECKS: dict[str, Callable[[torch.device], None]] = {
 def warmup(device: torch.device | str | None = None) -> dict[str, str]:
     """Check the GPU kernels of every op on ``device`` now, instead of at the first call of each.
 
-    Call it before ``torch.compile`` or CUDA graph capture: there nothing can be checked, and an op
-    without a checked kernel runs as plain torch. Takes a few seconds once per device and version.
+    Call it before ``torch.compile`` or CUDA graph capture: there nothing can be checked. An op
+    without a checked kernel is compiled as plain torch; in a graph that is a RuntimeError, but for
+    the losses. Takes a few seconds once per device and version.
 
     Args:
         device: a CUDA device; None: the current one, or the CPU where there is none.

@@ -81,6 +81,41 @@ def test_nothing_is_checked_while_torch_compiles(monkeypatch, caplog):
     assert choose(compiling=True) == "triton"
 
 
+def test_a_graph_that_cannot_hold_the_reference_is_an_error(monkeypatch):
+    """torch's own would say that the stream is capturing, and not what to do."""
+    asked = checks(monkeypatch)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    with pytest.raises(
+        RuntimeError, match=rf"{OP}: .* in a CUDA graph must .* call ops\.warmup\(\) before"
+    ):
+        choose()
+    with _triton.stand_in(H200):  # plain torch's losses can be captured
+        assert _choice.fastest("masked_cross_entropy", "cpu", ("triton",), False) == "reference"
+    assert asked == []
+    monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu"): ""})
+    assert choose() == "triton"
+
+
+@pytest.mark.parametrize("lost", [True, False])
+def test_a_check_that_ends_the_device_says_so(monkeypatch, lost):
+    """Nothing can serve after an illegal address; after any other error plain torch does."""
+    checks(monkeypatch, RuntimeError("an illegal memory access was encountered"))
+
+    def synchronize(device):
+        if lost:
+            raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", synchronize)
+    if lost:
+        with pytest.raises(
+            RuntimeError, match=r"cuda:0 usable, got .*CLUSTERMIM_BACKEND=reference"
+        ):
+            _choice._check(OP, "cuda:0")
+    else:
+        assert "failed their check" in _choice._check(OP, "cuda:0")
+
+
 def test_a_recorded_run_needs_no_check(monkeypatch):
     asked = checks(monkeypatch, AssertionError)
     monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": ("cuda", "triton")}})
@@ -232,6 +267,7 @@ def test_other_devices_are_told_what_to_do():
 def test_a_named_back_end_is_not_checked_and_an_old_gpu_refuses_it(monkeypatch):
     asked = checks(monkeypatch, AssertionError)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(_triton, "properties", lambda d: H200)
     names, device = ("reference", "cpu", "triton"), torch.device("cuda:0")
     assert _backend.resolve(OP, "triton", device, names) == "triton"
