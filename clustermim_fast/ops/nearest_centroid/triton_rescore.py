@@ -32,7 +32,7 @@ SAFE_HIGH = tl.constexpr(2.0**400)
 def score_bounds(total, absolute, norm, D, METRIC: tl.constexpr):
     """Lower and upper bound of scores from sums over D terms; unusable ones are infinite."""
     relative = 1.01 * (D + 8.0) * UNIT64
-    underflow = (D + 1.0) * 2.0**-1022
+    underflow = (D + 1.0) * tl.full([], 2.0**-1022, tl.float64)  # float32 would make it zero
     if METRIC == "euclidean":
         score = total
         bound = relative * total + underflow
