@@ -32,9 +32,9 @@ CPU_PATHS: tuple[str, ...] = (
     else tuple(_backend.core().build_info()["isa_paths"])
 )
 PATHS = ("reference", "triton") if ON_TRITON else ("reference", *CPU_PATHS)
-# A call with more block operations than this takes too long to interpret: some 200 turns of a
+# A case with more block operations than this takes too long to interpret: some 200 turns of a
 # kernel's loop, in all its programs.
-MOST_OPERATIONS = 2000
+MOST_OPERATIONS = 4000
 METRICS = ("euclidean", "cosine", "dot")
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
