@@ -74,6 +74,27 @@ def test_masked_cross_entropy():
     assert torch.allclose(loss, expected, atol=1e-5)  # rows of the same samples
 
 
+@pytest.mark.parametrize("classes", [3, 256, 384])
+def test_masked_linear_cross_entropy_of_a_weight_of_far_rows(classes):
+    """A view whose last rows begin beyond 2^31 elements."""
+    x, target = torch.randn(2, 4, 16).half(), torch.randint(0, classes, (2, 4))
+    weight = torch.randn(classes, 16).half()
+    apart = (2**31 // (classes - 1) // 16 + 1) * 16
+    storage = torch.empty(classes * apart, dtype=weight.dtype)
+    far = storage.as_strided(weight.shape, (apart, 1)).copy_(weight)
+    expected = ops.masked_linear_cross_entropy(x, weight, target, backend="triton")
+    with strict.checked(races=False):
+        loss = ops.masked_linear_cross_entropy(x, far, target, backend="triton")
+    assert torch.equal(loss, expected)
+
+
+def test_masked_linear_cross_entropy_of_a_weight_too_large():
+    weight = torch.empty(1, 1).expand(2**16, 2**15)
+    x, target = torch.zeros(1, 1, 2**15), torch.zeros(1, 1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="linear_weight: expected fewer than"):
+        ops.masked_linear_cross_entropy(x, weight, target, backend="triton")
+
+
 @pytest.mark.parametrize("shape", [(2, 3, 16), (2, 48)], ids=["samples", "rows"])
 def test_masked_cross_entropy_of_strides_that_fit_32_bits_only_divided(shape):
     """2^31 elements, of which the kernels are handed the 16th part."""
