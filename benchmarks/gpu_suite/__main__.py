@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data", type=Path, help="with --pack: the folder of image archives")
     names = [stage.name for stage in STAGES]
     parser.add_argument("--stages", nargs="*", choices=names, default=names)
-    parser.add_argument("--budget", type=float, help="seconds for everything; default 560, "
+    parser.add_argument("--budget", type=float, help="seconds for everything; default 540, "
                         "of a rehearsal 3000")  # fmt: skip
     parser.add_argument("--out", type=Path, help="folder for the JSON and the page; "
                         "default: benchmarks/results, or the work folder")  # fmt: skip
@@ -69,7 +69,7 @@ def main() -> int:
     if len(chosen) == len(STAGES):
         shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True, exist_ok=True)
-    budget = options.budget or 560
+    budget = options.budget or 540
     if options.rehearse:  # interpreting is slow, and no GPU waits
         budget = options.budget or 3000
         chosen = [replace(s, seconds=6 * s.seconds, patience=6 * s.patience) for s in chosen]

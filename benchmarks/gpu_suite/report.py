@@ -180,16 +180,22 @@ def recorded_runs(results: Results, arch: str) -> str:
         if row["differing"]:
             bad[row["case"].split(",")[0]] = f"{row['differing']} results differ on real images"
     for result in results:
+        for row in result["rows"]:
+            if row.get("method") == "ours" and row.get("wrong_ids"):
+                op = row["case"].split(" ")[0]
+                op = op if op in OPS else "nearest_centroid"
+                bad.setdefault(op, f"{row['wrong_ids']} wrong ids at {row['case']}")
         for line in result["failed"]:
             if line["method"] == "ours":
                 bad.setdefault(line["case"].split(",")[0].split(" ")[0], line["reason"])
     for row in rows_of(results, "sanitizer"):
         if not row["ok"]:
             bad |= {op: f"{row['case']}: see its log" for op in OPS if op not in bad}
+    ended = {result["stage"] for result in results if not result["problem"]}
+    ran = {"calls", "ids"} <= ended and tests is not None
     lines = []
     for op in OPS:
         failed = [f for f in (tests or {}).get("failures", []) if op in concerned(f)]
-        ran = rows_of(results, "ids") and tests is not None
         why = bad.get(op) or (failed[0] if failed else "") or ("" if ran else "not all of it ran")
         if not why and tests and tests["status"] not in (0, 1):
             why = f"its tests did not end: {tests['status']}"
