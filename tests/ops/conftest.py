@@ -17,6 +17,7 @@ CPU_ALONE = {
     "test_nearest_centroid_adversarial_subspace",
     "test_nearest_centroid_processes",
     "test_projection",
+    "test_sums_are_the_same_on_every_path",
     "test_the_core_without_its_margins_errs_as_the_emulation_says",
 }
 LOSSES_CPU_ALONE = {
