@@ -167,3 +167,41 @@ def test_one_class_has_no_gradient(dtype: torch.dtype) -> None:
             mlce(d["x"], d["w"], d["target"], d["mask"], linear_bias=d["b"], label_smoothing=0.1,
                  token_weight=torch.rand(d["target"].shape)).backward()  # fmt: skip
         assert not any(d[name].grad.any() for name in "xwb"), path
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+@pytest.mark.parametrize("classes", [13, 300])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_nothing_counted_has_no_gradient_of_a_nan(
+    backend: str, mode: str, reduction: str, classes: int, dtype: torch.dtype
+) -> None:
+    """Such as the mean of nothing, which is NaN, hands back to itself when it is squared."""
+    d = make(dtype, classes=classes)
+    with gradients_made_in(mode):
+        loss = mlce(
+            d["x"], d["w"], d["target"], d["mask"] & False, linear_bias=d["b"],
+            reduction=reduction, label_smoothing=0.1, backend=backend,
+        )  # fmt: skip
+    loss.backward(torch.tensor(torch.nan))
+    for name in "xwb":
+        assert not d[name].grad.any(), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("classes", [13, 300])
+def test_an_infinite_grad_output_is_that_of_its_row_alone(backend: str, classes: int) -> None:
+    """float16, whose gradient of the logits is shifted close to its largest number."""
+    d = make(torch.float16, classes=classes)
+    found = []
+    for first in (torch.inf, 0.0):
+        x = d["x"].detach().clone().requires_grad_()
+        loss = mlce(x, d["w"], d["target"], reduction="none", backend=backend)
+        grad = torch.full(loss.shape, 50.0)
+        grad[0, 0] = first
+        loss.backward(grad)
+        found.append(x.grad)
+    assert not torch.isfinite(found[0][0, 0]).all()
+    found[0][0, 0] = found[1][0, 0] = 0.0
+    assert torch.equal(*found)

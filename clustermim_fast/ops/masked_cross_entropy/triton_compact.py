@@ -170,7 +170,7 @@ def row_scales(
 ) -> torch.Tensor:
     """float32 d(objective) / d(row loss): [1] where all rows have the same, else [N] by slot.
 
-    0 beyond the counted rows.
+    0 beyond the counted rows, and where there are none.
     """
     grad = grad_loss.double().reshape(-1)
     if reduction == "mean":
@@ -178,7 +178,7 @@ def row_scales(
     if reduction == "none":
         grad = grad[rows]
     elif token_weight is None:
-        return grad.float()
+        return torch.where(count == 0, 0.0, grad).float()
     if token_weight is not None:
         grad = grad * token_weight.reshape(-1)[rows].double()
     live = torch.arange(rows.numel(), device=rows.device) < count

@@ -167,7 +167,8 @@ def scaled_gradients(
     made again, since its second rounding would show.
     """
     grad_input, grad_weight, grad_bias = of_one
-    grad = grad_loss.float().reshape(1)
+    nothing = (divisor if reduction == "mean" else count) == 0
+    grad = torch.where(nothing, 0.0, grad_loss.float()).reshape(1)
     if grad_input.numel():
         problem = make_problem(
             input, weight, bias, target, token_weight, (rows, count, divisor), reduction,

@@ -132,9 +132,10 @@ def make_scales(problem: Problem, grad_loss: torch.Tensor) -> Scales:
     )  # fmt: skip
     if problem.token_weight is None and problem.reduction != "none":
         return Scales(scale, None)
-    # A power of two, so that dividing by it rounds nothing.
-    largest = scale.abs().amax().reshape(1) if scale.numel() else scale.new_zeros(1)
-    exponent = torch.where(torch.isfinite(largest), torch.frexp(largest).exponent, 0)
+    # A power of two, so that dividing by it rounds nothing; a row of infinite scale has none.
+    finite = torch.where(torch.isfinite(scale), scale.abs(), 0.0)
+    largest = finite.amax().reshape(1) if scale.numel() else scale.new_zeros(1)
+    exponent = torch.frexp(largest).exponent
     factor = torch.ldexp(torch.ones_like(largest), exponent.clamp(-126, 127))
     return Scales(factor, scale / factor)
 
