@@ -13,6 +13,7 @@ import torch
 import triton
 import triton.language as tl
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.nearest_centroid.triton_rows import (
     RowSource,
     column_places,
@@ -181,6 +182,7 @@ def add_rows(
     _add_parts_kernel[(triton.cdiv(k, 8), triton.cdiv(d, 128))](
         parts, weight_parts, first_parts, totals.sums, totals.counts, bins, k, d,
         SUM=kind, BLOCK_K=8, BLOCK_D=128, num_warps=4, enable_fp_fusion=False,
+        **_triton.all_registers(ids.device),
     )  # fmt: skip
     return costs
 

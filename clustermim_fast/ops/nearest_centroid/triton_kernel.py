@@ -72,7 +72,7 @@ def _assign_part(
     _rescore_kernel[(programs,)](
         x, c, book.norm, lists.open_rows, lists.found, lists.slots, ids, *exact, D,
         **kinds, BLOCK_N=sizes.rescore.rows, BLOCK_D=sizes.rescore.values,
-        num_warps=sizes.rescore.warps, enable_fp_fusion=True,
+        num_warps=sizes.rescore.warps, enable_fp_fusion=True, **_triton.all_registers(ids.device),
     )  # fmt: skip
     _sweep_kernel[(programs,)](
         x, c, book.norm, book.alive, lists.many, lists.slots, ids, *exact, K, D,
