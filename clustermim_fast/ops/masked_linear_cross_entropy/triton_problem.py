@@ -14,7 +14,7 @@ from clustermim_fast.ops.masked_linear_cross_entropy.problem import (
     logits_stay,
 )
 
-MOST_WEIGHTS = 2**31  # the kernels find the rows of classes in 32 bits
+MOST_WEIGHTS = 2**30  # a tile of classes beyond the last still fits 32 bits
 HALF_PRECISION_SHIFT = 2.0**15  # of float16's dZ, which is at most 1: away from its subnormals
 
 
@@ -109,12 +109,12 @@ def make_problem(
     limit = target.numel()
     if masked_per_sample > 0:
         limit = limit // target.shape[-1] * masked_per_sample
-    if weight.numel() >= MOST_WEIGHTS:
+    if weight.numel() > MOST_WEIGHTS:
         raise ValueError(
-            f"linear_weight: expected fewer than 2^31 elements for the Triton kernels, got "
+            f"linear_weight: expected at most 2^30 elements for the Triton kernels, got "
             f'{weight.numel()}; use backend="reference"'
         )
-    if weight.stride(1) != 1 or len(weight) * weight.stride(0) >= MOST_WEIGHTS:
+    if weight.stride(1) != 1 or len(weight) * weight.stride(0) > MOST_WEIGHTS:
         weight = weight.contiguous()
     return Problem(
         as_samples(input), weight, None if bias is None else bias.float().contiguous(),
