@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _backend, _triton
+from clustermim_fast.ops import _backend, _checks, _triton
 from clustermim_fast.ops.lloyd_step import op as _lloyd_step
 from clustermim_fast.ops.lloyd_step.reference import IMAGE_QUANTUM
 from clustermim_fast.ops.masked_cross_entropy import op as _masked_cross_entropy
@@ -81,9 +81,10 @@ def _check_masked_cross_entropy(device: torch.device) -> None:
 
 def _check_masked_linear_cross_entropy(device: torch.device) -> None:
     draw = torch.Generator().manual_seed(0)
-    mask = torch.rand(3, 50, generator=draw).to(device) < 0.7
+    masked = 35
+    mask = torch.rand(3, 50, generator=draw).argsort(1).to(device) < masked
     x = torch.randn(3, 51, 64, generator=draw).to(device)
-    for classes in (100, 300):
+    for classes, hint in ((100, None), (300, masked)):
         target = torch.randint(classes, (3, 50), generator=draw).to(device)
         w = torch.randn(classes, 64, generator=draw).to(device) * 0.2
         b = torch.randn(classes, generator=draw).to(device)
@@ -94,7 +95,8 @@ def _check_masked_linear_cross_entropy(device: torch.device) -> None:
                 with torch.enable_grad():
                     loss = _masked_linear_cross_entropy.masked_linear_cross_entropy(
                         leaves[0], leaves[1], target, mask, linear_bias=leaves[2],
-                        label_smoothing=0.1, num_prefix_tokens=1, backend=name,
+                        label_smoothing=0.1, num_prefix_tokens=1, masked_per_sample=hint,
+                        backend=name,
                     )  # fmt: skip
                 found.append((loss.detach(), *torch.autograd.grad(loss * 64, leaves)))
             _close("masked_linear_cross_entropy", *found)
@@ -181,7 +183,7 @@ def _check_nearest_centroid(device: torch.device) -> None:
         x = torch.randn(n, d, generator=draw)
         x[:9], x[9, 1] = (centroids[:9] + centroids[9:18]) / 2, float("nan")  # near ties, ties
         for metric in _nearest_centroid.METRICS:
-            for dtype in (torch.float32, torch.bfloat16):
+            for dtype in _checks.FLOATING:
                 got, expected = (
                     _nearest_centroid.nearest_centroid(
                         x.to(device, dtype), centroids.to(device), metric=metric, backend=name

@@ -25,6 +25,9 @@ SMALLEST = {
 }
 KERNELS = "triton" if ON_TRITON else "cpu"  # those that this run is about
 BACKENDS = ("triton",) if ON_TRITON else ("reference", "cpu")
+# Triton refuses float64.
+FLOAT64_BACKENDS = ("reference",) if ON_TRITON else BACKENDS
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, *([] if ON_TRITON else [torch.float64]))
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ops import _backend
 
 HIDDEN, WEIGHT = torch.randn(2, 9, 6), torch.randn(5, 6)
 TARGET, MASK = torch.randint(0, 5, (2, 8)), torch.rand(2, 8) < 0.6
@@ -40,3 +41,24 @@ def test_meta_tensors() -> None:
     assert loss.shape == ()
     assert loss.dtype == torch.float32
     assert ops.masked_linear_cross_entropy(hidden, weight, target, reduction="none").shape == (2, 8)
+
+
+def test_float64_is_refused_by_a_named_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its kernels accumulate in float32; chosen by device, the reference takes float64."""
+    x, w, target = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)
+    narrow = ops.masked_linear_cross_entropy(x, w, target, backend="reference").double()
+    monkeypatch.setattr(_backend, "resolve", lambda *_: "triton")
+    mlce = ops.masked_linear_cross_entropy
+    for call, name in (
+        (lambda **kw: ops.masked_cross_entropy(x.double(), target, **kw), "logits"),
+        (lambda **kw: mlce(x.double(), w, target, **kw), "input"),
+        (lambda **kw: mlce(x, w.double(), target, **kw), "linear_weight"),
+        (lambda **kw: mlce(x, w, target, linear_bias=w[:, 0].double(), **kw), "linear_bias"),
+    ):
+        message = rf'{name} must be float32, .* for backend "triton", got float64; .*"reference"'
+        with pytest.raises(TypeError, match=message):
+            call(backend="triton")
+        with _backend.use_backend("triton"), pytest.raises(TypeError, match=message):
+            call()
+        if name != "logits":
+            torch.testing.assert_close(call(), narrow)

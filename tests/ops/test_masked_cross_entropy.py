@@ -10,7 +10,14 @@ import torch.nn.functional as F
 
 from clustermim_fast import ops
 from tests.ops.logits_loss import check_all, make, truth_of
-from tests.ops.loss_checks import BACKENDS, KERNELS, array, assert_no_farther
+from tests.ops.loss_checks import (
+    BACKENDS,
+    DTYPES,
+    FLOAT64_BACKENDS,
+    KERNELS,
+    array,
+    assert_no_farther,
+)
 from tests.ops.loss_truth import pairwise
 
 mce = ops.masked_cross_entropy
@@ -18,7 +25,7 @@ mce = ops.masked_cross_entropy
 
 GRID = pairwise(
     backend=[KERNELS, "reference"],
-    dtype=[torch.float32, torch.bfloat16, torch.float16, torch.float64],
+    dtype=DTYPES,
     mask=["bool", None, "int", "float"],
     target=[torch.int64, torch.int32],
     reduction=["mean", "sum", "none"],
@@ -97,7 +104,7 @@ def test_no_farther_from_float64_than_torch(
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("isa", ["generic", "avx2", "avx512"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_every_number_of_classes(backend: str, isa: str, dtype: torch.dtype) -> None:
     """Every tail of every vector width."""
     core = pytest.importorskip("clustermim_fast._core")
@@ -154,7 +161,7 @@ def test_sixteen_bit_conversions_are_torchs(dtype: torch.dtype, isa: str) -> Non
         core.set_isa(name="auto")
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", FLOAT64_BACKENDS)
 def test_gradcheck_and_double_backward(backend: str) -> None:
     d = make(torch.float64, batch=2, tokens=4, masked=3, classes=5)
     options = {"token_weight": torch.rand(2, 4), "weight": torch.rand(5), "label_smoothing": 0.2}

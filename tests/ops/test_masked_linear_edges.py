@@ -8,7 +8,7 @@ import torch
 from clustermim_fast import ops
 from tests.ops.harness import running, usable_paths
 from tests.ops.linear_loss import MODES, check_all, gradients_made_in, make, truth_of
-from tests.ops.loss_checks import BACKENDS, UNIT, array, assert_within, operand_unit
+from tests.ops.loss_checks import BACKENDS, DTYPES, UNIT, array, assert_within, operand_unit
 from tests.ops.loss_truth import linear_truth
 
 mlce = ops.masked_linear_cross_entropy
@@ -121,7 +121,7 @@ def test_two_dimensional_and_deep_inputs(backend: str) -> None:
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("mode", MODES)
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [DTYPES[-1], torch.bfloat16])
 def test_tied_weight(backend: str, mode: str, dtype: torch.dtype) -> None:
     """The same tensor as input and as weight keeps both gradients."""
     e = torch.randn(6, 6).to(dtype).requires_grad_()

@@ -12,7 +12,7 @@ from clustermim_fast import nn as cnn
 from clustermim_fast import ops
 from clustermim_fast.ops.masked_cross_entropy import rows as row_lists
 from tests.ops.linear_loss import check_all, make, truth_of
-from tests.ops.loss_checks import BACKENDS, tokens_mask
+from tests.ops.loss_checks import BACKENDS, DTYPES, tokens_mask
 
 mce, mlce = ops.masked_cross_entropy, ops.masked_linear_cross_entropy
 
@@ -83,7 +83,7 @@ EDGES = [_everything, _nothing, _one_token, _all_ignored, _ids_of_nan_patches, _
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+@pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("edge", [*EDGES, _large], ids=lambda edge: edge.__name__[1:])
 @pytest.mark.parametrize("classes", [1, 13])
 def test_edge_of_a_batch(backend: str, dtype: torch.dtype, edge: Any, classes: int) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _checks
+from clustermim_fast.ops import _backend, _checks
 
 REDUCTIONS = ("mean", "sum", "none")
 _TARGET_DTYPES = (torch.int64, torch.int32)
@@ -60,6 +60,25 @@ def check_int(op: str, name: str, value: Any) -> None:
     # SymInt: a size that torch.compile left open.
     if isinstance(value, bool) or not isinstance(value, (int, torch.SymInt)):
         raise _checks.bad_type(op, name, "an int", type(value).__name__)
+
+
+def choose_backend(
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    implemented: tuple[str, ...],
+    **operands: torch.Tensor | None,
+) -> str:
+    """The back-end of a loss; float64 ``operands`` are left to the reference (Triton's kernels
+    accumulate in float32), unless Triton was named."""
+    name = _backend.resolve(op, backend, device, implemented)
+    wide = [k for k, t in operands.items() if t is not None and t.dtype == torch.float64]
+    if name != "triton" or not wide:
+        return name
+    if _backend.named(backend) is None:
+        return "reference"
+    expected = 'float32, float16 or bfloat16 for backend "triton"'
+    raise _checks.bad_type(op, wide[0], expected, "float64", 'pass backend="reference"')
 
 
 def accumulation_dtype(*tensors: torch.Tensor | None) -> torch.dtype:

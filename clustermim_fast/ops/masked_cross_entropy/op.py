@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _backend, _checks, _triton
+from clustermim_fast.ops import _checks, _triton
 from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments, cpu, reference
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
@@ -88,7 +88,7 @@ def _backward_impl(
         with _triton.launching_on(logits):
             return triton_kernel.backward(
                 grad_loss, logits, target, token_weight, class_weight, rows, count, stats, divisor,
-                reduction, ignore_index, label_smoothing,
+                reduction, label_smoothing,
             )  # fmt: skip
     return reference.backward(
         grad_loss, logits, target, token_weight, class_weight, rows, count, divisor,
@@ -220,7 +220,7 @@ def masked_cross_entropy(
         weight: [K] floating, class weights with torch's meaning: "mean" divides by the sum of the
             targets' weights. No gradient.
         token_weight: [..., L] floating, >= 0: "mean" is sum(w * loss) / sum(w). No gradient.
-        backend: "reference", "cpu", "triton" (float64 takes "reference" there, on the same device)
+        backend: "reference", "cpu", "triton" (which refuses float64 logits)
             or None (chosen by device).
 
     Returns:
@@ -247,7 +247,7 @@ def masked_cross_entropy(
     device = _checks.require_same_device(
         OP, logits=logits, target=target, mask=mask, weight=weight, token_weight=token_weight
     )
-    name = _backend.resolve(OP, backend, device, IMPLEMENTED)
+    name = arguments.choose_backend(OP, backend, device, IMPLEMENTED, logits=logits)
     return _MaskedCrossEntropy.apply(
         logits, target, _rows.as_mask(mask), token_weight, weight, reduction, ignore_index,
         float(label_smoothing), name,

@@ -1,14 +1,11 @@
-"""``masked_cross_entropy`` in Triton: counted rows only, each read once, gradients rounded once.
-
-float64 logits take the reference, on the same device.
-"""
+"""``masked_cross_entropy`` in Triton: counted rows only, each read once, gradients rounded once."""
 
 from __future__ import annotations
 
 import torch
 import triton
 
-from clustermim_fast.ops.masked_cross_entropy import arguments, reference, triton_compact
+from clustermim_fast.ops.masked_cross_entropy import triton_compact
 from clustermim_fast.ops.masked_cross_entropy.triton_rows import (
     align,
     as_samples,
@@ -33,11 +30,6 @@ def forward(
     label_smoothing: float,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     """The outputs of the registered forward op; see its public function for the arguments."""
-    if arguments.accumulation_dtype(logits) == torch.float64:
-        return reference.forward(
-            logits, target, mask, token_weight, class_weight, reduction, ignore_index,
-            label_smoothing,
-        )  # fmt: skip
     z = as_samples(logits)
     num_tokens, num_classes = target.numel(), z.shape[2]
     labels, token_weight = target.contiguous(), contiguous(token_weight)
@@ -77,15 +69,9 @@ def backward(
     stats: torch.Tensor,
     divisor: torch.Tensor,
     reduction: str,
-    ignore_index: int,
     label_smoothing: float,
 ) -> torch.Tensor:
     """The outputs of the registered backward op; see its public function for the arguments."""
-    if arguments.accumulation_dtype(logits) == torch.float64:
-        return reference.backward(
-            grad_loss, logits, target, token_weight, class_weight, rows, count, divisor, reduction,
-            ignore_index, label_smoothing,
-        )  # fmt: skip
     z = as_samples(logits)
     num_tokens, num_classes = target.numel(), z.shape[2]
     weight = None if class_weight is None else class_weight.float().contiguous()

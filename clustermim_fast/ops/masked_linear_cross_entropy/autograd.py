@@ -159,10 +159,9 @@ def needed_in_forward(
     """The gradients of input, weight and bias that the forward makes."""
     forward = backend == "cpu"
     if backend == "triton":
-        # float64 takes the reference; a bfloat16 dX of float32 products is not made again apart.
+        # A bfloat16 dX of float32 products is not made again apart.
         operands = {input.dtype, compute_dtype or weight.dtype}
-        forward = torch.float64 not in operands | {None if bias is None else bias.dtype}
-        forward = forward and (input.dtype == torch.float32 or len(operands) == 1)
+        forward = input.dtype == torch.float32 or len(operands) == 1
     forward = forward and reduction != "none" and input.dtype != torch.float16
     # A traced graph cannot ask what its grad_output is.
     if not forward or not torch.is_grad_enabled() or torch.compiler.is_compiling():

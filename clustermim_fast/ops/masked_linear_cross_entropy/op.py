@@ -6,7 +6,7 @@ from typing import Literal, NamedTuple, overload
 
 import torch
 
-from clustermim_fast.ops import _backend, _checks
+from clustermim_fast.ops import _checks
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 from clustermim_fast.ops.masked_linear_cross_entropy import autograd
@@ -108,7 +108,7 @@ def masked_linear_cross_entropy(
         masked_per_sample: how many tokens every sample's mask holds, where that is fixed: sizes the
             work on a GPU, where the host does not know it else. On the CPU it is only checked.
         return_metrics: also return :class:`Metrics`.
-        backend: "reference", "cpu", "triton" (float64 takes "reference" there, on the same device)
+        backend: "reference", "cpu", "triton" (which refuses float64 operands)
             or None (chosen by device).
 
     Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias
@@ -144,7 +144,10 @@ def masked_linear_cross_entropy(
         OP, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target,
         mask=mask, token_weight=token_weight,
     )  # fmt: skip
-    name = _backend.resolve(OP, backend, device, IMPLEMENTED)
+    name = arguments.choose_backend(
+        OP, backend, device, IMPLEMENTED, input=input, linear_weight=linear_weight,
+        linear_bias=linear_bias,
+    )  # fmt: skip
     compute_dtype = None
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         # As autocast does for F.linear: everything but float64.

@@ -153,8 +153,8 @@ def _backward_impl(
             with _triton.launching_on(input):
                 return triton_kernel.backward(
                     grad_loss, input, weight, bias, target, token_weight, rows, count, stats,
-                    divisor, reduction, ignore_index, label_smoothing, prefix,
-                    masked_per_sample, Needs(need_input, need_weight, need_bias),
+                    divisor, reduction, label_smoothing, prefix, masked_per_sample,
+                    Needs(need_input, need_weight, need_bias),
                 )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,

@@ -2,7 +2,7 @@
 
 16-bit operands of one dtype: up to 256 classes triton_few.py, where the logits never reach memory,
 beyond triton_tiles.py, chunks of tokens and products of our own. Others: triton_chunks.py, library
-products and row kernels. float64 takes the reference, on the same device.
+products and row kernels.
 """
 
 from __future__ import annotations
@@ -12,13 +12,8 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops.masked_cross_entropy import arguments, triton_compact
-from clustermim_fast.ops.masked_linear_cross_entropy import (
-    reference,
-    triton_chunks,
-    triton_few,
-    triton_tiles,
-)
+from clustermim_fast.ops.masked_cross_entropy import triton_compact
+from clustermim_fast.ops.masked_linear_cross_entropy import triton_chunks, triton_few, triton_tiles
 from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs
 from clustermim_fast.ops.masked_linear_cross_entropy.triton_problem import (
     Losses,
@@ -46,16 +41,6 @@ def forward(
     needs: Needs,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered forward op; see its public function for the arguments."""
-    if arguments.accumulation_dtype(input, weight, bias) == torch.float64:
-        found = reference.forward(
-            input, weight, bias, target, mask, token_weight, reduction, ignore_index,
-            label_smoothing, prefix, masked_per_sample, metrics,
-        )  # fmt: skip
-        rows, count, divisor = found[1], found[2], found[4]
-        return *found, *reference.backward(
-            torch.ones_like(found[0]), input, weight, bias, target, token_weight, rows, count,
-            divisor, reduction, ignore_index, label_smoothing, prefix, *needs,
-        )  # fmt: skip
     num_classes = weight.shape[0]
     listed = triton_compact.row_list(
         target.contiguous(), None if mask is None else mask.contiguous(),
@@ -102,18 +87,12 @@ def backward(
     stats: torch.Tensor,
     divisor: torch.Tensor,
     reduction: str,
-    ignore_index: int,
     label_smoothing: float,
     prefix: int,
     masked_per_sample: int,
     needs: Needs,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered backward op; see its public function for the arguments."""
-    if arguments.accumulation_dtype(input, weight, bias) == torch.float64:
-        return reference.backward(
-            grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,
-            ignore_index, label_smoothing, prefix, *needs,
-        )  # fmt: skip
     problem = make_problem(
         input, weight, bias, target, token_weight, (rows, count, divisor), reduction,
         label_smoothing, prefix, masked_per_sample,
