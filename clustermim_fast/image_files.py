@@ -1,7 +1,10 @@
-"""Which files of a folder are images. Imports nothing heavy: `clustermim pretrain` asks first."""
+"""What a path holds: images or a cache, and what decodes them. Imports nothing heavy: `clustermim
+pretrain` asks first.
+"""
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,36 @@ from pathlib import Path
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".png", ".ppm", ".pgm", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
 )
+# Fastest first; for plain JPEG files all give the same pixels as Pillow (docs/data.md).
+JPEG_DECODERS = ("simplejpeg", "torchcodec", "pillow")
+TEST_NAMES = ("test", "val", "valid", "validation")
+CACHE_INDEX = "cache.json"
+CACHE_JOURNAL = "building.jsonl"
+
+
+def jpeg_decoder() -> str:
+    """The fastest of JPEG_DECODERS that is installed."""
+    for name in JPEG_DECODERS[:-1]:
+        if importlib.util.find_spec(name) is not None:
+            return name
+    return JPEG_DECODERS[-1]
+
+
+def cache_parts(path: str | Path) -> dict[str, Path]:
+    """The caches below ``path`` by split: {"": path}, or {"train": ..., "test": ...}, or none.
+
+    Raises ValueError for a cache that was not finished.
+    """
+    root = Path(path).expanduser()
+    places = {"": root, "train": root / "train", "test": root / "test"}
+    for place in places.values():
+        if (place / CACHE_JOURNAL).is_file():
+            raise ValueError(
+                f"data: the cache {place} is not finished; repeat the `clustermim cache` command "
+                "that was making it, and it goes on where it stopped"
+            )
+    found = {name: place for name, place in places.items() if (place / CACHE_INDEX).is_file()}
+    return {"": found[""]} if "" in found else found
 
 
 def image_files(root: Path) -> Iterator[Path]:
@@ -38,13 +71,13 @@ def require_folder(path: str | Path) -> Path:
     root = Path(path).expanduser()
     if not root.is_dir():
         raise ValueError(
-            f'data: expected a folder of images or the name "digits", got {str(path)!r}, '
+            f'data: expected a folder of images, a cache or the name "digits", got {str(path)!r}, '
             "which is not an existing folder"
         )
     return root
 
 
 def require_images(path: str | Path) -> None:
-    """ValueError unless ``path`` is "digits" or a folder with an image somewhere below it."""
-    if str(path) != "digits":
+    """ValueError unless ``path`` is "digits", a cache or a folder with an image below it."""
+    if str(path) != "digits" and not cache_parts(path):
         next(image_files(require_folder(path)))

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast._version import __version__
+from clustermim_fast.image_files import jpeg_decoder
 
 BACKENDS = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT = ("CLUSTERMIM_BACKEND", "CLUSTERMIM_ISA", "OMP_NUM_THREADS")
@@ -28,6 +29,9 @@ OPTIONAL_PACKAGES = (
     "Jinja2",
     "tqdm",
     "triton",
+    "simplejpeg",
+    "torchcodec",
+    "pyarrow",
 )
 
 
@@ -71,6 +75,7 @@ class Info:
         lines += ["optional packages (pip install 'clustermim_fast[train]')"]
         for name, version in self.packages.items():
             lines.append(f"  {name:<13} {version or 'not installed'}")
+        lines.append(f"plain JPEG files are decoded by {jpeg_decoder()}")
         return "\n".join(lines)
 
     def _core_lines(self) -> list[str]:

@@ -33,7 +33,7 @@ PYTHON_ROW = {part: row for row, parts in enumerate(PYTHON_ROWS) for part in par
 # Outside the rows: what each may import of the package, and nothing else.
 FREE_PARTS = {
     "__init__": {"_version"},  # all other names are loaded on first use
-    "info": {"_version", "_core", "ops"},
+    "info": {"_version", "_core", "ops", "image_files"},
 }
 # The parts that stay light enough for somebody else's program; of other projects they may import:
 THIRD_PARTY = {

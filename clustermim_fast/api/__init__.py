@@ -1,5 +1,6 @@
 """The driver as functions: pretrain, fit a tokenizer, evaluate, report, compare, export."""
 
+from .caching import cache_images, verify_cache
 from .choosing import rank_tokenizers, tcas_of_tokenizers
 from .comparing import compare_runs
 from .evaluating import evaluate_run
@@ -10,6 +11,7 @@ from .reporting import report_run, show_tokenizer
 from .segmenting import evaluate_segmentation
 
 __all__ = [
+    "cache_images",
     "compare_runs",
     "evaluate_attention",
     "evaluate_run",
@@ -23,4 +25,5 @@ __all__ = [
     "show_tokenizer",
     "starting_config",
     "tcas_of_tokenizers",
+    "verify_cache",
 ]

@@ -14,8 +14,7 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import nn
 
-from clustermim_fast.data import ImageSet, open_images
-from clustermim_fast.data.folder import list_folder
+from clustermim_fast.data import ImageSet, all_labels, open_images
 from clustermim_fast.encoders import create_for_state, timm_filter
 from clustermim_fast.train import load_run, random_model
 from clustermim_fast.weights import load_weights, read_state
@@ -187,7 +186,7 @@ def unreadable_note(images: ImageSet) -> str:
 
 
 def _require_enough_to_hold_out(path: str) -> None:
-    labels = list_folder(path, "all", 0.0).labels
+    labels = all_labels(path)
     if labels is not None and round(HOLDOUT * int(np.bincount(labels).max())) == 0:
         raise ValueError(
             f"data: {path} has at most {np.bincount(labels).max()} images of a class, too few to "

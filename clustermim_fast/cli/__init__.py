@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import __version__
-from clustermim_fast.cli import looking
+from clustermim_fast.cli import caching, looking
 from clustermim_fast.cli.settings import (
     CHOICE_KEYS,
     EVALUATE_KEYS,
@@ -92,6 +92,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="at most one recipe, config.json or folder; then settings",
     )
     pretrain.add_argument("--list", action="store_true", help="list recipes and settings, and stop")
+
+    caching.add_cache(commands, add)
 
     tokenizer = commands.add_parser("tokenizer", help="fit, show or compare tokenizers")
     actions = tokenizer.add_subparsers(title="actions", metavar="ACTION", required=True)

@@ -3,7 +3,7 @@
 from clustermim_fast.data.augment import CropParams, crop_params
 from clustermim_fast.data.config import IMAGENET_MEAN, IMAGENET_STD, DataConfig
 from clustermim_fast.data.decode import decode_image
-from clustermim_fast.data.images import ImageSet, native_size, open_images
+from clustermim_fast.data.images import ImageSet, all_labels, native_size, open_images
 from clustermim_fast.data.masks import MaskedImages, open_masked_images
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "DataConfig",
     "ImageSet",
     "MaskedImages",
+    "all_labels",
     "crop_params",
     "decode_image",
     "native_size",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from clustermim_fast.image_files import jpeg_decoder
 
 # What Pillow raises on files that are not what they claim to be. A fault of ours is not listed.
 DECODE_ERRORS = (
@@ -24,35 +27,88 @@ DECODE_ERRORS = (
     Image.DecompressionBombError,
 )
 
+_ORIENTATION = 0x0112
+
 UInt8Array = npt.NDArray[np.uint8]
 
 
-def decode_image(path: str | Path, max_short_side: int | None = None) -> UInt8Array:
-    """Read an image file as uint8 [H, W, 3].
+def decode_image(
+    source: str | Path | bytes, max_short_side: int | None = None, decoder: str | None = None
+) -> UInt8Array:
+    """Read an image file, or the bytes of one, as uint8 [H, W, 3].
 
     The EXIF orientation is applied. Grey becomes three equal channels, 16-bit grey is scaled to
     8 bits (65535 -> 255), transparency is composited on white, CMYK and palettes are converted.
     A short side above `max_short_side` is reduced to it (antialiased, aspect ratio kept).
 
+    decoder: what decodes plain JPEG files, one of image_files.JPEG_DECODERS; None: the fastest
+    installed. The pixels are the same; Pillow reads everything else, and what the others refuse.
+
     Raises one of DECODE_ERRORS where the file cannot be read.
     """
-    with Image.open(path) as opened:
-        image: Image.Image = opened
-        if max_short_side is not None:
-            # Lets the JPEG decoder drop resolution that the resize below would drop; it never goes
-            # below the size asked for. Other formats ignore it.
-            longest = max_short_side * max(image.size) // max(1, min(image.size)) + 1
-            image.draft(None, (longest, longest))
+    data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    try:
+        opened = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:  # its own message holds an address
+        raise UnidentifiedImageError("no image format that Pillow knows") from None
+    with opened:
+        return to_pixels(opened, max_short_side, data, decoder or jpeg_decoder())
+
+
+def to_pixels(
+    image: Image.Image,
+    max_short_side: int | None = None,
+    data: bytes = b"",
+    decoder: str = "pillow",
+) -> UInt8Array:
+    """`decode_image` of an image that Pillow has opened; data: the bytes of its file."""
+    size = image.size
+    upright = "exif" not in image.info or image.getexif().get(_ORIENTATION, 1) == 1
+    plain = image.format == "JPEG" and image.mode == "RGB" and upright
+    if max_short_side is not None:
+        # Lets the JPEG decoder drop resolution that the resize below would drop; it never goes
+        # below the size asked for. Other formats ignore it.
+        longest = max_short_side * max(size) // max(1, min(size)) + 1
+        image.draft(None, (longest, longest))
+    pixels = None
+    if decoder != "pillow" and plain and image.size == size:
+        pixels = _decode_jpeg(data, decoder)
+    if pixels is None or pixels.shape != (size[1], size[0], 3):
         image.load()
         # Looking for a tag costs a third of the time of a JPEG of 32 pixels.
         if image.format != "JPEG" or "exif" in image.info:
             image = ImageOps.exif_transpose(image)
         image = _to_rgb(image)
-        if max_short_side is not None and min(image.size) > max_short_side:
-            factor = max_short_side / min(image.size)
-            width, height = (max(max_short_side, round(side * factor)) for side in image.size)
-            image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-        return np.array(image, dtype=np.uint8)
+    elif max_short_side is None or min(size) <= max_short_side:
+        return pixels
+    else:
+        image = Image.fromarray(pixels)
+    if max_short_side is not None and min(image.size) > max_short_side:
+        factor = max_short_side / min(image.size)
+        width, height = (max(max_short_side, round(side * factor)) for side in image.size)
+        image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
+    return np.array(image, dtype=np.uint8)
+
+
+def _decode_jpeg(data: bytes, decoder: str) -> UInt8Array | None:
+    """uint8 [H, W, 3] of a JPEG in RGB or YCbCr; None where the library refuses it."""
+    if decoder == "simplejpeg":
+        import simplejpeg
+
+        try:
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+        except ValueError:
+            return None
+    if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg would paint what is missing grey
+        return None
+    import torch
+    from torchcodec.decoders import decode_jpeg
+
+    try:
+        planar = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
+    except RuntimeError:
+        return None
+    return planar.permute(1, 2, 0).contiguous().numpy()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -9,9 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from clustermim_fast import counter_rng
-from clustermim_fast.image_files import image_files, require_folder
-
-_TEST_NAMES = ("test", "val", "valid", "validation")
+from clustermim_fast.image_files import TEST_NAMES, image_files, require_folder
 
 
 @dataclass(frozen=True)
@@ -40,11 +38,11 @@ def list_folder(path: str | Path, split: str, holdout: float) -> Listing:
         return _hold_out(listing, root, split, holdout)
     if split == "train":
         return _scan(root / "train")
-    for name in _TEST_NAMES:
+    for name in TEST_NAMES:
         if (root / name).is_dir():
             return _scan(root / name)
     raise ValueError(
-        f"data: {root} has train/ but none of {', '.join(n + '/' for n in _TEST_NAMES)}, "
+        f"data: {root} has train/ but none of {', '.join(n + '/' for n in TEST_NAMES)}, "
         "and its test images were asked for"
     )
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from clustermim_fast.data.augment import crop_and_resize, crop_params, evaluation_view
+from clustermim_fast.data.cache import CacheStore, cache_listing, open_caches
 from clustermim_fast.data.config import DataConfig
 from clustermim_fast.data.digits import DIGITS_SIZE, load_digits
 from clustermim_fast.data.folder import list_folder
@@ -37,7 +38,7 @@ class ImageSet:
 
     def __init__(
         self,
-        store: MemoryStore | FileStore,
+        store: MemoryStore | FileStore | CacheStore,
         image_size: tuple[int, int],
         *,
         labels: npt.NDArray[np.int64] | None = None,
@@ -45,6 +46,7 @@ class ImageSet:
         broken: list[Broken] | None = None,
         eval_crop: float | None = None,
         source: str = "",
+        stats: tuple[tuple[float, ...], tuple[float, ...]] | None = None,
     ) -> None:
         if len(store) == 0:
             raise ValueError(f"data: none of the images of {source or 'the set'} can be read")
@@ -55,6 +57,7 @@ class ImageSet:
         self._broken = list(broken or [])
         self.eval_crop = eval_crop or (0.875 if min(image_size) >= 160 else 1.0)
         self.source = source
+        self._stats = stats
 
     def __len__(self) -> int:
         return len(self._store)
@@ -113,8 +116,11 @@ class ImageSet:
     def channel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the evaluation views, in [0, 1] pixel units.
 
-        Exact over the set where it is in memory, over 4,096 evenly spaced images where it is not.
+        Exact over the set where it is in memory, over 4,096 evenly spaced images where it is not;
+        of a whole cache those of its stored images, which it knows.
         """
+        if self._stats is not None:
+            return self._stats
         count = len(self) if self.in_memory else min(len(self), _STATS_SAMPLE)
         ids = np.linspace(0, len(self) - 1, count).astype(np.int64)
         histogram = torch.zeros(3, 256, dtype=torch.int64)
@@ -135,7 +141,8 @@ class ImageSet:
         text = f"{len(self):,} images from {self.source}"
         if self.class_names:
             text += f", {len(self.class_names)} classes"
-        text += ", in memory" if self.in_memory else ", read from disk as needed"
+        mapped = ", mapped from disk" if isinstance(self._store, CacheStore) else ""
+        text += ", in memory" if self.in_memory else mapped or ", read from disk as needed"
         if self.broken:
             text += f"; {len(self.broken)} unreadable files skipped"
         return text
@@ -151,11 +158,11 @@ def open_images(
     eval_crop: float | None = None,
     progress: bool | None = None,
 ) -> ImageSet:
-    """Open a folder of images, or the built-in set "digits".
+    """Open a folder of images, a cache of `clustermim cache`, or the built-in set "digits".
 
     Args:
         path: folder (searched recursively; class sub-folders or flat; with or without train/ and
-            test/ or val/) or "digits" (a folder of that name is "./digits").
+            test/ or val/), cache, or "digits" (a folder of that name is "./digits").
         size: side or (H, W) of the views and crops, pixels. Stored images keep their own size, up
             to a short side of twice the larger of these.
         split: "train", "test" or "all"; see `data.folder.list_folder` for what they mean.
@@ -183,9 +190,23 @@ def open_images(
             eval_crop=eval_crop,
             source="digits",
         )
+    source = str(path) if split == "all" else f"{path} ({split})"
+    cached = cache_listing(path, split, holdout)
+    if cached is not None:
+        facts = cached.caches[0].facts
+        whole = len(cached.caches) == 1 and len(cached.keep) == facts["images"]
+        return ImageSet(
+            open_caches(cached, in_memory, IN_MEMORY_LIMIT),
+            view,
+            labels=cached.labels,
+            class_names=cached.class_names,
+            broken=cached.broken,
+            eval_crop=eval_crop,
+            source=source,
+            stats=(tuple(facts["mean"]), tuple(facts["std"])) if whole else None,
+        )
     listing = list_folder(path, split, holdout)
     longest = 2 * max(view)
-    source = str(path) if split == "all" else f"{path} ({split})"
     labels = listing.labels
     if in_memory == "no" or (
         in_memory == "auto" and estimate_bytes(listing.paths, longest) > IN_MEMORY_LIMIT
@@ -215,6 +236,10 @@ def native_size(path: str | Path, split: str = "train", sample: int = 64) -> tup
     """Median (height, width) of up to `sample` images, from their headers, pixels."""
     if str(path) == "digits":
         return DIGITS_SIZE, DIGITS_SIZE
+    cached = cache_listing(path, split, 0.0)
+    if cached is not None:
+        height, width = np.median(cached.shapes, axis=0)
+        return int(height), int(width)
     from PIL import Image
 
     from clustermim_fast.data.decode import DECODE_ERRORS
@@ -231,3 +256,9 @@ def native_size(path: str | Path, split: str = "train", sample: int = 64) -> tup
         raise ValueError(f"data: none of the images of {path} can be read")
     height, width = np.median(np.array(sizes), axis=0)
     return int(height), int(width)
+
+
+def all_labels(path: str | Path) -> npt.NDArray[np.int64] | None:
+    """Class indices of everything below ``path``, broken files too; None where there are none."""
+    cached = cache_listing(path, "all", 0.0)
+    return list_folder(path, "all", 0.0).labels if cached is None else cached.labels
