@@ -111,6 +111,20 @@ def replace_patches(
     num_centroids: int,
     threads: int,
 ) -> None: ...
+def resized_crop(
+    *,
+    images: int,
+    heights: int,
+    widths: int,
+    boxes: int,
+    flip: int,
+    out: int,
+    batch: int,
+    channels: int,
+    out_height: int,
+    out_width: int,
+    threads: int,
+) -> None: ...
 def masked_row_list(
     *,
     target: int,

@@ -20,6 +20,7 @@ OPS = {
     "nearest_centroid",
     "patch_tokens",
     "replace_patches",
+    "resized_crop",
 }
 
 

@@ -71,17 +71,6 @@ def crop_params(
     return CropParams(boxes, mirrored)
 
 
-def crop_and_resize(
-    image: Tensor, box: npt.NDArray[np.int64], flip: bool, size: tuple[int, int]
-) -> Tensor:
-    """Cut `box` out of uint8 [3, h, w] and resize it to uint8 [3, H, W], bicubic, antialiased."""
-    top, left, height, width = (int(value) for value in box)
-    crop = image[:, top : top + height, left : left + width]
-    if flip:
-        crop = transforms.horizontal_flip(crop)
-    return resize(crop, size)
-
-
 def resize(image: Tensor, size: tuple[int, int]) -> Tensor:
     """uint8 [3, h, w] -> uint8 [3, H, W], bicubic, antialiased; the image itself where h, w = H,
     W.

@@ -10,7 +10,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from clustermim_fast.data.augment import crop_and_resize, crop_params, evaluation_view
+from clustermim_fast import ops
+from clustermim_fast.data.augment import crop_params, evaluation_view
 from clustermim_fast.data.cache import CacheStore, cache_listing, open_caches
 from clustermim_fast.data.config import DataConfig
 from clustermim_fast.data.digits import DIGITS_SIZE, load_digits
@@ -70,6 +71,11 @@ class ImageSet:
     def in_memory(self) -> bool:
         return self._store.in_memory
 
+    @property
+    def decoded(self) -> bool:
+        """Whether the pixels are there, in memory or in a cache."""
+        return not isinstance(self._store, FileStore)
+
     def take_new_broken(self) -> list[Broken]:
         """Broken files met since the last call (by this process), for a worker to hand on."""
         fresh = self._store.broken
@@ -92,9 +98,19 @@ class ImageSet:
         return out
 
     def crops(
-        self, seed: int, epoch: int, indices: Tensor | npt.ArrayLike, config: DataConfig
+        self,
+        seed: int,
+        epoch: int,
+        indices: Tensor | npt.ArrayLike,
+        config: DataConfig,
+        *,
+        out: Tensor | None = None,
+        threads: int | None = None,
     ) -> Tensor:
-        """Training crops, uint8 [B, 3, H, W]: a function of (seed, epoch, index) and the image."""
+        """Training crops, uint8 [B, 3, H, W]: a function of (seed, epoch, index) and the image.
+
+        out: memory of the crops, for instance pinned; threads: see `ops.resized_crop`.
+        """
         ids = np.asarray(indices, dtype=np.int64)
         sources = [self._store[int(index)] for index in ids]
         params = crop_params(
@@ -107,11 +123,15 @@ class ImageSet:
             ratio=config.crop_ratio,
             flip=config.flip,
         )
-        out = torch.empty((len(ids), 3, *self.image_size), dtype=torch.uint8)
-        for row, image in enumerate(sources):
-            flip = bool(params.flip[row])
-            out[row] = crop_and_resize(image, params.boxes[row], flip, self.image_size)
-        return out
+        return ops.resized_crop(
+            sources,
+            torch.from_numpy(params.boxes),
+            self.image_size,
+            flip=torch.from_numpy(params.flip),
+            out=out,
+            threads=threads,
+            backend=None,
+        )
 
     def channel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
         """Mean and standard deviation per channel of the evaluation views, in [0, 1] pixel units.

@@ -9,6 +9,7 @@ from clustermim_fast.ops.masked_linear_cross_entropy import Metrics, masked_line
 from clustermim_fast.ops.nearest_centroid import nearest_centroid
 from clustermim_fast.ops.patch_tokens import patch_tokens
 from clustermim_fast.ops.replace_patches import replace_patches
+from clustermim_fast.ops.resized_crop import resized_crop
 
 __all__ = [
     "AssignmentStats",
@@ -22,6 +23,7 @@ __all__ = [
     "patch_tokens",
     "record_stats",
     "replace_patches",
+    "resized_crop",
     "use_backend",
     "warmup",
 ]

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clustermim_fast import counter_rng
 from clustermim_fast.data import DataConfig, ImageSet
 from clustermim_fast.masking import MaskConfig, Masker, Masks
+from clustermim_fast.train.prefetch import AHEAD, Prefetched
 
 MAX_WORKERS = 8
 _SMALL_SIDE = 96
@@ -108,17 +109,48 @@ class TrainingBatches(Dataset[Batch]):
         height, width = images.image_size
         self._masker = Masker(mask, (height // patch, width // patch), patch)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(H, W) of the crops, pixels."""
+        return self._images.image_size
+
     def __getitem__(self, key: BatchKey) -> Batch:
-        crops = self._images.crops(self._seed, key.epoch, key.samples, self._data)
+        return self.make(key)
+
+    def make(self, key: BatchKey, out: Tensor | None = None, threads: int | None = None) -> Batch:
+        """The batch of a key; out, threads: see `ImageSet.crops`."""
+        crops = self._images.crops(
+            self._seed, key.epoch, key.samples, self._data, out=out, threads=threads
+        )
         masks = self._masker(self._seed, key.epoch, key.samples)
         broken = [(str(path), reason) for path, reason in self._images.take_new_broken()]
         return Batch(crops, torch.from_numpy(key.samples), masks, broken)
 
 
 def make_loader(
-    batches: TrainingBatches, plan: Plan, first_step: int, *, workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """One DataLoader over all epochs that are left, so that no epoch starts with a pause."""
+    batches: TrainingBatches,
+    plan: Plan,
+    first_step: int,
+    *,
+    workers: int | None,
+    pin_memory: bool,
+    threads: int = 1,
+) -> Iterable[Batch]:
+    """All batches that are left, so that no epoch starts with a pause.
+
+    workers: processes of a DataLoader; 0: made when they are asked for; None: by a thread, with
+    `threads` cores, into memory that is used again (see `Prefetched`).
+    """
+    if workers is None:
+        size = (plan.batch_size, 3, *batches.image_size)
+        memory = [
+            torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory) for _ in range(AHEAD + 1)
+        ]
+
+        def make(key: BatchKey, out: Tensor) -> Batch:
+            return batches.make(key, out, threads)
+
+        return Prefetched(plan.keys(first_step), make, memory)
     return DataLoader(
         batches,
         sampler=_Keys(plan, first_step),
@@ -130,17 +162,16 @@ def make_loader(
     )
 
 
-def choose_workers(asked: int | None, images: ImageSet, device: torch.device) -> int:
-    """Loader processes: what was asked for, none for small images in memory, else one per core.
-
-    Half as many where the network runs on the same cores; eight at most.
+def choose_workers(asked: int | None, images: ImageSet, device: torch.device) -> int | None:
+    """Loader processes: what was asked for; for files to decode one per core, half as many where
+    the network runs on the same cores, eight at most. None: pixels are there, a thread is enough.
     """
     if asked is not None:
         return asked
-    # A 32-pixel crop takes 45 microseconds: another process would take more from the step than it
-    # gives.
-    if images.in_memory and max(images.image_size) < _SMALL_SIDE:
-        return 0
+    if images.decoded:
+        # A 32-pixel crop takes microseconds: handing it over would take longer.
+        small = images.in_memory and max(images.image_size) < _SMALL_SIDE
+        return 0 if small else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = 2 if device.type == "cpu" else 1
     return max(1, min(MAX_WORKERS, (cores or 1) // share))

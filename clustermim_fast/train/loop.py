@@ -181,6 +181,8 @@ class _Trainer:
             state.step,
             workers=choose_workers(self.config.efficiency.workers, self.images, self.device),
             pin_memory=self.device.type == "cuda",
+            # On a CPU the network has the cores: one takes what crops need.
+            threads=max(1, torch.get_num_threads() // 2) if self.device.type == "cuda" else 1,
         )
         passes = iter(loader)
         state.window.restart_clock()

@@ -21,6 +21,7 @@ void register_nearest_centroid(py::module_& m);
 void register_patch_tokens(py::module_& m);
 void register_lloyd_step(py::module_& m);
 void register_replace_patches(py::module_& m);
+void register_resized_crop(py::module_& m);
 void register_masked_cross_entropy(py::module_& m);
 }  // namespace clustermim::bindings
 
@@ -32,6 +33,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::register_patch_tokens(m);
   bindings::register_lloyd_step(m);
   bindings::register_replace_patches(m);
+  bindings::register_resized_crop(m);
   bindings::register_masked_cross_entropy(m);
 
   m.def("build_info", [] {

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clustermim_fast import data
 from clustermim_fast.data.cache import Cache, CacheStore, check_cache
+from clustermim_fast.data.cache.index import exact_sums
 from clustermim_fast.data.cache.store import open_caches
 from clustermim_fast.image_files import JPEG_DECODERS
 from clustermim_fast.recipes.auto import auto_recipe
@@ -108,6 +109,13 @@ def test_mean_and_std_are_those_of_all_stored_pixels(folder, tmp_path):
     mean, std = pixels.mean(1) / 255, pixels.std(1, correction=0) / 255
     for measured, exact in zip(images.channel_stats(), (mean, std), strict=True):
         assert np.allclose(measured, exact, rtol=0, atol=5.01e-7)  # written with six digits
+
+
+def test_sums_are_exact_at_the_largest_values():
+    for count in (1, 255, 256, 257, 70_000):
+        rows = np.full((3, count), 255, dtype=np.uint8)
+        assert exact_sums(rows).tolist() == [255 * count] * 3
+        assert exact_sums(rows, squared=True).tolist() == [65025 * count] * 3
 
 
 def test_sizes_are_chosen_as_for_the_folder(folder, tmp_path):

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from clustermim_fast.data.cache import format as files
 from clustermim_fast.data.cache.format import Cache
-from clustermim_fast.data.cache.index import write_index
+from clustermim_fast.data.cache.index import exact_sums, write_index
 from clustermim_fast.data.cache.sources import Source
 from clustermim_fast.data.decode import DECODE_ERRORS, UInt8Array, decode_image, to_pixels
 from clustermim_fast.data.store import reason_of
@@ -247,9 +247,8 @@ class _Work:
                 file.write(planar.data)
                 digest.update(planar.data)
                 shapes.append(planar.shape[1:])
-                values = planar.reshape(3, -1).astype(np.float64)  # sums below 2^53 are exact
-                sums += values.sum(axis=1).astype(np.int64)
-                squares += np.array([row @ row for row in values]).astype(np.int64)
+                sums += exact_sums(planar.reshape(3, -1))
+                squares += exact_sums(planar.reshape(3, -1), squared=True)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -9,13 +9,31 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from clustermim_fast.data.cache import format as files
 from clustermim_fast.data.cache.format import Unread
 from clustermim_fast.data.cache.sources import Source
+from clustermim_fast.data.decode import UInt8Array
 from clustermim_fast.image_files import CACHE_INDEX
 
-__all__ = ["write_index"]
+__all__ = ["exact_sums", "write_index"]
+
+_EXACT = 256  # float32 holds sums of as many squares of bytes: 256 * 255^2 < 2^24
+
+
+def exact_sums(rows: UInt8Array, *, squared: bool = False) -> npt.NDArray[np.int64]:
+    """Sums of bytes [R, N], or of their squares, int64 [R]; twice as fast as in float64."""
+    whole = rows.shape[1] // _EXACT * _EXACT
+    parts = rows[:, :whole].astype(np.float32).reshape(len(rows), -1, _EXACT)
+    rest = rows[:, whole:].astype(np.int64)
+    if squared:
+        sums = np.einsum("rbn,rbn->rb", parts, parts)
+        rest *= rest
+    else:
+        sums = parts.sum(axis=2)
+    total: npt.NDArray[np.int64] = sums.astype(np.int64).sum(axis=1) + rest.sum(axis=1)
+    return total
 
 
 def write_index(
