@@ -26,6 +26,8 @@ class DataConfig:
         eval_crop: share of the resized image that the evaluation view keeps; None: 0.875 from 160
             pixels up, as ImageNet's 256 / 224, and 1 below.
         holdout: share of a folder without test/ that split="test" takes (per class).
+        repeats: crops taken of each image that is read (repeated augmentation): a batch holds
+            batch_size / repeats images, an epoch `repeats` crops of each.
         in_memory: "auto" keeps a set below 2 GiB (uint8, at its stored size) in memory.
     """
 
@@ -39,6 +41,7 @@ class DataConfig:
     flip: bool = True
     eval_crop: float | None = None
     holdout: float = 0.0
+    repeats: int = 1
     in_memory: str = "auto"
 
     def __post_init__(self) -> None:
@@ -60,6 +63,8 @@ class DataConfig:
         low, high = self.crop_ratio
         if not 0.0 < low <= high:
             raise ValueError(f"data.crop_ratio must be a range above 0, got {self.crop_ratio}")
+        if self.repeats < 1:
+            raise ValueError(f"data.repeats must be at least 1, got {self.repeats}")
         if not 0.0 <= self.holdout < 1.0:
             raise ValueError(f"data.holdout must be in [0, 1), got {self.holdout}")
         if self.in_memory not in ("auto", "yes", "no"):

@@ -107,30 +107,36 @@ class ImageSet:
         out: Tensor | None = None,
         threads: int | None = None,
     ) -> Tensor:
-        """Training crops, uint8 [B, 3, H, W]: a function of (seed, epoch, index) and the image.
+        """Training crops, uint8 [R * B, 3, H, W]: a function of (seed, epoch, index) and the image.
+
+        With R = config.repeats above 1, crops of all images, then others of all, and so on: those
+        of the epochs R * epoch, R * epoch + 1, ... of a run without. Each image is read once.
 
         out: memory of the crops, for instance pinned; threads: see `ops.resized_crop`.
         """
         ids = np.asarray(indices, dtype=np.int64)
         sources = [self._store[int(index)] for index in ids]
-        params = crop_params(
-            seed,
-            epoch,
-            ids,
-            [image.shape[1] for image in sources],
-            [image.shape[2] for image in sources],
-            scale=config.crop_scale,
-            ratio=config.crop_ratio,
-            flip=config.flip,
-        )
+        heights, widths = ([image.shape[side] for image in sources] for side in (1, 2))
+        params = [
+            crop_params(
+                seed,
+                config.repeats * epoch + repeat,
+                ids,
+                heights,
+                widths,
+                scale=config.crop_scale,
+                ratio=config.crop_ratio,
+                flip=config.flip,
+            )
+            for repeat in range(config.repeats)
+        ]
         return ops.resized_crop(
-            sources,
-            torch.from_numpy(params.boxes),
+            sources * config.repeats,
+            torch.from_numpy(np.concatenate([part.boxes for part in params])),
             self.image_size,
-            flip=torch.from_numpy(params.flip),
+            flip=torch.from_numpy(np.concatenate([part.flip for part in params])),
             out=out,
             threads=threads,
-            backend=None,
         )
 
     def channel_stats(self) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -39,7 +39,7 @@ class Batch(NamedTuple):
 
 
 class BatchKey(NamedTuple):
-    """Which samples of which epoch."""
+    """Which samples of which epoch; each gives as many crops as the plan repeats."""
 
     epoch: int
     samples: npt.NDArray[np.int64]
@@ -54,12 +54,28 @@ class Plan:
     accumulate: int
     epochs: int
     seed: int
+    repeats: int = 1
 
     @classmethod
-    def of(cls, num_samples: int, batch_size: int, accumulate: int, epochs: int, seed: int) -> Plan:
-        """A plan whose batch is no larger than the set."""
-        batch = min(batch_size, num_samples)
-        return cls(num_samples, batch, max(1, min(accumulate, num_samples // batch)), epochs, seed)
+    def of(
+        cls,
+        num_samples: int,
+        batch_size: int,
+        accumulate: int,
+        epochs: int,
+        seed: int,
+        repeats: int = 1,
+    ) -> Plan:
+        """A plan whose batch, in crops, is no larger than an epoch."""
+        if batch_size % repeats:
+            raise ValueError(
+                f"data.repeats: a batch of {batch_size} crops cannot hold {repeats} of each image; "
+                f"give batch_size={max(1, round(batch_size / repeats)) * repeats}"
+            )
+        images = min(batch_size // repeats, num_samples)
+        most = num_samples // images
+        batch = images * repeats
+        return cls(num_samples, batch, max(1, min(accumulate, most)), epochs, seed, repeats)
 
     @property
     def effective_batch(self) -> int:
@@ -67,7 +83,7 @@ class Plan:
 
     @property
     def steps_per_epoch(self) -> int:
-        return self.num_samples // self.effective_batch
+        return self.num_samples * self.repeats // self.effective_batch
 
     @property
     def total_steps(self) -> int:
@@ -80,8 +96,8 @@ class Plan:
             order = counter_rng.permutation(self.seed, epoch, self.num_samples)
             passes = self.steps_per_epoch * self.accumulate
             for index in range(skip * self.accumulate, passes):
-                start = index * self.batch_size
-                yield BatchKey(epoch, order[start : start + self.batch_size])
+                images = self.batch_size // self.repeats
+                yield BatchKey(epoch, order[index * images : (index + 1) * images])
             skip = 0
 
 
@@ -122,9 +138,23 @@ class TrainingBatches(Dataset[Batch]):
         crops = self._images.crops(
             self._seed, key.epoch, key.samples, self._data, out=out, threads=threads
         )
-        masks = self._masker(self._seed, key.epoch, key.samples)
+        repeats = self._data.repeats
+        epochs = range(repeats * key.epoch, repeats * (key.epoch + 1))
+        drawn = [self._masker(self._seed, epoch, key.samples) for epoch in epochs]
+        masks = drawn[0] if repeats == 1 else _joined(drawn)
+        samples = torch.from_numpy(key.samples).repeat(repeats)
         broken = [(str(path), reason) for path, reason in self._images.take_new_broken()]
-        return Batch(crops, torch.from_numpy(key.samples), masks, broken)
+        return Batch(crops, samples, masks, broken)
+
+
+def _joined(parts: list[Masks]) -> Masks:
+    """The masks of several batches as those of one."""
+    replaced = [part.replaced for part in parts if part.replaced is not None]
+    return Masks(
+        torch.cat([part.mask for part in parts]),
+        torch.cat([part.visible for part in parts]),
+        torch.cat(replaced) if replaced else None,
+    )
 
 
 def make_loader(
@@ -175,6 +205,16 @@ def choose_workers(asked: int | None, images: ImageSet, device: torch.device) ->
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = 2 if device.type == "cpu" else 1
     return max(1, min(MAX_WORKERS, (cores or 1) // share))
+
+
+def reading_advice(data: DataConfig, images: ImageSet) -> str:
+    """What to do where a run waits for its images."""
+    if images.decoded:
+        return "efficiency.workers=2 (or more) makes crops in processes of their own"
+    return (
+        f"`clustermim cache data={data.path} out=CACHE` decodes them once for all epochs, and "
+        "data=CACHE reads that; or data.repeats=2 takes two crops of each image that is read"
+    )
 
 
 def _init_worker(_: int) -> None:

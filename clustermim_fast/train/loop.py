@@ -23,7 +23,14 @@ from clustermim_fast.models import create_model, load_encoder_weights
 from clustermim_fast.optim import create_optimizer, learning_rate, set_learning_rate
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.announce import announce
-from clustermim_fast.train.batches import Batch, Plan, TrainingBatches, choose_workers, make_loader
+from clustermim_fast.train.batches import (
+    Batch,
+    Plan,
+    TrainingBatches,
+    choose_workers,
+    make_loader,
+    reading_advice,
+)
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import save_config
@@ -122,7 +129,12 @@ class _Trainer:
         self.amp = amp == "bf16" or (amp == "auto" and self.device.type == "cuda")
         optim = config.optim
         self.plan = Plan.of(
-            len(images), optim.batch_size, optim.accumulate, optim.epochs, config.seed
+            len(images),
+            optim.batch_size,
+            optim.accumulate,
+            optim.epochs,
+            config.seed,
+            config.data.repeats,
         )
         self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
         checkpoint = find_checkpoint(config, self.fingerprint, len(images))
@@ -168,7 +180,8 @@ class _Trainer:
         remove_partial(self.out / "checkpoints")
         if self.tokenizer is not None:
             self.tokenizer.save(str(self.out / "tokenizer.safetensors"))
-        progress = Progress(self.config, self.plan, self.state.step, self.say)
+        advice = reading_advice(self.config.data, self.images)
+        progress = Progress(self.config, self.plan, self.state.step, self.say, advice)
         with contextlib.closing(progress), stop_on_signals() as stop:
             self._loop(stop, skipped, progress)
         return self._result()

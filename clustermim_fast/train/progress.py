@@ -12,6 +12,7 @@ from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.log import MetricsFile, format_seconds, progress_line
 
 SILENCE_S = 10.0  # after which a slow machine says that it lives
+WAIT_PCT = 10.0  # of the time; above it there is advice
 
 
 class Progress:
@@ -22,12 +23,20 @@ class Progress:
         plan: how many steps there are.
         first_step: finished steps when this process took over.
         say: takes the lines.
+        advice: said once, where the run waits for its data for more than WAIT_PCT of an interval;
+            the first one, in which readers start, does not count.
     """
 
     def __init__(
-        self, config: TrainConfig, plan: Plan, first_step: int, say: Callable[[str], None]
+        self,
+        config: TrainConfig,
+        plan: Plan,
+        first_step: int,
+        say: Callable[[str], None],
+        advice: str = "",
     ) -> None:
         self.plan, self.first_step, self.say = plan, first_step, say
+        self._advice, self._lines = advice, 0
         self._every = config.log.every_steps
         self._file = MetricsFile(Path(config.out) / "metrics.jsonl", first_step)
         self._board = _tensorboard(config)
@@ -40,6 +49,11 @@ class Progress:
             for name, value in row.items():
                 self._board.add_scalar(f"train/{name}", value, row["step"])
         self.say(progress_line(row, self.plan.epochs, self._remaining_s(row["step"])))
+        self._lines += 1
+        if self._advice and self._lines > 1 and row["data_wait_pct"] > WAIT_PCT:
+            share = f"{row['data_wait_pct']:.0f} %"
+            self.say(f"the network waits for images {share} of the time: {self._advice}")
+            self._advice = ""
         self._last_line = time.perf_counter()
 
     def sign_of_life(self, step: int) -> None:

@@ -8,7 +8,10 @@ import pytest
 import torch
 
 from clustermim_fast.ops import Metrics
+from clustermim_fast.train.batches import Plan
+from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.log import Window
+from clustermim_fast.train.progress import Progress
 from clustermim_fast.train.step import StepResult
 
 
@@ -40,3 +43,17 @@ def test_the_sums_of_an_older_version_are_left_out() -> None:
     window.load_state({"loss": torch.tensor(3.0), "accuracy": torch.tensor(0.5), "passes": 7})
     assert window.empty
     assert window.mean_loss() == 0.0
+
+
+def test_advice_is_given_once_and_not_for_the_first_line(tmp_path):
+    said = []
+    config = TrainConfig(out=str(tmp_path))
+    progress = Progress(config, Plan(8, 4, 1, 9, 0), 0, said.append, "read less")
+    row = {"step": 1, "epoch": 0.5, "lr": 1.0, "loss": 2.0, "images_per_s": 9.0}
+    for wait in (50.0, 9.9, 10.1, 80.0):
+        progress.write({**row, "data_wait_pct": wait})
+    progress.close()
+    assert [line for line in said if "read less" in line] == [
+        "the network waits for images 10 % of the time: read less"
+    ]
+    assert "data wait 50 %" in said[0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -11,7 +12,7 @@ from PIL import Image
 from clustermim_fast import train
 from clustermim_fast.models import list_methods
 from clustermim_fast.train import loop
-from clustermim_fast.train.batches import Plan, TrainingBatches, make_loader
+from clustermim_fast.train.batches import BatchKey, Plan, TrainingBatches, make_loader
 from tests.train.runs import QUIET, rows, states_equal
 
 
@@ -223,3 +224,31 @@ def test_bf16_on_the_cpu_when_asked(tiny):
 def test_tensorboard(tiny):
     result = train.run(tiny(log__tensorboard=True), **QUIET)
     assert list((result.run_dir / "tensorboard").iterdir())
+
+
+def test_repeats_are_the_crops_of_more_epochs(tiny):
+    config = tiny()
+    images = train.open_run_images(config)
+    thrice = dataclasses.replace(config.data, repeats=3)
+    once = TrainingBatches(images, config.data, config.mask, 3, seed=4)
+    batches = TrainingBatches(images, thrice, config.mask, 3, seed=4)
+    plan = Plan.of(len(images), 12, 1, 2, seed=4, repeats=3)
+    assert plan.steps_per_epoch == len(images) // 4
+    keys = list(plan.keys(0))
+    key = keys[-1]
+    assert key.epoch == 1
+    assert len(key.samples) == 4
+    batch = batches[key]
+    alone = [once[BatchKey(3 * key.epoch + repeat, key.samples)] for repeat in range(3)]
+    assert torch.equal(batch.images, torch.cat([b.images for b in alone]))
+    assert torch.equal(batch.masks.mask, torch.cat([b.masks.mask for b in alone]))
+    assert torch.equal(batch.samples, torch.cat([b.samples for b in alone]))
+    seen = [i for k in keys if k.epoch == 0 for i in k.samples]
+    assert len(set(seen)) == len(seen) == plan.steps_per_epoch * 4
+    with pytest.raises(ValueError, match=r"a batch of 16 crops cannot hold 3 .* batch_size=15"):
+        Plan.of(len(images), 16, 1, 2, seed=4, repeats=3)
+
+
+def test_a_run_with_repeats(tiny):
+    result = train.run(tiny(batch_size=8, **{"data.repeats": 2}), **QUIET)
+    assert math.isfinite(result.final_loss)
