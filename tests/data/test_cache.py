@@ -114,8 +114,9 @@ def test_mean_and_std_are_those_of_all_stored_pixels(folder, tmp_path):
 def test_sums_are_exact_at_the_largest_values():
     for count in (1, 255, 256, 257, 70_000):
         rows = np.full((3, count), 255, dtype=np.uint8)
-        assert exact_sums(rows).tolist() == [255 * count] * 3
-        assert exact_sums(rows, squared=True).tolist() == [65025 * count] * 3
+        sums, squares = exact_sums(rows)
+        assert sums.tolist() == [255 * count] * 3
+        assert squares.tolist() == [65025 * count] * 3
 
 
 def test_sizes_are_chosen_as_for_the_folder(folder, tmp_path):

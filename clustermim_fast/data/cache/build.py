@@ -247,8 +247,9 @@ class _Work:
                 file.write(planar.data)
                 digest.update(planar.data)
                 shapes.append(planar.shape[1:])
-                sums += exact_sums(planar.reshape(3, -1))
-                squares += exact_sums(planar.reshape(3, -1), squared=True)
+                more, more_squares = exact_sums(planar.reshape(3, -1))
+                sums += more
+                squares += more_squares
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

@@ -19,21 +19,18 @@ from clustermim_fast.image_files import CACHE_INDEX
 
 __all__ = ["exact_sums", "write_index"]
 
+Int64Array = npt.NDArray[np.int64]
 _EXACT = 256  # float32 holds sums of as many squares of bytes: 256 * 255^2 < 2^24
 
 
-def exact_sums(rows: UInt8Array, *, squared: bool = False) -> npt.NDArray[np.int64]:
-    """Sums of bytes [R, N], or of their squares, int64 [R]; twice as fast as in float64."""
+def exact_sums(rows: UInt8Array) -> tuple[Int64Array, Int64Array]:
+    """Sums of bytes [R, N], and of their squares, int64 [R]; a fifth of the time of float64."""
     whole = rows.shape[1] // _EXACT * _EXACT
     parts = rows[:, :whole].astype(np.float32).reshape(len(rows), -1, _EXACT)
     rest = rows[:, whole:].astype(np.int64)
-    if squared:
-        sums = np.einsum("rbn,rbn->rb", parts, parts)
-        rest *= rest
-    else:
-        sums = parts.sum(axis=2)
-    total: npt.NDArray[np.int64] = sums.astype(np.int64).sum(axis=1) + rest.sum(axis=1)
-    return total
+    sums = np.einsum("rbn->rb", parts).astype(np.int64).sum(axis=1) + rest.sum(axis=1)
+    squares = np.einsum("rbn,rbn->rb", parts, parts).astype(np.int64).sum(axis=1)
+    return sums, squares + (rest * rest).sum(axis=1)
 
 
 def write_index(
