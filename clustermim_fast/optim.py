@@ -16,12 +16,13 @@ class OptimConfig:
 
     Attributes:
         epochs: passes over the data.
+        steps: updates in all, in place of `epochs`; the learning rate's schedule is as long.
         batch_size: images per forward pass.
         accumulate: forward passes per update; the effective batch is batch_size * accumulate.
         blr: base learning rate; lr = blr * effective batch / 256.
         lr: absolute learning rate; overrides `blr` where given.
         min_lr: absolute learning rate at the end of the half-cosine.
-        warmup_epochs: epochs of linear warm-up; None: a tenth of `epochs`.
+        warmup_epochs: epochs of linear warm-up; None: a tenth of the run.
         weight_decay: AdamW's, on matrices only (not on biases, norms and other 1-D parameters).
         betas: AdamW's.
         clip_grad: largest norm of the gradient; 0: none.
@@ -31,6 +32,7 @@ class OptimConfig:
     """
 
     epochs: int = 400
+    steps: int | None = None
     batch_size: int = 256
     accumulate: int = 1
     blr: float = 1e-3
@@ -44,9 +46,10 @@ class OptimConfig:
     ema_decay: float = 0.0
 
     def __post_init__(self) -> None:
-        for name in ("epochs", "batch_size", "accumulate"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"optim.{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "steps", "batch_size", "accumulate"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"optim.{name} must be at least 1, got {value}")
         for name, value in (("lr", self.lr), ("blr", self.blr)):
             if value is not None and not 0.0 < value < math.inf:
                 raise ValueError(f"optim.{name} must be above 0 and finite, got {value}")
@@ -59,7 +62,8 @@ class OptimConfig:
             raise ValueError(f"optim.betas must be in [0, 1), got {self.betas}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optim.ema_decay must be in [0, 1), got {self.ema_decay}")
-        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < self.epochs:
+        epochs = math.inf if self.steps else self.epochs
+        if self.warmup_epochs is not None and not 0 <= self.warmup_epochs < epochs:
             raise ValueError(
                 f"optim.warmup_epochs must be at least 0 and below optim.epochs = {self.epochs}, "
                 f"got {self.warmup_epochs}"
@@ -70,9 +74,17 @@ class OptimConfig:
         return self.lr if self.lr is not None else self.blr * effective_batch / 256
 
     def warmup_steps(self, steps_per_epoch: int) -> int:
-        """Updates until the peak learning rate."""
-        epochs = self.epochs / 10 if self.warmup_epochs is None else self.warmup_epochs
-        return round(epochs * steps_per_epoch)
+        """Updates until the peak learning rate; ValueError where `steps` end before it."""
+        total = self.steps or self.epochs * steps_per_epoch
+        if self.warmup_epochs is None:
+            return round(total / 10)
+        warmup = round(self.warmup_epochs * steps_per_epoch)
+        if warmup >= total:
+            raise ValueError(
+                f"optim.warmup_epochs = {self.warmup_epochs} are {warmup} updates, and "
+                f"the run has {total}; give more steps, or warmup_epochs=none for a tenth of them"
+            )
+        return warmup
 
 
 def learning_rate(step: int, *, peak: float, floor: float, warmup: int, total: int) -> float:

@@ -319,6 +319,11 @@ def test_few_images_get_small_sizes_unless_given(tmp_path):
     config = load_run(result.run_dir).config
     assert (config.tokenizer.num_clusters, config.optim.batch_size) == (3, 8)
     assert Path(config.data.path).is_absolute()
+    fitted = tmp_path / "a" / "tokenizer.safetensors"
+    result = api.pretrain(few, out=tmp_path / "c", tokenizer=fitted, **(options | {"steps": 2}))
+    chosen = [line for line in said if line.startswith("chosen")][-1]
+    assert chosen.endswith(f"tokenizer={fitted} steps=2 batch_size=8")
+    assert (result.step, result.epoch) == (2, 2)
     result = api.pretrain(few, out=tmp_path / "b", num_clusters=5, batch_size=2, **options)
     config = load_run(result.run_dir).config
     assert (config.tokenizer.num_clusters, config.optim.batch_size) == (5, 2)
@@ -410,6 +415,7 @@ def test_fit_tokenizer_is_the_runs(finished, shapes, tmp_path):
     said = []
     out = tmp_path / "deep" / "t.safetensors"
     fitted = api.fit_tokenizer(out, data=shapes, say=said.append, **TINY)
+    assert said[0].endswith("img_size=16x16 patch_size=4 num_clusters=8")  # no network, no epochs
     assert fitted.fingerprint() == load_run(finished).tokenizer.fingerprint()
     picture = api.show_tokenizer(out, say=said.append)
     assert picture == tmp_path / "deep" / "t.png"

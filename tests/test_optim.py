@@ -27,6 +27,10 @@ def test_scaling():
     assert OptimConfig(lr=3e-4).absolute_lr(4096) == 3e-4
     assert config.warmup_steps(100) == 200  # a tenth
     assert OptimConfig(warmup_epochs=2.5).warmup_steps(100) == 250
+    assert OptimConfig(steps=30).warmup_steps(100) == 3
+    assert OptimConfig(steps=30, warmup_epochs=0.2).warmup_steps(100) == 20
+    with pytest.raises(ValueError, match="are 40 updates, and the run has 30; give more steps"):
+        OptimConfig(steps=30, warmup_epochs=0.4).warmup_steps(100)
 
 
 def test_one_dimensional_parameters_do_not_decay():

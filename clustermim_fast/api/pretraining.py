@@ -94,7 +94,7 @@ def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> 
     else:
         own = {"kind", "metric", "algorithm", "max_iter", "max_images", "per_patch_norm"}
     named = {f"tokenizer.{key}" if key in own else key: v for key, v in overrides.items()}
-    config, images, said = _prepare(None, named)
+    config, images, said = _prepare(None, named, network=False)
     for line in said:
         say(f"chosen: {line}")
     if config.tokenizer.path:
@@ -142,8 +142,12 @@ def starting_config(
 
 
 def _prepare(
-    recipe_or_path: str | Path | TrainConfig | None, overrides: dict[str, Any]
+    recipe_or_path: str | Path | TrainConfig | None,
+    overrides: dict[str, Any],
+    *,
+    network: bool = True,
 ) -> tuple[TrainConfig, ImageSet, list[str]]:
+    """The resolved config, its images, and lines on what was chosen, of the ``network`` too."""
     require_one_process()
     config, said = starting_config(recipe_or_path, overrides)
     lines: list[str] = []
@@ -156,7 +160,7 @@ def _prepare(
     config = resolve(config, images)
     if said:
         config = _fit_to_number(config, len(images), {ALIASES.get(k, k) for k in overrides})
-        lines = [f"{said.partition(': ')[0]}: {_sizes(config)}"]
+        lines = [f"{said.partition(': ')[0]}: {_sizes(config, network)}"]
     return config, images, lines
 
 
@@ -178,20 +182,25 @@ def _fit_to_number(config: TrainConfig, num_images: int, given: set[str]) -> Tra
     return dataclasses.replace(config, optim=optim, tokenizer=tokenizer)
 
 
-def _sizes(config: TrainConfig) -> str:
+def _sizes(config: TrainConfig, network: bool) -> str:
     """What a run will use, chosen or given, as settings that the next command could have."""
     assert config.data.image_size is not None
     height, width = config.data.image_size
     model = config.model
     widths = {"embed_dim": model.embed_dim, "depth": model.depth, "num_heads": model.num_heads}
     parts = [f"img_size={height}x{width}", f"patch_size={model.patch_size}"]
-    parts += [f"model={model.encoder}"]
-    parts += [f"model.{name}={value}" for name, value in widths.items() if value is not None]
-    if needs_tokenizer(config):
+    if network:
+        parts += [f"model={model.encoder}"]
+        parts += [f"model.{name}={value}" for name, value in widths.items() if value is not None]
+    if config.tokenizer.path:  # its own number of clusters, not the setting's
+        parts.append(f"tokenizer={config.tokenizer.path}")
+    elif needs_tokenizer(config):
         parts.append(f"num_clusters={config.tokenizer.num_clusters}")
-    return " ".join(
-        [*parts, f"epochs={config.optim.epochs}", f"batch_size={config.optim.batch_size}"]
-    )
+    if network:
+        optim = config.optim
+        parts.append(f"steps={optim.steps}" if optim.steps else f"epochs={optim.epochs}")
+        parts.append(f"batch_size={optim.batch_size}")
+    return " ".join(parts)
 
 
 def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> Tokenizer:

@@ -70,14 +70,17 @@ def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
 
 
 def _budget(run: ComparedRun) -> dict[str, str]:
-    epochs = run.config.get("optim", {}).get("epochs")
+    optim = run.config.get("optim", {})
     done, seen, seconds = run.last.get("epoch"), run.images_seen, run.seconds
+    epochs = optim.get("epochs")
+    if done and optim.get("steps"):
+        epochs = done * optim["steps"] / run.last["step"]
     return {
         "epochs": ABSENT
         if done is None
-        else f"{done:g}"
+        else f"{done:.4g}"
         if epochs is None or done >= epochs
-        else f"{done:.3g} of {epochs}",
+        else f"{done:.3g} of {epochs:.4g}",
         "images": ABSENT if seen is None else f"{seen:,}",
         "seconds": ABSENT if seconds is None else f"{seconds:,.0f}",
     }

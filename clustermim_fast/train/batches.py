@@ -55,6 +55,7 @@ class Plan:
     epochs: int
     seed: int
     repeats: int = 1
+    steps: int | None = None
 
     @classmethod
     def of(
@@ -65,8 +66,9 @@ class Plan:
         epochs: int,
         seed: int,
         repeats: int = 1,
+        steps: int | None = None,
     ) -> Plan:
-        """A plan whose batch, in crops, is no larger than an epoch."""
+        """A plan whose batch, in crops, is no larger than an epoch; `steps` replace `epochs`."""
         if batch_size % repeats:
             raise ValueError(
                 f"data.repeats: a batch of {batch_size} crops cannot hold {repeats} of each image; "
@@ -74,8 +76,8 @@ class Plan:
             )
         images = min(batch_size // repeats, num_samples)
         most = num_samples // images
-        batch = images * repeats
-        return cls(num_samples, batch, max(1, min(accumulate, most)), epochs, seed, repeats)
+        passes = max(1, min(accumulate, most))
+        return cls(num_samples, images * repeats, passes, epochs, seed, repeats, steps)
 
     @property
     def effective_batch(self) -> int:
@@ -87,18 +89,19 @@ class Plan:
 
     @property
     def total_steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+        return self.steps or self.steps_per_epoch * self.epochs
 
     def keys(self, first_step: int) -> Iterator[BatchKey]:
         """Keys of all forward passes from update `first_step` to the end."""
-        start_epoch, skip = divmod(first_step, self.steps_per_epoch)
-        for epoch in range(start_epoch, self.epochs):
-            order = counter_rng.permutation(self.seed, epoch, self.num_samples)
-            passes = self.steps_per_epoch * self.accumulate
-            for index in range(skip * self.accumulate, passes):
-                images = self.batch_size // self.repeats
-                yield BatchKey(epoch, order[index * images : (index + 1) * images])
-            skip = 0
+        order: npt.NDArray[np.int64]
+        images = self.batch_size // self.repeats
+        in_epoch = self.steps_per_epoch * self.accumulate
+        first, end = (step * self.accumulate for step in (first_step, self.total_steps))
+        for number in range(first, end):
+            epoch, index = divmod(number, in_epoch)
+            if number == first or index == 0:
+                order = counter_rng.permutation(self.seed, epoch, self.num_samples)
+            yield BatchKey(epoch, order[index * images : (index + 1) * images])
 
 
 class _Keys(Sampler[BatchKey]):

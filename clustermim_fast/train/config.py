@@ -84,14 +84,14 @@ class LogConfig:
     """What is written while a run goes on. Cannot change its result.
 
     Attributes:
-        every_steps: updates between lines of progress.
+        every_steps: updates between lines of progress; None: 50, a tenth of a run below 500.
         checkpoint_every_epochs: epochs between checkpoints; the last one is always written.
         checkpoint_every_steps: updates between checkpoints besides; 0: none within an epoch.
         keep: epoch_*.pt files kept beside last.pt; 0: last.pt only.
         tensorboard: also write TensorBoard events to RUN/tensorboard.
     """
 
-    every_steps: int = 50
+    every_steps: int | None = None
     checkpoint_every_epochs: int = 1
     checkpoint_every_steps: int = 0
     keep: int = 1
@@ -100,6 +100,10 @@ class LogConfig:
     def __post_init__(self) -> None:
         _require_at_least("log", self, every_steps=1, checkpoint_every_epochs=1)
         _require_at_least("log", self, checkpoint_every_steps=0, keep=0)
+
+    def interval(self, total_steps: int) -> int:
+        """Updates between lines of progress of a run of ``total_steps``."""
+        return self.every_steps or min(50, max(1, total_steps // 10))
 
 
 @dataclass(frozen=True)
@@ -176,6 +180,7 @@ ALIASES = {
     "num_clusters": "tokenizer.num_clusters",
     "tokenizer": "tokenizer.path",
     "epochs": "optim.epochs",
+    "steps": "optim.steps",
     "batch_size": "optim.batch_size",
     "accum_iter": "optim.accumulate",
     "blr": "optim.blr",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from clustermim_fast.checkpoint import write_text_atomically
+from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.step import StepResult
 
 
@@ -155,10 +156,12 @@ class MetricsFile:
         self._file.close()
 
 
-def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
-    """The line a person reads, from a row of metrics.jsonl."""
+def progress_line(row: dict[str, Any], plan: Plan, eta_s: float) -> str:
+    """The line a person reads, from a row of metrics.jsonl; in the unit the run's length has."""
     parts = [
-        f"epoch {row['epoch']:6.2f}/{epochs}",
+        f"step {row['step']:6d}/{plan.steps}"
+        if plan.steps
+        else f"epoch {row['epoch']:6.2f}/{plan.epochs}",
         f"eta {format_seconds(eta_s)}",
         f"lr {row['lr']:.2e}",
     ]
@@ -177,7 +180,9 @@ def progress_line(row: dict[str, Any], epochs: int, eta_s: float) -> str:
     elif not terms:
         parts.append(f"loss {row['loss']:.4f}")
     parts += [f"{name} {row[name]:.4f}" for name in terms if name != "token_loss"]
-    parts += [f"{row['images_per_s']:.0f} images/s", f"data wait {row['data_wait_pct']:.0f} %"]
+    speed = row["images_per_s"]
+    parts.append(f"{speed:.{0 if speed >= 10 else 1}f} images/s")
+    parts.append(f"data wait {row['data_wait_pct']:.0f} %")
     return "  ".join(parts)
 
 

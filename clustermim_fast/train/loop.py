@@ -135,6 +135,7 @@ class _Trainer:
             optim.epochs,
             config.seed,
             config.data.repeats,
+            optim.steps,
         )
         self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
         checkpoint = find_checkpoint(config, self.fingerprint, len(images))
@@ -204,7 +205,7 @@ class _Trainer:
             epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
-            if done or state.step % log.every_steps == 0:
+            if done or state.step % log.interval(plan.total_steps) == 0:
                 progress.write(self._row(lr))
             else:
                 progress.sign_of_life(state.step)

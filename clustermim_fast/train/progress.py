@@ -37,7 +37,7 @@ class Progress:
     ) -> None:
         self.plan, self.first_step, self.say = plan, first_step, say
         self._advice, self._lines = advice, 0
-        self._every = config.log.every_steps
+        self._every = config.log.interval(plan.total_steps)
         self._file = MetricsFile(Path(config.out) / "metrics.jsonl", first_step)
         self._board = _tensorboard(config)
         self._started = self._last_line = time.perf_counter()
@@ -48,7 +48,7 @@ class Progress:
         if self._board is not None:
             for name, value in row.items():
                 self._board.add_scalar(f"train/{name}", value, row["step"])
-        self.say(progress_line(row, self.plan.epochs, self._remaining_s(row["step"])))
+        self.say(progress_line(row, self.plan, self._remaining_s(row["step"])))
         self._lines += 1
         if self._advice and self._lines > 1 and row["data_wait_pct"] > WAIT_PCT:
             share = f"{row['data_wait_pct']:.0f} %"

@@ -83,6 +83,8 @@ def test_values_that_are_not_text():
         ({"data.eval_crop": 0}, r"data.eval_crop must be in \(0, 1\]"),
         ({"data.eval_crop": 2}, r"data.eval_crop must be in \(0, 1\]"),
         ({"lr": -1}, "optim.lr must be above 0"),
+        ({"steps": 0}, "optim.steps must be at least 1"),
+        ({"max_steps": 9}, "unknown setting 'max_steps'; did you mean .*steps"),
         ({"blr": "nan"}, "optim.blr must be above 0"),
         ({"optim.clip_grad": -1}, "optim.clip_grad must be at least 0"),
         ({"optim.betas": "2,3"}, "optim.betas must be in"),

@@ -14,8 +14,12 @@ from tests.train.runs import QUIET, rows, states_equal
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"accum_iter": 2, "optim__ema_decay": 0.9, "optim__clip_grad": 1.0}, {"method": "mae"}],
-    ids=["plain", "accumulation-ema-clip", "mae"],
+    [
+        {},
+        {"accum_iter": 2, "optim__ema_decay": 0.9, "optim__clip_grad": 1.0},
+        {"method": "mae", "steps": 8},
+    ],
+    ids=["plain", "accumulation-ema-clip", "mae-steps"],
 )
 @pytest.mark.parametrize("stop_at", [1, 5, 7])
 def test_resume_is_bitwise(tiny, tmp_path, options, stop_at):

@@ -190,6 +190,30 @@ def test_plan_covers_each_epoch_once():
         assert len(set(seen)) == len(seen) == 16
     later = list(plan.keys(3))
     assert [k.samples.tolist() for k in later] == [k.samples.tolist() for k in keys[6:]]
+    # Steps in place of epochs are the same batches, as far as they go.
+    for steps in (1, 2, 3, 7):
+        part = list(Plan.of(23, 4, 2, 100, seed=1, steps=steps).keys(0))
+        assert len(part) == 2 * steps
+        assert [k.samples.tolist() for k in part[:12]] == [
+            k.samples.tolist() for k in keys[: len(part)]
+        ]
+
+
+def test_steps_in_place_of_epochs(tiny):
+    """A run that ends within an epoch of 5 steps, its schedule at the end and a line a step."""
+    config = tiny(steps=7, epochs=100, log__every_steps=None)
+    said = []
+    result = train.run(config, say=said.append)
+    assert (result.step, result.epoch) == (7, 1)
+    stored = rows(result.run_dir)
+    assert [row["step"] for row in stored] == list(range(1, 8))
+    # One update of warm-up, then half a cosine over the other six.
+    expected = [1e-3, *(5e-4 * (1 + math.cos(math.pi * k / 6)) for k in range(6))]
+    assert [row["lr"] for row in stored] == pytest.approx(expected)
+    assert "7 in all, 1 of warm-up" in "\n".join(said)
+    assert any(line.startswith("step      7/7  eta 0:00:00") for line in said)
+    with pytest.raises(ValueError, match=r"optim\.steps 7 there, 8 here"):
+        train.run(tiny(steps=8, epochs=100), **QUIET)
 
 
 def test_any_number_of_workers_gives_the_same_batches(tiny):
