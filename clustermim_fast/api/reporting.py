@@ -25,7 +25,10 @@ __all__ = ["report_run", "show_tokenizer"]
 
 SHOWN = 10
 LOOKED_AT = 256
-COUNTED = {"pixel": 4096, "feature": 512}  # a network on the CPU takes its time
+COUNTED_IMAGES = 4096
+COUNTED_FEATURES = (
+    25_000  # patches: 128 images of 224 pixels, a quarter of a minute of one CPU core
+)
 Say = Callable[[str], None]
 
 
@@ -152,7 +155,11 @@ def _spread(count: int, wanted: int) -> np.ndarray[Any, np.dtype[np.int64]]:
 
 
 def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
-    ids = _spread(len(images), COUNTED[tokenizer.kind])
+    wanted = COUNTED_IMAGES
+    if tokenizer.kind == "feature":
+        rows, columns = tokenizer.grid_size(*images.image_size)
+        wanted = -(-COUNTED_FEATURES // (rows * columns))
+    ids = _spread(len(images), wanted)
     counts = torch.zeros(tokenizer.num_clusters, dtype=torch.int64)
     for part in np.array_split(ids, -(-len(ids) // 256)):
         tokens = tokenizer(images.images(part)).flatten()
@@ -187,6 +194,13 @@ def _unreadable(path: Path) -> int:
     return len(path.read_text(encoding="utf-8").splitlines()) if path.is_file() else 0
 
 
+def _trained(loaded: LoadedRun) -> str:
+    optim = loaded.config.optim
+    if optim.steps:
+        return f"{loaded.step:,} of {optim.steps:,} steps"
+    return f"{loaded.epoch} of {optim.epochs} epochs, {loaded.step:,} steps"
+
+
 def _about(
     loaded: LoadedRun, images: ImageSet, metrics: list[dict[str, Any]], unreadable: int
 ) -> list[tuple[str, str]]:
@@ -205,9 +219,7 @@ def _about(
     ]
     if loaded.tokenizer is not None:
         facts.append(("centroids", f"K = {loaded.tokenizer.num_clusters}"))
-    facts.append(
-        ("trained", f"{loaded.epoch} of {config.optim.epochs} epochs, {loaded.step:,} steps")
-    )
+    facts.append(("trained", _trained(loaded)))
     if metrics:
         last = metrics[-1]
         floor = f" (ln K = {last['loss_floor_lnK']:.2f})" if "loss_floor_lnK" in last else ""

@@ -202,7 +202,8 @@ def class_indices(
         if part.labels is None or part.class_names is None:
             raise ValueError(
                 f"data: an evaluation needs labels, and {part.source} has no class sub-folders; "
-                "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/"
+                "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/; "
+                "`clustermim evaluate unlabeled` and `attention` need none"
             )
     assert train.labels is not None
     assert train.class_names is not None

@@ -97,7 +97,8 @@ def loss_curve(
                 label = f"entropy of the tokens = {entropy:.2f} (frequencies alone)"
                 axes.axhline(entropy, color=GREY, linestyle=":", linewidth=1.2, label=label)
         axes.set_xlabel("epoch")
-        axes.set_ylabel("cross-entropy, nats" if num_clusters else "mean squared error")
+        kind = "cross-entropy, nats" if num_clusters else "mean squared error"
+        axes.set_ylabel("loss" if set(terms) - {"token_loss"} else kind)  # terms of several kinds
         legend(axes)
     return pictures[0]
 

@@ -52,10 +52,7 @@ def _curves(view: RunView) -> Iterator[Figure]:
         yield Figure(
             "loss",
             "Training",
-            "Training loss on masked patches. Below the dashed line the model knows more than a "
-            "uniform guess; below the dotted one, more than how frequent each token is."
-            if tokens is not None
-            else "Training loss: mean squared error on masked patches.",
+            _about_loss(view),
             charts.loss_curve(view.metrics, classes, perplexity),
         )
     if tokens is not None and any("masked_accuracy" in line for line in view.metrics):
@@ -69,6 +66,24 @@ def _curves(view: RunView) -> Iterator[Figure]:
                 view.metrics, "masked_accuracy", 1 / tokens.num_clusters, majority
             ),
         )
+
+
+def _about_loss(view: RunView) -> str:
+    terms = {key for row in view.metrics for key in row if key.endswith("_loss")}
+    if view.tokenizer is not None:
+        branch = "; branch loss: that of the pixel branch" if "branch_loss" in terms else ""
+        return (
+            "Training loss on masked patches. Below the dashed line the model knows more than a "
+            "uniform guess; below the dotted one, more than how frequent each token is"
+            + branch
+            + "."
+        )
+    if terms:
+        return (
+            "The terms of the training loss before they are weighted: the error of hidden pixels "
+            "(spatial) and of the image's spectrum (fourier)."
+        )
+    return "Training loss: mean squared error on masked patches."
 
 
 @torch.no_grad()
@@ -181,11 +196,18 @@ def codebook_picture(tokenizer: Tokenizer, counts: Tensor) -> Image.Image:
 
 
 def token_map_picture(tokenizer: Tokenizer, images: Tensor) -> Image.Image:
-    """Images uint8 [B, 3, H, W], each beside its token map, both, and the tokens as patches."""
+    """Images uint8 [B, 3, H, W], each beside its token map, both, and the tokens as patches.
+
+    Five to a column, so that ten fit on a screen.
+    """
     grid, ids = tokenizer.grid_size(*images.shape[-2:]), tokenizer(images)
     columns = _map_columns(tokenizer, images.float() / 255, ids, grid)
     columns.append(Column("tokens", tokenizer.decode(ids, grid)))
-    return pictures.columns_of_images(columns, side=170)
+    parts = [
+        [Column(c.title, c.images[start : start + LINES]) for c in columns]
+        for start in range(0, len(images), LINES)
+    ]
+    return pictures.beside([pictures.columns_of_images(part, side=170) for part in parts])
 
 
 def _map_columns(

@@ -14,6 +14,7 @@ from torchvision.utils import make_grid
 __all__ = [
     "Column",
     "atlas",
+    "beside",
     "columns_of_images",
     "heat",
     "hide_patches",
@@ -110,6 +111,17 @@ def columns_of_images(columns: list[Column], side: int = 128) -> Image.Image:
         centre = gap + number * (width + gap) + width / 2
         draw.text((centre, line / 2 + 2), column.title, INK, font, anchor="mm")
     return picture
+
+
+def beside(pictures: Sequence[Image.Image]) -> Image.Image:
+    """Pictures from left to right, their upper edges in line."""
+    size = sum(picture.width for picture in pictures), max(picture.height for picture in pictures)
+    sheet = Image.new("RGB", size, (PAPER,) * 3)
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    return sheet
 
 
 def atlas(patches: Tensor, counts: Tensor, width: int = 960) -> Image.Image:

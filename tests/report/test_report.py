@@ -173,11 +173,37 @@ def test_mae_shows_reconstructions(tmp_path, norm):
     assert names == {"loss", "predictions_1", "predictions_2", "spectra"}
 
 
+def test_the_loss_is_called_what_it_is(tmp_path):
+    """A2MIM's terms are no squared errors, and ccvit's pixel branch has no cross-entropy."""
+    text, _ = read(view(tmp_path, "mae", usage=None))
+    assert "mean squared error" in text
+    row = {"step": 1, "epoch": 1.0, "loss": 1.1, "images_per_s": 3.0}
+    terms = [row | {"spatial_loss": 1.0, "fourier_loss": 1.0}]
+    text, _ = read(view(tmp_path, "mae", usage=None, metrics=terms))
+    assert "mean squared error" not in text
+    assert "(spatial) and of the image" in text
+    text, _ = read(view(tmp_path, metrics=[row | {"token_loss": 1.0, "branch_loss": 0.1}]))
+    assert "that of the pixel branch" in text
+
+
 def test_run_without_metrics_or_usage(tmp_path):
     _, page = read(view(tmp_path, metrics=[], usage=None))
     names = {image["alt"].replace(" ", "_") for image in page.images}
     assert names == {"predictions_1", "predictions_2", "token_maps_1", "token_maps_2",
                      "inertia", "cluster_sizes"}  # fmt: skip
+
+
+def test_token_maps_stand_five_to_a_column():
+    tokens = PixelTokenizer.from_centroids(torch.rand(3, 48), 4)
+    images = torch.randint(0, 256, (7, 3, 16, 16), dtype=torch.uint8)
+    whole = figures.token_map_picture(tokens, images)
+    left, right = (figures.token_map_picture(tokens, part) for part in (images[:5], images[5:]))
+    assert whole.size == (2 * left.width, left.height)
+    assert right.height < left.height
+    found = np.asarray(whole)
+    assert np.array_equal(found[:, : left.width], left)
+    assert np.array_equal(found[: right.height, left.width :], right)
+    assert (found[right.height :, left.width :] == 255).all()
 
 
 def test_a_codebook_made_elsewhere_has_no_fit_to_show(tmp_path):
