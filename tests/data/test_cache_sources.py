@@ -52,6 +52,12 @@ def test_tar_files_of_webdataset(tmp_path):
     assert set(open_sources(shards)) == {"train", "test"}
 
 
+def test_images_come_before_the_archives_beside_them(tmp_path):
+    write_folder(tmp_path, 4)
+    write_tar(tmp_path / "cats.tar", [("other.png", picture(0))])
+    assert "dog/001.jpg" in open_sources(tmp_path)[""].names
+
+
 def test_tar_files_that_are_refused(tmp_path):
     with tarfile.open(tmp_path / "packed.tar", "w:gz") as file:
         file.add(__file__, "a.png")

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from clustermim_fast.data.cache.archives import open_parquet, open_tars
 from clustermim_fast.data.folder import Listing, list_folder
-from clustermim_fast.image_files import TEST_NAMES, cache_parts, require_folder
+from clustermim_fast.image_files import TEST_NAMES, cache_parts, image_files, require_folder
 
 __all__ = ["Source", "open_sources"]
 
@@ -57,8 +57,9 @@ def open_sources(data: str | Path) -> dict[str, Source]:
     if text.startswith("torchvision:"):
         return _torchvision(text)
     root = Path(text).expanduser()
+    unpacked = _has_images(root)  # archives beside them are what they were unpacked from
     for ending, opened in ((".parquet", open_parquet), (".tar", open_tars)):
-        files = _files(root, ending)
+        files = [] if unpacked else _files(root, ending)
         if files:
             parts = _by_split(files)
             return {split: Source(*opened(parts[split])) for split in parts}
@@ -76,6 +77,13 @@ def _of_listing(listing: Listing, root: Path) -> Source:
     names = [path.relative_to(root).as_posix() for path in listing.paths]
     paths = listing.paths
     return Source(names, lambda i: paths[i].read_bytes(), listing.labels, listing.class_names)
+
+
+def _has_images(root: Path) -> bool:
+    try:
+        return root.is_dir() and next(image_files(root)) is not None
+    except ValueError:
+        return False
 
 
 def _files(root: Path, ending: str) -> list[Path]:
