@@ -9,6 +9,7 @@ from .finetune_training import FinetuneTraining
 from .frequency import BlockFrequencies, block_frequencies, log_amplitude
 from .knn import KNNPredictions, knn_predict
 from .linear import LinearPredictions, linear_predict
+from .pooling_maps import PoolingMaps
 from .poolings import AbMILP, AbMILPSettings
 from .probe import ProbeTraining
 from .protocol import FeatureOptions, knn, linear
@@ -33,6 +34,7 @@ __all__ = [
     "KNNPredictions",
     "Labelled",
     "LinearPredictions",
+    "PoolingMaps",
     "ProbeTraining",
     "Subject",
     "TokenSource",

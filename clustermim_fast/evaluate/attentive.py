@@ -35,6 +35,7 @@ from .tokens import TokenBatch, TokenCache, TokenSource, cache_tokens
 __all__ = ["AttentiveSettings", "attentive"]
 
 LEARNED = ("abmilp", "map")
+Watch = Callable[[str, TokenSource, dict[str, Probe]], None]
 
 
 @dataclass(frozen=True)
@@ -99,11 +100,13 @@ def attentive(
     *,
     options: FeatureOptions | None = None,
     teacher: TokenSource | None = None,
+    watch: Watch | None = None,
 ) -> dict[str, Any]:
     """Accuracy of probes on pooled frozen tokens, for each encoder and pooling.
 
     Of ``options``, pool is not used: ``settings.pool`` has the poolings. ``teacher`` (with
-    attention=True) is for the pooling of that name.
+    attention=True) is for the pooling of that name. ``watch`` is called with each encoder's name,
+    its tokens and the first seed's probes by pooling, before the next encoder.
 
     Returns a JSON-ready dict as `linear` does; every row has a "pooling" too, and "gain_points" has
     keys of both ("pretrained cls"). Raises ValueError
@@ -155,6 +158,8 @@ def attentive(
         ]
         del cache  # before the next encoder's
         probes = [fit[0] for fit in fits]
+        if watch is not None:
+            watch(encoder_name, source, probes[0])
         predicted = _predict(probes, source, subject, fixed, settings.content, batch_size, title)
         for name in settings.pool:
             hits = predicted[name] == subject.test.labels.numpy()

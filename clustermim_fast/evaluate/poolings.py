@@ -28,6 +28,7 @@ __all__ = [
     "Linears",
     "MapPooling",
     "PerHead",
+    "cls_attention",
     "fixed_pooling",
     "reads_attention",
 ]
@@ -189,8 +190,8 @@ def fixed_pooling(name: str) -> Callable[[TokenBatch], Tensor]:
     simple = {
         "cls": _cls,
         "mean": lambda batch: batch.patches.mean(1),
-        "attn_mean": lambda batch: _weighted(batch, _cls_attention(batch).mean(1)),
-        "attn_lowest_entropy": lambda batch: _weighted(batch, _sharpest(_cls_attention(batch))),
+        "attn_mean": lambda batch: _weighted(batch, cls_attention(batch).mean(1)),
+        "attn_lowest_entropy": lambda batch: _weighted(batch, _sharpest(cls_attention(batch))),
         "teacher": lambda batch: _weighted(batch, _teacher(batch)),
     }
     if kind in simple and not side:
@@ -234,7 +235,8 @@ def _to_patches(batch: TokenBatch) -> Tensor:
     return batch.attention[..., batch.prefix.shape[1] :]
 
 
-def _cls_attention(batch: TokenBatch) -> Tensor:
+def cls_attention(batch: TokenBatch) -> Tensor:
+    """Attention of [cls] to the patches, [B, heads, L]; ValueError where there is no [cls]."""
     _cls(batch)
     return _to_patches(batch)[:, :, 0]
 

@@ -28,7 +28,7 @@ PICTURES = {
     "predictions_1": "What each model sees and predicts",
     "spectra": "Spectra of images and reconstructions",
     "token_maps_1": "Token maps",
-    **{name: LOOKS[name][0] for name in ("attention", "neighbours", "frequency")},
+    **{name: LOOKS[name][0] for name in ("attentive_maps", "attention", "neighbours", "frequency")},
     "codebook": "Codebooks",
 }
 # What tells where a run is and how fast it went, not what it is.

@@ -29,8 +29,12 @@ KIND_TITLES = {
     "finetune": "fine-tuning",
 }
 
-# Pictures of `evaluate attention` and `evaluate unlabeled`, with what they show.
+# Pictures that `evaluate attentive`, `attention` and `unlabeled` draw, with what they show.
 LOOKS = {
+    "attentive_maps": (
+        "What the attentive probe looks at",
+        "Test images, AbMILP's weights, and the attention of [cls]; random: the network untrained.",
+    ),
     "attention": (
         "Attention, by block",
         "How [cls] and patches attend in each block; a mean over images, heads and patches.",

@@ -176,7 +176,7 @@ class _Trainer:
             return self._result()
         save_config(self.config, self.out / "config.json")
         if self.config.resume == "restart":
-            for name in ("checkpoints", "eval"):  # a report shows what lies in eval/
+            for name in ("checkpoints", "eval", "figures"):  # a report shows what lies there
                 shutil.rmtree(self.out / name, ignore_errors=True)
         remove_partial(self.out / "checkpoints")
         if self.tokenizer is not None:
