@@ -90,6 +90,7 @@ class FeatureNetwork:
             arguments = {**config.get("model_args", {}), **arguments}
             view = config.get("pretrained_cfg", {})
             model, weights = config["architecture"], weights or folder / "model.safetensors"
+        arguments.pop("num_classes", None)  # timm writes it; there is no classifier here
         module: Any = create_backbone(model, pretrained=weights is None, **arguments)
         view = {**resolve_model_data_config(module), **view}
         count = len(module.feature_info)

@@ -121,6 +121,11 @@ def test_a_folder_of_timms(network, vit, photos, tmp_path):
         tokenizer = FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(model))
         assert torch.equal(tokenizer.features(photos), wanted)
         assert tokenizer.mean == MEAN
+    # As timm's own save_for_hf writes it.
+    config["model_args"] = {**OPTIONS, "num_classes": 0, "in_chans": 3, "global_pool": "token"}
+    (folder / "config.json").write_text(json.dumps(config))
+    tokenizer = FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(folder))
+    assert torch.equal(tokenizer.features(photos), wanted)
     (folder / "config.json").write_text("{}")
     with pytest.raises(ValueError, match="names no architecture"):
         FeatureTokenizer.from_centroids(torch.zeros(1, 16), str(folder))
