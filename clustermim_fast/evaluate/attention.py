@@ -6,6 +6,7 @@ one that looks at itself, and patches that choose from patches that average.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -99,11 +100,18 @@ def attention_statistics(
         raise ValueError("images: expected at least one image, got none")
     rows: dict[int, list[Tensor]] = {}
     patches = heads = 0
+    expected: int | None = None
 
     def reduce(number: int, block: BlockAttention) -> None:
         nonlocal heads, patches
         _require_square(encoder, number, block)
         heads, patches = block.weights.shape[1], block.weights.shape[2] - prefix
+        if expected not in (None, patches):
+            raise ValueError(
+                f"encoder: block {number} of {type(encoder).__name__} sees {patches + prefix} "
+                f"tokens, expected {prefix} prefix tokens and {expected} patches; its [cls] joins "
+                "later, or patches are merged"
+            )
         rows.setdefault(number, []).append(_of_block(block, prefix, has_cls).cpu())
 
     starts = range(0, len(images), batch_size)
@@ -111,6 +119,7 @@ def attention_statistics(
         for start in tqdm(starts, name, disable=not progress, leave=False):
             ids = torch.arange(start, min(start + batch_size, len(images)))
             views = normalise(images.images(ids).to(device), mean, std)
+            expected = _patches(encoder, views)
             encoder.forward_features(views)  # type: ignore[operator]
     every = torch.stack([torch.cat(rows[number], -1) for number in sorted(rows)])
     average, deviation = every.mean(-1), every.std(-1, correction=0)  # of [blocks, 10, images]
@@ -121,6 +130,14 @@ def attention_statistics(
         patches,
         heads,
     )
+
+
+def _patches(encoder: nn.Module, views: Tensor) -> int | None:
+    """How many patches images [B, 3, H, W] have; None where the encoder does not say their size."""
+    size = getattr(getattr(encoder, "patch_embed", None), "patch_size", None)
+    if not isinstance(size, (tuple, list)):
+        return None
+    return math.prod(-(-side // own) for side, own in zip(views.shape[2:], size, strict=True))
 
 
 def _of_block(block: BlockAttention, prefix: int, has_cls: bool) -> Tensor:
