@@ -86,13 +86,14 @@ def pretrain(
 def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> Tokenizer:
     """Fit the tokenizer that a run with these settings would use, and save it to ``out``.
 
-    Settings of the tokenizer need no "tokenizer." before them; with kind="feature", ``model`` is
-    the network whose features are clustered, not the encoder of a run.
+    Settings of the tokenizer need no "tokenizer." before them, but batch_size, which is the run's
+    without; with kind="feature", ``model`` is the network whose features are clustered, not the
+    encoder of a run.
     """
-    if overrides.get("kind") == "feature":  # "model" is then the network that gives features
-        own = {field.name for field in dataclasses.fields(TokenizerConfig)} - {"path"}
-    else:
-        own = {"kind", "metric", "algorithm", "max_iter", "max_images", "per_patch_norm"}
+    own = {field.name for field in dataclasses.fields(TokenizerConfig)}
+    own -= {"path", "batch_size"}
+    if overrides.get("kind") != "feature":  # "model" is then no network that gives features
+        own -= {"model"}
     named = {f"tokenizer.{key}" if key in own else key: v for key, v in overrides.items()}
     config, images, said = _prepare(None, named, network=False)
     for line in said:

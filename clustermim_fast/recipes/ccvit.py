@@ -22,8 +22,9 @@ def ccvit_vit_base_imagenet() -> TrainConfig:
     warm-up; AdamW (0.9, 0.98), weight decay 0.05, gradients clipped at 3; lr 1.5e-3 falling to
     1e-5 in half a cosine, 2048 images an update (8 GPUs x 128 x 2: the number of GPUs is inferred).
     Published for comparison, fine-tuned on ImageNet-1K: 84.3 to 84.4 (ViT-L: 86.0). Differences:
-    the fit sees at most the images that 1 GiB holds, evenly spaced instead of 50 a class; bfloat16
-    instead of float16. Not yet run here from end to end.
+    the fit sees at most the images that 1 GiB holds, evenly spaced instead of 50 a class (with
+    labels: tokenizer.images_per_class=50); bfloat16 instead of float16. Not yet run here from end
+    to end.
     """
     return TrainConfig(
         method="ccvit",

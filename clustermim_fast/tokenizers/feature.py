@@ -106,6 +106,7 @@ class FeatureTokenizer(Codebook):
         tol: float = 1e-4,
         init: str = "k-means++",
         batch_size: int | None = None,
+        reassignment_ratio: float = 0.01,
         keep_features: bool = False,
         seed: int = 0,
         verbose: bool = False,
@@ -117,10 +118,10 @@ class FeatureTokenizer(Codebook):
         is held: max_iter + 2 passes, the last of which looks for each centroid's nearest patch.
 
         Args:
-            images_or_loader, num_clusters, algorithm, max_iter, tol, init, seed, verbose: as in
-                :meth:`PixelTokenizer.fit`. ClusterMIM's released script is num_clusters=100,
-                algorithm="clustermim" on features after the last block; its code reads the images
-                class by class, ours does not.
+            images_or_loader, num_clusters, algorithm, max_iter, tol, init, reassignment_ratio,
+                seed, verbose: as in :meth:`PixelTokenizer.fit`. ClusterMIM's released script is
+                num_clusters=100, algorithm="clustermim" on features after the last block; its code
+                reads the images class by class, ours does not.
             model: a timm name, whose tag says which weights timm fetches; or a folder: a run, its
                 export/, or any with timm's config.json and model.safetensors.
             weights: a checkpoint file in place of timm's: safetensors, or .pth of tensors (never
@@ -151,8 +152,9 @@ class FeatureTokenizer(Codebook):
             require_choice("metric", metric, METRICS)
             fitted = "euclidean" if metric == "dot" else metric
             options = FitOptions(
-                count, fitted, algorithm, max_iter, tol, init, batch_size, seed, verbose
-            )
+                count, fitted, algorithm, max_iter, tol, init, batch_size, seed, verbose,
+                reassignment_ratio,
+            )  # fmt: skip
             network = FeatureNetwork.open(
                 model,
                 weights=weights,

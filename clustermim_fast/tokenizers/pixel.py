@@ -119,6 +119,7 @@ class PixelTokenizer(Codebook):
         tol: float = 1e-4,
         init: str = "k-means++",
         batch_size: int | None = None,
+        reassignment_ratio: float = 0.01,
         seed: int = 0,
         verbose: bool = False,
         device: torch.device | str | None = None,
@@ -159,6 +160,8 @@ class PixelTokenizer(Codebook):
                 the first batch).
             batch_size: images of a mini-batch of a tensor (of all ranks together); None: about
                 50,000 patches.
+            reassignment_ratio: centroids with fewer patches than this share of the mean number
+                ("clustermim": of the largest) go to random ones; not of "lloyd".
             seed: same seed, same centroids, bit for bit, for any number of threads.
             verbose: show a progress bar (rank 0).
             device: where batches are moved to; None: where they are.
@@ -173,8 +176,9 @@ class PixelTokenizer(Codebook):
             check_settings(settings)
             count = require_count("num_clusters", num_clusters)
             options = FitOptions(
-                count, metric, algorithm, max_iter, tol, init, batch_size, seed, verbose
-            )
+                count, metric, algorithm, max_iter, tol, init, batch_size, seed, verbose,
+                reassignment_ratio,
+            )  # fmt: skip
             return settings, options, None if device is None else torch.device(device)
 
         settings, options, place = everyone().agree(read)

@@ -38,6 +38,7 @@ class FitOptions:
     batch_size: int | None
     seed: int
     verbose: bool
+    reassignment_ratio: float = 0.01
 
     def __post_init__(self) -> None:
         require_choice("metric", self.metric, ("euclidean", "cosine"))
@@ -46,6 +47,10 @@ class FitOptions:
         for name in ("max_iter", "batch_size"):
             if getattr(self, name) is not None:
                 require_count(name, getattr(self, name))
+        if not 0 <= self.reassignment_ratio < 1:
+            raise ValueError(
+                f"tokenizer: reassignment_ratio must be in [0, 1), got {self.reassignment_ratio}"
+            )
 
     @property
     def passes(self) -> int:

@@ -18,7 +18,6 @@ from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 
 MENDING_PASSES = 3
-STARVED = 0.01  # share of the mean count; of the largest, as in scikit-learn, flat patches set it
 
 
 def fit(
@@ -50,7 +49,7 @@ def fit(
                 result = lloyd(data.rows, centers, max_iter=options.passes, tol=tol, progress=bar)
                 centers, report = result.centers, result.report
             else:
-                start = MiniBatch(centers, torch.zeros_like(centers[:, 0]), random)
+                start = _start(centers, options, random)
                 # Rows from everywhere: no centroid starts unanchored.
                 start.step(sample, reseed=False)
                 centers, report = _minibatch(data, start, options, random, bar)
@@ -85,7 +84,12 @@ def _from_first_batch(batch: Rows, options: FitOptions, random: RandomState) -> 
     if size < batch.num_rows:
         index = random.randint(0, batch.num_rows, size)
     centers = _first_centers(batch.copy(index), options, random)
-    return MiniBatch(centers, torch.zeros_like(centers[:, 0]), random)
+    return _start(centers, options, random)
+
+
+def _start(centers: torch.Tensor, options: FitOptions, random: RandomState) -> MiniBatch:
+    none = torch.zeros_like(centers[:, 0])
+    return MiniBatch(centers, none, random, options.reassignment_ratio)
 
 
 def _minibatch(
@@ -115,7 +119,8 @@ def _minibatch(
         # Judged by a whole pass, not by the last batches as in scikit-learn: in a loader that is
         # sorted by class, the centroids of classes to come would be taken for starved.
         if not published and number + 1 < options.passes:
-            lowest = STARVED * epoch.counts.mean()
+            # Of the mean: the largest count, as in scikit-learn, is that of flat patches.
+            lowest = options.reassignment_ratio * epoch.counts.mean()
             epoch.reseeded = state.reseed(data.kept_sample, epoch.counts, lowest)
         report.iterations.append(epoch.iteration(timer()))
         report.reseeded += epoch.reseeded

@@ -9,7 +9,7 @@ from typing import Any
 from clustermim_fast.data import DataConfig
 from clustermim_fast.losses import LossConfig
 from clustermim_fast.masking import MaskConfig
-from clustermim_fast.models import ModelConfig, list_methods
+from clustermim_fast.models import ModelConfig, list_methods, method_class
 from clustermim_fast.optim import OptimConfig
 
 
@@ -33,6 +33,9 @@ class TokenizerConfig:
         algorithm: "minibatch", "lloyd" or "clustermim", see ``PixelTokenizer.fit``.
         max_iter: passes over the images at most; None: 10, 50 or 100.
         max_images: fit on at most this many images, evenly spaced, and never on more than 1 GiB.
+        images_per_class: of labelled images, fit on so many of each class; None: on all.
+        batch_size: images of a mini-batch of the fit; None: about 50,000 patches, of features 128.
+        reassignment_ratio: see ``PixelTokenizer.fit``.
         per_patch_norm: normalise each patch of pixels before clustering.
         model: timm name or folder of the network that gives features.
         weights: a checkpoint file for it; "": those of the name's tag, or in the folder.
@@ -49,6 +52,9 @@ class TokenizerConfig:
     algorithm: str = "minibatch"
     max_iter: int | None = None
     max_images: int = 100_000
+    images_per_class: int | None = None
+    batch_size: int | None = None
+    reassignment_ratio: float = 0.01
     per_patch_norm: bool = False
     model: str = "vit_small_patch16_224.dino"
     weights: str = ""
@@ -62,6 +68,7 @@ class TokenizerConfig:
 
     def __post_init__(self) -> None:
         _require_at_least("tokenizer", self, num_clusters=1, max_images=1, max_iter=1)
+        _require_at_least("tokenizer", self, images_per_class=1, batch_size=1)
         dot = ("dot",) if self.kind == "feature" else ()
         for name, known in (
             ("kind", ("pixel", "feature")),
@@ -161,6 +168,26 @@ class TrainConfig:
             )
         if self.resume not in ("auto", "must", "restart"):
             raise ValueError(f'resume must be "auto", "must" or "restart", got {self.resume!r}')
+        self._require_pixels_where_centroids_are_shown()
+
+    def _require_pixels_where_centroids_are_shown(self) -> None:
+        """A tokenizer to fit is known by its settings; one of a file when it is loaded."""
+        wanted = self.tokenizer
+        method = method_class(self.method)
+        kind = self.mask.kind or method.defaults(self.model.encoder)["mask.kind"]
+        if kind != "replaced" or kind not in method.mask_kinds or wanted.path:
+            return
+        for name, value, pixels in (
+            ("kind", wanted.kind, "pixel"),
+            ("metric", wanted.metric, "euclidean"),
+            ("per_patch_norm", wanted.per_patch_norm, False),
+        ):
+            if value != pixels:
+                raise ValueError(
+                    f"tokenizer.{name} = {value!r} gives centroids that are no pixels, and method "
+                    f"{self.method} shows patches as their centroids; take tokenizer.{name}="
+                    f"{pixels}, or mask.kind=block, which replaces none"
+                )
 
     def identity(self) -> dict[str, Any]:
         """What must be equal for one run to go on from another's checkpoint."""

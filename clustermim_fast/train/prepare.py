@@ -23,7 +23,7 @@ from clustermim_fast.tokenizers import (
     Tokenizer,
     load_tokenizer,
 )
-from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.config import TokenizerConfig, TrainConfig
 from clustermim_fast.train.state import find_checkpoint
 
 _TOLERANCE = 1e-6
@@ -115,6 +115,7 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
     begun = find_checkpoint(config, None, len(images)) is not None if config.out else False
     if settings.path:
         given = load_tokenizer(settings.path)
+        require_matching_tokenizer(config, given)  # before a network runs for its pictures
         if isinstance(given, FeatureTokenizer) and given.pictures is None:
             given.look_at(_Views(images, _spread(len(images), 1024), config.seed))  # for the report
         return given
@@ -126,8 +127,7 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
     if settings.kind == "feature":
         return _fit_features(config, images)
     height, width = images.image_size
-    count = min(settings.max_images, max(1, _FIT_BYTES // (3 * height * width)))
-    ids = _spread(len(images), count)
+    ids = _to_fit_on(images, settings, max(1, _FIT_BYTES // (3 * height * width)))
     return PixelTokenizer.fit(
         images.images(ids),
         settings.num_clusters,
@@ -140,6 +140,8 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
         max_iter=settings.max_iter,
         tol=settings.tol,
         init=settings.init,
+        batch_size=settings.batch_size,
+        reassignment_ratio=settings.reassignment_ratio,
         seed=config.seed,
         verbose=sys.stderr.isatty(),
     )
@@ -150,11 +152,29 @@ def _spread(count: int, wanted: int) -> npt.NDArray[np.int64]:
     return np.linspace(0, count - 1, min(count, wanted)).round().astype(np.int64)
 
 
+def _to_fit_on(
+    images: ImageSet, settings: TokenizerConfig, most: int | None = None
+) -> npt.NDArray[np.int64]:
+    """Which images a fit sees: of each class, or of all, evenly spaced."""
+    ids = np.arange(len(images))
+    if settings.images_per_class is not None:
+        if images.labels is None:
+            raise ValueError(
+                f"tokenizer.images_per_class: {images.source} has no class sub-folders; leave it "
+                "out, or give data=DIR with DIR/<class>/"
+            )
+        classes = (np.flatnonzero(images.labels == label) for label in np.unique(images.labels))
+        ids = np.sort(
+            np.concatenate([own[_spread(len(own), settings.images_per_class)] for own in classes])
+        )
+    return ids[_spread(len(ids), min(settings.max_images, most or len(ids)))]
+
+
 def _fit_features(config: TrainConfig, images: ImageSet) -> FeatureTokenizer:
     """Images are read again in each pass, so that there may be any number of them."""
     settings = config.tokenizer
     tokenizer = FeatureTokenizer.fit(
-        _Views(images, _spread(len(images), settings.max_images), config.seed),
+        _Views(images, _to_fit_on(images, settings), config.seed, settings.batch_size),
         settings.num_clusters,
         settings.model,
         weights=settings.weights or None,
@@ -165,6 +185,9 @@ def _fit_features(config: TrainConfig, images: ImageSet) -> FeatureTokenizer:
         metric=settings.metric,
         algorithm=settings.algorithm,
         max_iter=settings.max_iter,
+        tol=settings.tol,
+        init=settings.init,
+        reassignment_ratio=settings.reassignment_ratio,
         keep_features=settings.keep_features,
         seed=config.seed,
         verbose=sys.stderr.isatty(),
@@ -176,14 +199,17 @@ def _fit_features(config: TrainConfig, images: ImageSet) -> FeatureTokenizer:
 class _Views:
     """Batches of un-augmented views, in a new order in each pass."""
 
-    def __init__(self, images: ImageSet, ids: npt.NDArray[np.int64], seed: int) -> None:
+    def __init__(
+        self, images: ImageSet, ids: npt.NDArray[np.int64], seed: int, batch_size: int | None = None
+    ) -> None:
         self._images, self._ids, self._seed, self._epoch = images, ids, seed, -1
+        self._size = batch_size or _FIT_BATCH
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         self._epoch += 1
         order = counter_rng.permutation(self._seed, self._epoch, len(self._ids))
-        for start in range(0, len(order), _FIT_BATCH):
-            yield self._images.images(self._ids[order[start : start + _FIT_BATCH]])
+        for start in range(0, len(order), self._size):
+            yield self._images.images(self._ids[order[start : start + self._size]])
 
 
 def _normalized(config: TrainConfig) -> bool:

@@ -95,6 +95,8 @@ def test_values_that_are_not_text():
         ({"log.checkpoint_every_epochs": 0}, "log.checkpoint_every_epochs must be at least 1"),
         ({"log.keep": -1}, "log.keep must be at least 0"),
         ({"workers": -1}, "efficiency.workers must be at least 0"),
+        ({"tokenizer.images_per_class": 0}, "tokenizer.images_per_class must be at least 1"),
+        ({"tokenizer.batch_size": 0}, "tokenizer.batch_size must be at least 1"),
     ],
 )
 def test_errors(overrides, message):

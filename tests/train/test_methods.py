@@ -30,16 +30,24 @@ def convolutional(name):
             "mask__unit": 8, **{f"model__{width}": None for width in widths}}  # fmt: skip
 
 
-@pytest.mark.parametrize("method", list_methods())
-def test_overfits_one_batch(tiny, method):
+WIDER = {"model__embed_dim": 32, "model__depth": 2, "model__decoder_dim": 32}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [*({"method": method, **WIDER} for method in list_methods()), convolutional(RESNET),
+     convolutional(CONVNEXT)],
+    ids=lambda settings: settings.get("model__encoder", settings["method"]),
+)  # fmt: skip
+def test_overfits_one_batch(tiny, settings):
     """The same crops and masks over and over are learned by heart."""
-    config = tiny(method=method, model__embed_dim=32, model__depth=2, model__decoder_dim=32)
+    config = tiny(**settings)
     images = train.open_run_images(config)
     config = train.resolve(config, images)
     tokenizer = train.prepare_tokenizer(config, images)
-    batches = TrainingBatches(images, config.data, config.mask, 3, seed=0)
+    model = create_model(config.method, config.model, images.image_size, tokenizer.num_clusters)
+    batches = TrainingBatches(images, config.data, config.mask, model.patch_size, seed=0)
     batch = batches[next(Plan.of(len(images), 8, 1, 1, 0).keys(0))]
-    model = create_model(method, config.model, images.image_size, tokenizer.num_clusters)
     optimizer = create_optimizer(model, config.optim)
     set_learning_rate(optimizer, 3e-3)
     scale = (
@@ -114,5 +122,24 @@ def test_a_codebook_of_unnormalised_pixels_for_ccvit(tiny):
     file = other / "tokenizer.safetensors"
     with pytest.raises(ValueError, match=r"tokenizer\.normalize = false stands for 0 and 1"):
         train.run(tiny(method="ccvit", tokenizer=file, out=f"{other}_c"), **QUIET)
-    with pytest.raises(ValueError, match="are no pixels"):
-        train.run(tiny(method="ccvit", tokenizer__per_patch_norm=True, resume="restart"), **QUIET)
+    normalised = tiny(
+        tokenizer__per_patch_norm="yes", tokenizer__normalize="no", out=f"{tiny().out}_n"
+    )
+    file = train.run(normalised, **QUIET).run_dir / "tokenizer.safetensors"
+    with pytest.raises(ValueError, match=r"those of features, of .* are no pixels"):
+        train.run(tiny(method="ccvit", tokenizer=file, out=f"{other}_c"), **QUIET)
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy"),
+    [
+        ({"tokenizer__kind": "feature"}, "tokenizer.kind=pixel"),
+        ({"tokenizer__metric": "cosine"}, "tokenizer.metric=euclidean"),
+        ({"tokenizer__per_patch_norm": "yes"}, "tokenizer.per_patch_norm=False"),
+    ],
+)
+def test_ccvit_refuses_centroids_that_are_no_pixels_by_the_settings(tiny, settings, remedy):
+    """Before an image is opened or anything is fitted; with other masks nothing is shown."""
+    with pytest.raises(ValueError, match=f"no pixels.* take {remedy}, or mask.kind=block"):
+        tiny(method="ccvit", **settings)
+    assert tiny(method="ccvit", mask__kind="block", **settings).method == "ccvit"
