@@ -70,6 +70,29 @@ def test_tcas(shapes, codebooks, tmp_path, capsys, monkeypatch):
     assert [r["tcas"]["B"] for r in again] == sorted(r["tcas"]["B"] for r in again)
 
 
+def test_switches_of_tcas(shapes, codebooks, tmp_path, capsys):
+    out = tmp_path / "t"
+    command = ["tokenizer", "tcas", f"data={shapes}", f"tokenizers={codebooks}", "img_size=16"]
+    switched = [*command, f"out={out}", "rows=l1", "pairs=all", "eval_crop=0.75"]
+    assert cli.main(switched) == 0
+    assert "not re-read in print), rows=l1 pairs=all; lower" in capsys.readouterr().out
+    result = json.loads(out.with_suffix(".json").read_text())
+    assert result["switches"] == {"rows": "l1", "pairs": "all"}
+    assert result["eval_crop"] == 0.75
+    images = open_images(shapes, size=16, eval_crop=0.75)
+    views, labels = images.images(np.arange(60)), torch.from_numpy(images.labels)
+    for row in result["rows"]:
+        tokenizer = load_tokenizer(codebooks / f"{row['name']}.safetensors")
+        counts = token_class_counts(tokenizer, [(views, labels)])
+        assert row["tcas"]["default"] == pytest.approx(tcas(counts, rows="l1", pairs="all"))
+        assert row["tcas"]["A"] == pytest.approx(tcas(counts, "A"))
+    out.with_suffix(".json").unlink()
+    for wrong, message in (("rows=l3", "rows must be one of"), ("eval_crop=2", "in (0, 1]")):
+        assert cli.main([*command, f"out={out}", wrong]) == 1
+        assert message in capsys.readouterr().err
+    assert not out.with_suffix(".json").exists()
+
+
 def test_a_warning_where_k_nears_the_patches(shapes, codebooks, tmp_path):
     said = []
     files = [codebooks / "pixel4.safetensors", codebooks / "pixel12.safetensors"]

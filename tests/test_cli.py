@@ -12,7 +12,7 @@ pytest.importorskip("timm", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 pytest.importorskip("jinja2", reason="the extra [train] is not installed")
 
-from clustermim_fast import __version__, cli
+from clustermim_fast import __version__, cli, recipes
 from tests.shapes import TINY, draw_folder
 
 SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
@@ -190,7 +190,9 @@ def test_help(command, capsys):
 def test_lists_recipes_and_settings(capsys):
     assert cli.main(["pretrain", "--list"]) == 0
     printed = capsys.readouterr().out
-    assert "digits_demo" in printed
+    lines = [line.split(maxsplit=1) for line in printed.splitlines() if line.startswith("  ")]
+    assert [name for name, _ in lines] == recipes.list_recipes()
+    assert all(about[0].isalpha() and len(about) < 120 for _, about in lines)
     assert "optim.blr" in printed
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from clustermim_fast import recipes
 from clustermim_fast.checkpoint import write_text_atomically
-from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.data import DataConfig, ImageSet, open_images
 from clustermim_fast.report import Scored, ranking_picture, ranking_table
 from clustermim_fast.tokenizers import (
     Tokenizer,
@@ -58,6 +58,7 @@ class Choice:
         split: str,
         batch_size: int,
         device: str,
+        eval_crop: float | None = None,
     ) -> Choice:
         """Files, and evaluation views of ``images`` images (0: all), evenly spaced."""
         place = choose_device(device)
@@ -72,7 +73,8 @@ class Choice:
                     f"img_size: {size[0]}x{size[1]} is not a multiple of the patch_size "
                     f"{tokenizer.patch_size} of {file}; give img_size="
                 )
-        found = open_images(path, size=size, split=split)
+        crop = DataConfig(eval_crop=eval_crop).eval_crop  # refuses a share that is none
+        found = open_images(path, size=size, split=split, eval_crop=crop)
         count = min(len(found), images or len(found))
         ids = np.linspace(0, len(found) - 1, count).round().astype(np.int64)
         return cls(_short(files), loaded, found, ids, batch_size, place)
@@ -92,6 +94,7 @@ class Choice:
             "fingerprint": images_fingerprint(self.images),
             "images": len(self.ids),
             "image_size": list(self.images.image_size),
+            "eval_crop": self.images.eval_crop,
         }
 
     def said(self) -> str:
@@ -111,7 +114,9 @@ def tcas_of_tokenizers(
     split: str = "train",
     batch_size: int = 128,
     device: str = "auto",
+    eval_crop: float | None = None,
     say: Say = print,
+    **switches: Any,
 ) -> list[dict[str, Any]]:
     """Score tokenizers by TCAS in one pass over labelled images; lower is better.
 
@@ -122,17 +127,22 @@ def tcas_of_tokenizers(
         variant: what the ranking goes by, see ``tokenizers.tcas``; all are in the table.
         images: evenly spaced over the set; 0: all.
         img_size: (height, width) of the views; None: as ``pretrain data=`` would choose.
+        eval_crop: share of the resized image that a view keeps, as ``DataConfig.eval_crop``.
+        switches: rows, columns, pairs, token_weight, balance_classes of ``tokenizers.tcas``, for
+            ``variant``; the others stay beside it as they are.
 
     Returns the rows of the table, best first.
     Raises ValueError where there are no labels.
     """
     if variant not in VARIANTS:
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
-    choice = Choice.open(data, tokenizers, images, img_size, split, batch_size, device)
+    tcas(np.eye(2), variant, **switches)  # refuses others than it knows before the images
+    choice = Choice.open(data, tokenizers, images, img_size, split, batch_size, device, eval_crop)
     if choice.images.labels is None or choice.images.class_names is None:
         raise ValueError(
-            f"data: TCAS needs labels, and {choice.images.source} has no class sub-folders; give "
-            "data=DIR with DIR/<class>/, or use `clustermim tokenizer rank`, which needs none"
+            f"data: TCAS needs labels, and {choice.images.source} has no class sub-folders "
+            "(two at least); give data=DIR with DIR/<class>/, or use `clustermim tokenizer rank`, "
+            "which needs none"
         )
     say(choice.said())
     classes = len(choice.images.class_names)
@@ -141,7 +151,9 @@ def tcas_of_tokenizers(
     for name, tokenizer, counts in zip(choice.names, choice.tokenizers, tables, strict=True):
         with warnings.catch_warnings():
             warnings.simplefilter("once")
-            scores = {key: tcas(counts, key) for key in VARIANTS}
+            scores = {
+                key: tcas(counts, key, **(switches if key == variant else {})) for key in VARIANTS
+            }
             stats = token_statistics(counts)
         rows.append({**_identity(name, tokenizer), "tcas": scores, **asdict(stats)})
     rows.sort(key=lambda row: row["tcas"][variant])
@@ -158,7 +170,8 @@ def tcas_of_tokenizers(
         for row in rows
     ]
     say(ranking_table(scored, "TCAS" if variant == "default" else variant))
-    say(f"ranked by {VARIANTS[variant]}; lower is better in all four")
+    given = " ".join(f"{key}={value}" for key, value in switches.items())
+    say(f"ranked by {VARIANTS[variant]}{given and f', {given}'}; lower is better in all four")
     for row in rows:
         if row["patches_per_token"] < FEW_PATCHES:
             say(
@@ -166,7 +179,8 @@ def tcas_of_tokenizers(
                 f"({row['patches_per_token']:.3g} of the smallest class a token); TCAS then falls "
                 "with K whatever the tokens are. Use more images, or compare smaller K"
             )
-    _write(out, {**choice.about(), "variant": variant, "formulas": VARIANTS, "rows": rows}, say)
+    _write(out, {**choice.about(), "variant": variant, "switches": switches, "formulas": VARIANTS,
+                 "rows": rows}, say)  # fmt: skip
     ranking_picture(scored, "TCAS, lower is better").save(Path(out).with_suffix(".png"))
     return rows
 
@@ -182,6 +196,7 @@ def rank_tokenizers(
     batch_size: int = 64,
     seed: int = 0,
     device: str = "auto",
+    eval_crop: float | None = None,
     say: Say = print,
 ) -> list[dict[str, Any]]:
     """Rank tokenizers without labels, by how stable their ids are; usage and margin beside it.
@@ -189,7 +204,7 @@ def rank_tokenizers(
     Arguments as in :func:`tcas_of_tokenizers`; ``seed`` is the noise's. What the numbers are:
     ``tokenizers.stability.Stability``. Returns the rows of the table, most stable first.
     """
-    choice = Choice.open(data, tokenizers, images, img_size, split, batch_size, device)
+    choice = Choice.open(data, tokenizers, images, img_size, split, batch_size, device, eval_crop)
     say(choice.said())
     found = token_stability(choice.tokenizers, (batch for batch, _ in choice.batches()), seed=seed)
     rows = [

@@ -19,6 +19,7 @@ from clustermim_fast.cli.settings import (
     CHOICE_KEYS,
     EVALUATE_KEYS,
     KIND_KEYS,
+    TCAS_KEYS,
     convert,
     read_settings,
     subject_of,
@@ -174,7 +175,9 @@ def run_pretrain(parsed: argparse.Namespace) -> int:
     from clustermim_fast import api, recipes, train
 
     if parsed.list:
-        print("recipes:  " + ", ".join(recipes.list_recipes()))
+        print("recipes:")
+        for name in recipes.list_recipes():
+            print(f"  {name:<38} {recipes.describe_recipe(name)}")
         print("settings: " + ", ".join(train.list_keys()))
         return 0
     options: dict[str, Any] = dict(settings)
@@ -217,7 +220,7 @@ def run_tokenizer_choice(parsed: argparse.Namespace) -> int:
     """clustermim tokenizer tcas | rank."""
     texts = read_settings(parsed.settings)
     own: dict[str, dict[str, Callable[[str], Any]]] = {
-        "tcas": {"variant": str},
+        "tcas": TCAS_KEYS,
         "rank": {"seed": int},
     }
     settings = convert(texts, CHOICE_KEYS | own[parsed.kind], f"tokenizer {parsed.kind}")

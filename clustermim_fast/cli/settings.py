@@ -37,6 +37,15 @@ CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
     "split": str,
     "batch_size": int,
     "device": str,
+    "eval_crop": float,
+}
+TCAS_KEYS: dict[str, Callable[[str], Any]] = {
+    "variant": str,
+    "rows": str,
+    "columns": str,
+    "pairs": str,
+    "token_weight": str,
+    "balance_classes": to_bool,
 }
 # What each setting of `evaluate` is read as.
 EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
@@ -59,6 +68,7 @@ KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
         "epochs": int,
         "warmup_epochs": float,
         "probe_batch_size": int,
+        "batch_norm": to_bool,
         "optimizer": str,
         "weight_decay": float,
         "held_out": float,

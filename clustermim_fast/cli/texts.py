@@ -29,8 +29,9 @@ DINO, DeiT, MAE, BEiT).
   clustermim tokenizer fit data=photos/ kind=feature num_clusters=100
   clustermim tokenizer fit data=photos/ kind=feature model=runs/clustermim_photos layer=8
 
-Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter=
-max_images=, per_patch_norm=yes (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
+Its settings: metric=euclidean|cosine|dot algorithm=minibatch|lloyd|clustermim max_iter= init=
+tol= tokenizer.batch_size= reassignment_ratio= max_images= images_per_class=, per_patch_norm=yes
+normalize=no (pixels), layer=-1 apply_norm=yes precision=float32|bfloat16
 keep_features=no (features). Images are resized for a network whose patches are not of patch_size.
 """
 SHOW_HELP = """\
@@ -49,7 +50,8 @@ OUT.json and OUT.png. Fit some tokenizers, look here, and pretrain with the best
   clustermim tokenizer tcas data=photos/ tokenizers=codebooks/ images=0 variant=A
 
 Settings: data= tokenizers=FILE,FILE or a folder; out=tcas variant=default|A|B|C images=10000
-(0: all) """,
+(0: all); of the variant rows=l2|l1|none columns=none|l1|l2 pairs=different|all, and of C
+token_weight=frequency|uniform balance_classes=no; """,
     "rank": """\
 Rank tokenizers without labels: how many patches keep their token under noise, blur, jitter and a
 shift by one pixel (beyond chance), how clear the nearest centroid is, how many tokens are used.
@@ -59,7 +61,7 @@ shift by one pixel (beyond chance), how clear the nearest centroid is, how many 
 Settings: data= tokenizers=FILE,FILE or a folder; out=rank images=1000 (0: all) seed=0 """,
 }
 CHOICE_TEXT = """\
-img_size=HxW split=train|test|all batch_size= device=auto
+img_size=HxW eval_crop= split=train|test|all batch_size= device=auto
 """
 COMPARE_HELP = """\
 Write one offline page on several run folders: a table of accuracies with intervals and budgets

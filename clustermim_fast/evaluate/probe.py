@@ -34,6 +34,7 @@ class ProbeTraining:
             The last images of an epoch's order that fill no batch wait for the next.
         optimizer: "lars" (momentum 0.9, trust 0.001, matrices only) or "adamw".
         weight_decay: on matrices only.
+        batch_norm: BatchNorm1d(affine=False, eps=1e-6) before the classifier.
     """
 
     epochs: int = 90
@@ -41,6 +42,7 @@ class ProbeTraining:
     batch_size: int = 1024
     optimizer: str = "lars"
     weight_decay: float = 0.0
+    batch_norm: bool = True
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2:
@@ -63,12 +65,22 @@ class Probe(nn.Module):
     BatchNorm1d(affine=False, eps=1e-6), then nn.Linear as torch initialises it, as released.
     """
 
-    def __init__(self, pooling: nn.Module | None, dim: int, classes: int, heads: int) -> None:
+    def __init__(
+        self,
+        pooling: nn.Module | None,
+        dim: int,
+        classes: int,
+        heads: int,
+        *,
+        batch_norm: bool = True,
+    ) -> None:
         super().__init__()
         self.dim = dim
         self.pooling = pooling
         # One norm over the channels of all heads is one norm a head.
-        self.norm = nn.BatchNorm1d(dim * (heads if pooling else 1), affine=False, eps=1e-6)
+        channels = dim * (heads if pooling else 1)
+        norm = nn.BatchNorm1d(channels, affine=False, eps=1e-6) if batch_norm else nn.Identity()
+        self.norm: nn.Module = norm
         self.classifier = Linears(dim, classes, heads)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -121,7 +133,8 @@ def fit_probes(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             heads, dim = len(rates[name]), inputs[name].shape[-1]
-            probe = Probe(make(heads) if make else None, dim, classes, heads)
+            pooling = make(heads) if make else None
+            probe = Probe(pooling, dim, classes, heads, batch_norm=training.batch_norm)
         probes[name] = probe.to(device).train()
     batch_size = min(training.batch_size, len(rows))
     updates = len(rows) // batch_size

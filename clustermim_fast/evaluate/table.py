@@ -55,9 +55,14 @@ def _method_lines(result: dict[str, Any]) -> list[str]:
     norm = "final norm" if settings["norm"] else "no final norm"
     rates = ", ".join(f"{rate:g}" for rate in settings["learning_rates"])
     how = f"{training['epochs']} epochs, {training['optimizer']}, batch {training['batch_size']:,}"
+    how += "" if training.get("batch_norm", True) else ", no batch norm"
+    chosen = " on held-out training images" if len(settings["learning_rates"]) > 1 else ""
+    switches = dict(settings["abmilp"]) if "abmilp" in settings["pool"] else {}
+    listed = ", ".join(f"{name} {value}" for name, value in switches.items())
     return [
         f"attentive probes on frozen tokens (layer {settings['layer']}, {norm}); {how}",
-        f"one un-augmented view; base learning rate of {rates} on held-out training images",
+        f"one un-augmented view; base learning rate {'of ' if chosen else ''}{rates}{chosen}",
+        *([f"AbMILP: {listed}"] if listed else []),
     ]
 
 

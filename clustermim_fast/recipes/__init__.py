@@ -14,7 +14,12 @@ from clustermim_fast.recipes.imagenet100 import (
     clustermim_vit_small_imagenet100,
 )
 from clustermim_fast.recipes.mae import cifar10_mae_vit_tiny, mae_vit_base_imagenet
-from clustermim_fast.recipes.registry import get_recipe, list_recipes, register_recipe
+from clustermim_fast.recipes.registry import (
+    describe_recipe,
+    get_recipe,
+    list_recipes,
+    register_recipe,
+)
 from clustermim_fast.recipes.small import (
     cifar10_features_vit_tiny,
     cifar10_vit_tiny,
@@ -35,6 +40,7 @@ __all__ = [
     "clustermim_features_imagenet100",
     "clustermim_features_k1000_imagenet100",
     "clustermim_vit_small_imagenet100",
+    "describe_recipe",
     "digits_demo",
     "get_recipe",
     "list_recipes",

@@ -21,6 +21,12 @@ def list_recipes() -> list[str]:
     return sorted(_RECIPES)
 
 
+def describe_recipe(name: str) -> str:
+    """The first sentence of a recipe's docstring."""
+    text = " ".join((_RECIPES[name].__doc__ or "").replace("`", "").split())
+    return text.partition(". ")[0].partition("; ")[0].removesuffix(".")
+
+
 def get_recipe(name: str) -> TrainConfig:
     """The config of a recipe; ValueError lists the names otherwise."""
     if name not in _RECIPES:

@@ -8,6 +8,7 @@ that occur once tell classes apart whatever they are. Look at the patches a toke
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,11 +28,21 @@ VARIANTS = {
     "C": "TCAS (reconstructed, variant C: chance that two patches of one token differ in class)",
 }
 
+_ROWS = {"default": "l2", "A": "l2", "B": "l1", "C": "l1"}
+_SIZES: dict[str, Callable[[Float64, int], Float64]] = {
+    "l2": lambda table, axis: np.linalg.norm(table, axis=axis, keepdims=True),
+    "l1": lambda table, axis: table.sum(axis=axis, keepdims=True),
+    "none": lambda table, axis: np.ones((1, 1)),
+}
+
 
 def tcas(
     counts: Any,
     variant: str = "default",
     *,
+    rows: str | None = None,
+    columns: str = "none",
+    pairs: str = "different",
     token_weight: str = "frequency",
     balance_classes: bool = False,
 ) -> float:
@@ -47,6 +58,11 @@ def tcas(
             "A": mean over pairs c != c' of the cosine s(c,c') / sqrt(s(c,c) s(c',c'));
             "B": mean over pairs of s(c,c'); not comparable between different K;
             "C": 1 - sum_k w_k sum_c Q(c,k)^2.
+        rows: what each row is divided by, in all but "C": "l2", its length; "l1", its sum; "none".
+            None: the variant's own, l1 for "B" and l2 for the others. "none" weighs classes by
+            their patches and grows with their squares.
+        columns: the same for each token's column, before that.
+        pairs: "different" classes; or "all", each class with itself too (1 with rows of length 1).
         token_weight: w of "C": "frequency" of token k, or "uniform" over the tokens that occur.
         balance_classes: "C" of P instead of n, so that every class weighs the same (the others do
             that anyway).
@@ -58,22 +74,37 @@ def tcas(
         raise ValueError(f"variant must be one of {', '.join(VARIANTS)}; got {variant!r}")
     if token_weight not in ("frequency", "uniform"):
         raise ValueError(f"token_weight must be 'frequency' or 'uniform', got {token_weight!r}")
+    own = {"rows": rows or _ROWS[variant], "columns": columns, "pairs": pairs}
+    for name, known in (
+        ("rows", tuple(_SIZES)),
+        ("columns", tuple(_SIZES)),
+        ("pairs", ("different", "all")),
+    ):
+        if own[name] not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {own[name]!r}")
+    if variant == "C" and (rows, columns, pairs) != (None, "none", "different"):
+        raise ValueError("rows, columns, pairs: variant C compares no pairs of rows; leave them")
     table = _present(counts)
     classes = len(table)
-    shares = table / table.sum(axis=1, keepdims=True)
     if variant == "C":
+        shares = _divided(table, "l1", 1)
         used = (shares if balance_classes else table)[:, table.any(axis=0)]
         frequency = used.sum(axis=0) / used.sum()
         weight = frequency if token_weight == "frequency" else np.ones_like(frequency)
         pure = np.square(used / used.sum(axis=0)).sum(axis=0)
         return float(1 - np.average(pure, weights=weight))
-    if variant != "B":
-        shares /= np.linalg.norm(shares, axis=1, keepdims=True)
-    alike = shares @ shares.T
-    between = alike[~np.eye(classes, dtype=bool)]
+    histograms = _divided(_divided(table, columns, 0), own["rows"], 1)
+    alike = histograms @ histograms.T
+    counted = alike[~np.eye(classes, dtype=bool)] if pairs == "different" else alike
     if variant == "default":
-        return float(np.square(between).sum() / classes**2)
-    return float(between.mean())
+        return float(np.square(counted).sum() / classes**2)
+    return float(counted.mean())
+
+
+def _divided(table: Float64, by: str, axis: int) -> Float64:
+    """Rows (axis 1) or columns (0) over their size; a column of zeros stays."""
+    size = _SIZES[by](table, axis)
+    return table / np.where(size > 0, size, 1.0)
 
 
 @dataclass(frozen=True)

@@ -67,6 +67,18 @@ def test_a_sweep_is_separate_runs(optimizer):
             )
 
 
+@pytest.mark.parametrize("pooling", [None, abmilp])
+def test_a_probe_without_batch_norm_is_a_linear_classifier(pooling):
+    x, labels = planted(64)
+    x = x if pooling else x.mean(1)
+    training = replace(QUICK, batch_norm=False)
+    probe = fit_probes({"a": x}, labels, {"a": pooling}, {"a": (1.0, 3.0)}, training)["a"]
+    rows = probe.pooling(x) if pooling else x[:, None].expand(-1, 2, -1)
+    for head, linear in enumerate(probe.classifier.heads):
+        wanted = rows[:, head] @ linear.weight.T + linear.bias
+        torch.testing.assert_close(probe(x)[:, head], wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_rate_that_explodes_leaves_the_others_alone():
     x, labels = planted(64)
     training = ProbeTraining(epochs=2, warmup_epochs=0, batch_size=16, optimizer="adamw")

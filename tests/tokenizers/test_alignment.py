@@ -67,6 +67,42 @@ def test_formulas(seed):
         assert found == pytest.approx(by_hand(counts, "C", weight, balanced), abs=1e-12)
 
 
+def with_switches(counts, variant, rows, columns, pairs):
+    """The definition by loops: columns, then rows divided, then products of rows."""
+    n = [[float(v) for v in row] for row in counts]
+
+    def size(values, by):
+        root = math.sqrt(sum(v * v for v in values))
+        return {"l1": sum(values), "l2": root, "none": 1.0}[by] or 1.0
+
+    by_column = [size(column, columns) for column in zip(*n, strict=True)]
+    n = [[v / s for v, s in zip(row, by_column, strict=True)] for row in n]
+    n = [[v / size(row, rows) for v in row] for row in n]
+    chosen = [
+        sum(a * b for a, b in zip(n[c], n[d], strict=True))
+        for c in range(len(n))
+        for d in range(len(n))
+        if pairs == "all" or c != d
+    ]
+    if variant == "default":
+        return sum(v * v for v in chosen) / len(n) ** 2
+    return sum(chosen) / len(chosen)
+
+
+@pytest.mark.parametrize("variant", ["default", "A", "B"])
+def test_switches(variant):
+    counts = np.random.default_rng(5).integers(0, 6, (4, 6))
+    counts[:, 2] = 0  # a dead token has no size to divide by
+    kinds = ("l2", "l1", "none")
+    for rows, columns, pairs in itertools.product(kinds, kinds, ("different", "all")):
+        found = tcas(counts, variant, rows=rows, columns=columns, pairs=pairs)
+        wanted = with_switches(counts, variant, rows, columns, pairs)
+        assert found == pytest.approx(wanted, rel=1e-12), (rows, columns, pairs)
+    own = {"default": "l2", "A": "l2", "B": "l1"}[variant]
+    assert tcas(counts, variant) == tcas(counts, variant, rows=own)
+    assert tcas(counts, "A", rows="l1") == tcas(counts, "B")
+
+
 def test_degenerate_tables():
     """The anchors: one token, tokens independent of class, tokens = classes, tokens = patches."""
     c = 4
@@ -138,6 +174,12 @@ def test_refusals():
                 function(counts)
     with pytest.raises(ValueError, match="variant must be one of default, A, B, C; got 'D'"):
         tcas(np.eye(2), "D")
+    for switch in ({"rows": "l3"}, {"columns": "L1"}, {"pairs": "same"}):
+        with pytest.raises(ValueError, match=f"{next(iter(switch))} must be one of"):
+            tcas(np.eye(2), **switch)
+    for switch in ({"rows": "l1"}, {"columns": "l1"}, {"pairs": "all"}):
+        with pytest.raises(ValueError, match="variant C compares no pairs"):
+            tcas(np.eye(2), "C", **switch)
     with pytest.raises(ValueError, match="token_weight must be"):
         tcas(np.eye(2), "C", token_weight="k")
 
