@@ -156,8 +156,11 @@ def test_restart_forgets_the_old_evaluations(run, shapes):
     options = {"data": shapes, "out": run, "export": False, "say": lambda _: None}
     api.pretrain(**options, **TINY)  # complete: nothing to do, nothing to forget
     assert "Not evaluated yet" not in (run / "report.html").read_text()
+    shutil.copy(run / "figures" / "loss.png", run / "figures" / "attention.png")  # of a look
+    assert 'alt="attention"' in api.report_run(run).read_text()
     api.pretrain(**options, **TINY, resume="restart")
     assert "Not evaluated yet" in (run / "report.html").read_text()
+    assert 'alt="attention"' not in (run / "report.html").read_text()
 
 
 def test_evaluations_and_their_report(run):
@@ -301,6 +304,10 @@ def test_no_labels_is_refused_with_what_is_needed(finished, shapes, tmp_path):
     for number, path in enumerate(sorted(shapes.rglob("*.png"))[:10]):
         shutil.copyfile(path, flat / f"{number}.png")
     with pytest.raises(ValueError, match=r"needs labels.*DIR/<class>/"):
+        api.evaluate_run("knn", finished, data=str(flat))
+    for path in sorted(flat.iterdir())[1:]:
+        path.unlink()
+    with pytest.raises(ValueError, match=r"needs labels.*DIR/<class>/"):  # not "cannot be read"
         api.evaluate_run("knn", finished, data=str(flat))
     single = draw_folder(tmp_path / "single", 1)
     with pytest.raises(ValueError, match="at most 1 images of a class"):

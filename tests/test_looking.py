@@ -61,6 +61,10 @@ def test_attention_of_a_run(run, capsys):
         total = np.array(values["cls_to_cls"]) + 16 * np.array(values["cls_to_patch"])
         np.testing.assert_allclose(total, 1, rtol=1e-5)
     assert result["encoders"]["pretrained"] != result["encoders"]["random_init"]
+    card = result["card"]
+    assert card["config"] == json.loads((run / "config.json").read_text())
+    assert {"commit", "versions", "weights_sha256", "machine", "finished"} <= card.keys()
+    assert len(card["data"]["fingerprint"]) == 64
     picture = Image.open(run / "figures" / "attention.png")
     assert np.asarray(picture.convert("L")).std() > 0
 
@@ -79,6 +83,9 @@ def test_unlabeled_images_elsewhere(run, flat, tmp_path):
     }  # fmt: skip
     assert not (run / "eval" / "unlabeled.json").exists()
     assert json.loads((tmp_path / "look" / "my.json").read_text()) == result
+    here = api.evaluate_unlabeled(run, images=10, out=tmp_path / "own", **QUIET)["card"]
+    assert here["weights_sha256"] == result["card"]["weights_sha256"]
+    assert here["data"]["fingerprint"] != result["card"]["data"]["fingerprint"]
 
 
 def test_pictures_of_looks_are_compared(run):
@@ -93,9 +100,30 @@ def test_pictures_of_looks_are_compared(run):
     assert 'alt="attention"' not in report
 
 
+def test_attention_maps_of_a_probe(run, tmp_path, capsys):
+    """The command draws them, the report and the comparison show them; of another evaluation no
+    picture stays."""
+    api.report_run(run)
+    quick = ["epochs=1", "learning_rates=1", "probe_batch_size=8"]
+    assert cli.main(["evaluate", "attentive", str(run), *quick]) == 0
+    drawn = run / "figures" / "attentive_maps.png"
+    assert f"where AbMILP and [cls] look: {drawn}" in capsys.readouterr().out
+    with Image.open(drawn) as picture:
+        assert picture.height > picture.width * 0.8  # some test images below each other
+    for page in (run / "report.html", api.compare_runs([run], out=run / "page.html", **QUIET)):
+        assert "What the attentive probe looks at" in page.read_text(encoding="utf-8")
+    file = tmp_path / "elsewhere.json"
+    assert cli.main(["evaluate", "attentive", str(run), "shots=3", f"out={file}", *quick]) == 0
+    assert (tmp_path / "elsewhere_maps.png").is_file()
+    assert cli.main(["evaluate", "attentive", str(run), "pool=mean", *quick]) == 0
+    assert not drawn.exists()
+
+
 def test_refusals(run, flat):
     with pytest.raises(ValueError, match="fewer than the 10 images"):
         api.evaluate_unlabeled(run, data=str(flat), neighbours=10, **QUIET)
+    with pytest.raises(ValueError, match=r"neighbours: expected at least 1 .* got 0"):
+        api.evaluate_unlabeled(run, data=str(flat), neighbours=0, **QUIET)
     with pytest.raises(ValueError, match="images: expected"):
         api.evaluate_attention(run, images=-1, **QUIET)
     with pytest.raises(ValueError, match="no such run folder"):

@@ -207,6 +207,9 @@ def test_command(folders, tmp_path, capsys):
     assert [row["name"] for row in result["rows"]] == ["pretrained", "random_init", "raw_pixels"]
     assert result["rows"][2]["miou_percent"] > 50  # bright shapes on a dark ground
     assert "mean IoU %" in capsys.readouterr().out
+    card = result["card"]
+    assert {"commit", "versions", "weights_sha256", "config", "finished"} <= card.keys()
+    assert card["data"]["train_fingerprint"] != card["data"]["test_fingerprint"]
     assert cli.main(["evaluate", "segment", VIT, f"data={images}"]) == 1
     assert "masks: expected a folder" in capsys.readouterr().err
 

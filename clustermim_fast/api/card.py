@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import importlib.metadata
+import json
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from clustermim_fast._version import __version__
 from clustermim_fast.evaluate import Subject, protocol_lines, weights_fingerprint
 
-__all__ = ["result_card", "source_commit", "versions"]
+__all__ = ["plain_card", "result_card", "run_config", "source_commit", "versions"]
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -30,7 +33,13 @@ def result_card(
     fingerprints of both image sets (pixels and labels), "machine", "finished" (UTC), and "config":
     the resolved settings of the run that is evaluated, or None where there is none.
     """
-    encoder = next(iter(subject.encoders.values()))
+    data = {
+        "train_fingerprint": subject.train.fingerprint,
+        "test_fingerprint": subject.test.fingerprint,
+        "labelled_train_images": len(subject.train.labels),
+        "mean": list(subject.mean),
+        "std": list(subject.std),
+    }
     several = result["settings"]["seeds"] > 1
     return {
         "protocol": protocol_lines(result),
@@ -39,16 +48,24 @@ def result_card(
             if several
             else "Wilson, over test images"
         ),
+        **plain_card(subject.encoders, data, device=device, config=config),
+    }
+
+
+def plain_card(
+    encoders: Mapping[str, nn.Module],
+    data: dict[str, Any],
+    *,
+    device: str,
+    config: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """The part of a card that needs no labels; ``encoders`` the evaluated one first, ``data`` what
+    tells the images."""
+    return {
         "commit": source_commit(),
         "versions": versions(),
-        "weights_sha256": weights_fingerprint(encoder),
-        "data": {
-            "train_fingerprint": subject.train.fingerprint,
-            "test_fingerprint": subject.test.fingerprint,
-            "labelled_train_images": len(subject.train.labels),
-            "mean": list(subject.mean),
-            "std": list(subject.std),
-        },
+        "weights_sha256": weights_fingerprint(next(iter(encoders.values()))),
+        "data": data,
         "machine": {
             "device": device,
             "platform": platform.platform(),
@@ -58,6 +75,15 @@ def result_card(
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         "config": config,
     }
+
+
+def run_config(folder: Path | None) -> dict[str, Any] | None:
+    """The resolved settings of a run folder; None where there is none."""
+    path = folder / "config.json" if folder else None
+    if path is None or not path.is_file():
+        return None
+    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return config
 
 
 def source_commit() -> str | None:

@@ -19,19 +19,23 @@ from clustermim_fast.evaluate import (
     FinetuneSettings,
     FinetuneTraining,
     Labelled,
+    PoolingMaps,
     ProbeTraining,
     Subject,
     TokenSource,
 )
+from clustermim_fast.report import attention_maps
 from clustermim_fast.train.prepare import choose_device
 
-from .card import result_card
+from .card import result_card, run_config
 from .fingerprint import images_fingerprint
+from .looking import few_of
 from .sources import class_indices, open_source, open_splits, unreadable_note
 
 __all__ = ["evaluate_run"]
 
 Say = Callable[[str], None]
+MAPPED = 8  # images of which attention maps are drawn
 
 
 def evaluate_run(
@@ -73,6 +77,9 @@ def evaluate_run(
             name for that pooling), or those of
             `FinetuneSettings` and `FinetuneTraining` (finetune; train_batch_size).
 
+    "attentive" also draws what AbMILP and [cls] look at in a few test images, beside random
+    initialisation: RUN/figures/attentive_maps.png, or <out>_maps.png.
+
     The result's "card" says what it was measured with: protocol, configuration, commit, versions,
     fingerprints of weights and data.
     Raises ValueError where there are no labels, saying what is needed.
@@ -112,6 +119,9 @@ def evaluate_run(
     )
     if kind == "attentive" and pool:
         options["pool"] = tuple(pool.split(","))
+    maps = None
+    if kind == "attentive":
+        options["watch"] = maps = PoolingMaps(few_of(test, MAPPED))
     result = evaluators[kind](subject, options=features, **options)
     if path == "digits":
         result["notes"].append(
@@ -119,7 +129,7 @@ def evaluate_run(
             "only the gain over random initialisation is claimed."
         )
     result["notes"] += [note for part in (train, test) if (note := unreadable_note(part))]
-    config = _run_config(source.folder)
+    config = run_config(source.folder)
     result["card"] = result_card(subject, result, device=features.device, config=config)
     say(evaluate.format_table(result))
     label = evaluate.shots_label(str(result["settings"]["shots"]))
@@ -130,19 +140,28 @@ def evaluate_run(
         file.parent.mkdir(parents=True, exist_ok=True)
         write_text_atomically(file, json.dumps(result, indent=2) + "\n")
         say(f"  with its card (protocol, configuration, commit, data): {file}")
+        if maps is not None:
+            place = file.parent if out or folder is None else folder.parent / "figures"
+            _draw(maps, place / f"{file.stem}_maps.png", say)
     return result
 
 
-def _run_config(folder: Path | None) -> dict[str, Any] | None:
-    path = folder / "config.json" if folder else None
-    if path is None or not path.is_file():
-        return None
-    config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return config
+def _draw(maps: PoolingMaps, file: Path, say: Say) -> None:
+    """The picture of an evaluation takes the place of the one before, also where there is none."""
+    if not maps.weights:
+        file.unlink(missing_ok=True)
+        return
+    file.parent.mkdir(exist_ok=True)
+    attention_maps(maps.images, maps.weights, maps.grid).save(file)
+    say(f"  where AbMILP and [cls] look: {file}")
 
 
 def _attentive(
-    subject: Subject, options: FeatureOptions, teacher: str | Path = "", **settings: Any
+    subject: Subject,
+    options: FeatureOptions,
+    watch: PoolingMaps,
+    teacher: str | Path = "",
+    **settings: Any,
 ) -> dict[str, Any]:
     """`evaluate.attentive` with the settings of its parts under their plain names."""
     guide = _teacher(teacher, options.device) if teacher else None
@@ -152,7 +171,7 @@ def _attentive(
     _rename(settings, "probe_batch_size", "batch_size")
     own = _take(settings, abmilp=AbMILPSettings, training=ProbeTraining)
     whole = AttentiveSettings(**own, **settings)
-    result = evaluate.attentive(subject, whole, options=options, teacher=guide)
+    result = evaluate.attentive(subject, whole, options=options, teacher=guide, watch=watch)
     result["settings"]["teacher"] = str(teacher)
     return result
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from clustermim_fast.data import ImageSet
 
-__all__ = ["images_fingerprint"]
+__all__ = ["files_fingerprint", "images_fingerprint"]
 
 
 def images_fingerprint(images: ImageSet) -> str:
@@ -21,4 +23,13 @@ def images_fingerprint(images: ImageSet) -> str:
         digest.update(pixels.contiguous().numpy().data)
     if images.labels is not None:
         digest.update(np.ascontiguousarray(images.labels).tobytes())
+    return digest.hexdigest()
+
+
+def files_fingerprint(files: Sequence[Path]) -> str:
+    """Hash of the content of files, of 1,024 evenly spaced ones where there are more."""
+    digest = hashlib.sha256(f"{len(files)}".encode())
+    for place in np.linspace(0, len(files) - 1, min(len(files), 1024)).round().astype(np.int64):
+        with files[place].open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()

@@ -19,9 +19,11 @@ from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.report import attention_chart, frequency_chart, neighbour_sheet
 from clustermim_fast.train.prepare import choose_device
 
+from .card import plain_card, run_config
+from .fingerprint import images_fingerprint
 from .sources import Source, open_source
 
-__all__ = ["evaluate_attention", "evaluate_unlabeled"]
+__all__ = ["evaluate_attention", "evaluate_unlabeled", "few_of"]
 
 Say = Callable[[str], None]
 
@@ -39,6 +41,11 @@ class Chosen:
     def images(self, indices: Tensor) -> Tensor:
         """uint8 [B, 3, H, W], un-augmented."""
         return self.whole.images(self.positions[indices])
+
+
+def few_of(whole: ImageSet, wanted: int) -> Chosen:
+    """``wanted`` of the images, evenly spaced; 0: all."""
+    return Chosen(whole, torch.from_numpy(_spread(len(whole), wanted or len(whole))))
 
 
 def evaluate_attention(
@@ -91,6 +98,7 @@ def evaluate_attention(
         for name, row in means.items()
     }
     picture = attention_chart(drawn, evaluate.STATISTICS, found.patches)
+    result["card"] = _card(source, chosen, device)
     written = _write(source, out, "attention", result, {"attention": picture})
     _say_attention(means, result, say)
     say(f"written: {written}")
@@ -135,9 +143,10 @@ def evaluate_unlabeled(
     Raises ValueError where there are too few images, and as `open_source` does.
     """
     source, chosen, about = _open(run, checkpoint, data, images, source_options)
-    if len(chosen) <= neighbours:
+    if not 1 <= neighbours < len(chosen):
         raise ValueError(
-            f"neighbours: expected fewer than the {len(chosen)} images, got {neighbours}"
+            f"neighbours: expected at least 1 and fewer than the {len(chosen)} images, got "
+            f"{neighbours}"
         )
     view: dict[str, Any] = {"mean": source.mean, "std": source.std}
     place = choose_device(device)
@@ -166,6 +175,7 @@ def evaluate_unlabeled(
         {name: wave.variance.tolist() for name, wave in waves.items()},
     )
     result = {"kind": "unlabeled", "pool": pool, **about, "encoders": rows}
+    result["card"] = _card(source, chosen, device)
     written = _write(source, out, "unlabeled", result, sheets)
     say(f"RankMe (effective rank) of the features of {len(chosen):,} images")
     for name, row in rows.items():
@@ -194,9 +204,19 @@ def _open(
         path, size=source.image_size, split=split, holdout=holdout, eval_crop=source.eval_crop,
         in_memory="no",
     )  # fmt: skip
-    chosen = Chosen(whole, torch.from_numpy(_spread(len(whole), images or len(whole))))
+    chosen = few_of(whole, images)
     about = {**source.about, "data": path, "split": split, "images": len(chosen)}
     return source, chosen, about
+
+
+def _card(source: Source, chosen: Chosen, device: str) -> dict[str, Any]:
+    data = {
+        "fingerprint": images_fingerprint(chosen.whole),
+        "mean": list(source.mean),
+        "std": list(source.std),
+    }
+    place, config = str(choose_device(device)), run_config(source.folder)
+    return plain_card(source.encoders, data, device=place, config=config)
 
 
 def _write(

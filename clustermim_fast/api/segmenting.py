@@ -13,6 +13,8 @@ from clustermim_fast.data import open_masked_images
 from clustermim_fast.evaluate import TokenSource
 from clustermim_fast.train.prepare import choose_device
 
+from .card import plain_card, run_config
+from .fingerprint import files_fingerprint
 from .sources import open_source
 
 __all__ = ["evaluate_segmentation"]
@@ -70,6 +72,16 @@ def evaluate_segmentation(
     sources["raw_pixels"] = evaluate.pixel_patches(grid, **view)
     result = evaluate.segment(sources, train, test, batch_size=batch_size, **options)
     result = {**result, **source.about, "data": str(data), "masks": str(masks)}
+    parts = {
+        f"{split}_fingerprint": files_fingerprint([file for pair in part.pairs for file in pair])
+        for split, part in (("train", train), ("test", test))
+    }
+    result["card"] = plain_card(
+        source.encoders,
+        parts | {key: list(value) for key, value in view.items()},
+        device=place,
+        config=run_config(source.folder),
+    )
     file = Path(out).expanduser() if out else source.folder and source.folder / "eval/segment.json"
     if file:
         file.parent.mkdir(parents=True, exist_ok=True)

@@ -187,11 +187,21 @@ def unreadable_note(images: ImageSet) -> str:
 
 def _require_enough_to_hold_out(path: str) -> None:
     labels = all_labels(path)
-    if labels is not None and round(HOLDOUT * int(np.bincount(labels).max())) == 0:
+    if labels is None:
+        raise ValueError(_no_labels(path))
+    if round(HOLDOUT * int(np.bincount(labels).max())) == 0:
         raise ValueError(
             f"data: {path} has at most {np.bincount(labels).max()} images of a class, too few to "
             f"hold {100 * HOLDOUT:.0f} % of each out as a test set; give data=DIR with more"
         )
+
+
+def _no_labels(source: str) -> str:
+    return (
+        f"data: an evaluation needs labels, and {source} has no class sub-folders (two at least); "
+        "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/; "
+        "`clustermim evaluate unlabeled` and `attention` need none"
+    )
 
 
 def class_indices(
@@ -200,11 +210,7 @@ def class_indices(
     """Class indices int64 [N] of both splits by the names of the first, and those names."""
     for part in (train, test):
         if part.labels is None or part.class_names is None:
-            raise ValueError(
-                f"data: an evaluation needs labels, and {part.source} has no class sub-folders; "
-                "give data=DIR with DIR/<class>/, or DIR/train/<class>/ and DIR/test/<class>/; "
-                "`clustermim evaluate unlabeled` and `attention` need none"
-            )
+            raise ValueError(_no_labels(part.source))
     assert train.labels is not None
     assert train.class_names is not None
     assert test.labels is not None
