@@ -186,6 +186,13 @@ def test_evaluations_and_their_report(run):
     text = api.report_run(run).read_text()
     assert "Not evaluated yet" not in text
     assert "logistic" in text or "linear probe" in text
+    few = api.evaluate_run("knn", run, k=3, shots="3", seeds=3, say=lambda _: None)
+    text = api.report_run(run).read_text()
+    assert "k nearest neighbours, 3 a class" in text
+    assert "Low-shot: 3 of each class." in text
+    row = few["rows"][0]
+    assert f"{row['accuracy_percent']:.1f} ± {row['seed_deviation_points']:.1f}" in text
+    assert "mean of 3 seeds" in text
 
 
 def test_attentive_settings_reach_their_parts(run, shapes):
@@ -193,6 +200,9 @@ def test_attentive_settings_reach_their_parts(run, shapes):
     options |= {"learning_rates": (0.1,), "pool": "abmilp", "say": lambda _: None}
     result = api.evaluate_run("attentive", run, **options)
     assert json.loads((run / "eval" / "attentive.json").read_text()) == result
+    protocol = result["card"]["protocol"]
+    assert "one un-augmented view; base learning rate 0.1" in protocol  # given, not chosen
+    assert protocol[2].startswith("AbMILP: content patch, attention none, depth 2")
     settings = result["settings"]
     assert settings["training"] | {"epochs": 2, "batch_size": 8} == settings["training"]
     assert (settings["abmilp"]["depth"], settings["layer"]) == (2, 0)

@@ -9,7 +9,7 @@ from typing import Any
 
 from clustermim_fast.report import ComparedRun, write_comparison
 
-from .reporting import read_metrics
+from .reporting import has_accuracies, read_metrics
 
 __all__ = ["compare_runs"]
 
@@ -73,17 +73,9 @@ def _read(folder: Path, name: str) -> ComparedRun:
         evaluations={
             path.stem: result
             for path in sorted((folder / "eval").glob("*.json"))
-            if isinstance(result := _json(path), dict) and _has_accuracies(result)
+            if has_accuracies(result := _json(path))
         },
         figures={path.stem: path for path in sorted((folder / "figures").glob("*.png"))},
-    )
-
-
-def _has_accuracies(result: dict[str, Any]) -> bool:
-    """Other results than accuracies (attention statistics) have no place in the table."""
-    rows = result.get("rows")
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and {"name", "accuracy_percent"} <= row.keys() for row in rows
     )
 
 

@@ -14,7 +14,13 @@ from torch import Tensor
 from clustermim_fast import recipes
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.masking import Masker
-from clustermim_fast.report import RunView, codebook_picture, token_map_picture, write_report
+from clustermim_fast.report import (
+    RunView,
+    codebook_picture,
+    evaluation_title,
+    token_map_picture,
+    write_report,
+)
 from clustermim_fast.report.charts import usage
 from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
@@ -180,13 +186,27 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
+KINDS = ("knn", "linear", "attentive", "finetune")
+
+
 def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    found = {kind: folder / f"{kind}.json" for kind in ("knn", "linear", "attentive", "finetune")}
-    return {
-        kind: json.loads(path.read_text(encoding="utf-8"))
-        for kind, path in found.items()
+    """Results by kind, low-shot ones after them by what they are."""
+    stems = [*KINDS, *sorted({path.stem for path in folder.glob("*.json")} - {*KINDS})]
+    files = {stem: folder / f"{stem}.json" for stem in stems}
+    found = {
+        stem if stem in KINDS else evaluation_title(stem): json.loads(path.read_text("utf-8"))
+        for stem, path in files.items()
         if path.is_file()
     }
+    return {name: result for name, result in found.items() if has_accuracies(result)}
+
+
+def has_accuracies(result: Any) -> bool:
+    """Other results (attention statistics) have no place in a table of accuracies."""
+    rows = result.get("rows") if isinstance(result, dict) else None
+    return isinstance(rows, list) and all(
+        isinstance(row, dict) and {"name", "accuracy_percent"} <= row.keys() for row in rows
+    )
 
 
 def _unreadable(path: Path) -> int:

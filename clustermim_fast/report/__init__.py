@@ -5,7 +5,7 @@ from .comparison import write_comparison
 from .features import attention_chart, attention_maps, frequency_chart, neighbour_sheet
 from .figures import codebook_picture, token_map_picture
 from .page import write_report
-from .results import ComparedRun
+from .results import ComparedRun, evaluation_title
 from .view import RunView
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "attention_chart",
     "attention_maps",
     "codebook_picture",
+    "evaluation_title",
     "frequency_chart",
     "neighbour_sheet",
     "ranking_picture",

@@ -10,7 +10,16 @@ from typing import Any
 
 from .page import KIND_TITLES, ROW_TITLES, flat
 
-__all__ = ["Cell", "Column", "ComparedRun", "Line", "lines_of", "protocol_notes", "result_columns"]
+__all__ = [
+    "Cell",
+    "Column",
+    "ComparedRun",
+    "Line",
+    "evaluation_title",
+    "lines_of",
+    "protocol_notes",
+    "result_columns",
+]
 
 ALWAYS = ("knn", "linear", "attentive")
 POOLS = {
@@ -103,6 +112,11 @@ class Column:
         if not found:
             return self.stem, ""
         return found[1], f"{found[2]}%" if found[3] else found[4]
+
+
+def evaluation_title(stem: str) -> str:
+    """What a file of an evaluation holds: "k nearest neighbours, 10%" of knn_10pct."""
+    return Column(stem, "").title
 
 
 @dataclass(frozen=True)
