@@ -103,8 +103,8 @@ def test_pictures_of_looks_are_compared(run):
 def test_attention_maps_of_a_probe(run, tmp_path, capsys):
     """The command draws them, the report and the comparison show them; of another evaluation no
     picture stays."""
-    api.report_run(run)
-    quick = ["epochs=1", "learning_rates=1", "probe_batch_size=8"]
+    (run / "report.html").touch()  # one there is is written again
+    quick = ["epochs=1", "learning_rates=1", "probe_batch_size=8", "pool=abmilp"]
     assert cli.main(["evaluate", "attentive", str(run), *quick]) == 0
     drawn = run / "figures" / "attentive_maps.png"
     assert f"where AbMILP and [cls] look: {drawn}" in capsys.readouterr().out
@@ -112,10 +112,11 @@ def test_attention_maps_of_a_probe(run, tmp_path, capsys):
         assert picture.height > picture.width * 0.8  # some test images below each other
     for page in (run / "report.html", api.compare_runs([run], out=run / "page.html", **QUIET)):
         assert "What the attentive probe looks at" in page.read_text(encoding="utf-8")
-    file = tmp_path / "elsewhere.json"
-    assert cli.main(["evaluate", "attentive", str(run), "shots=3", f"out={file}", *quick]) == 0
+    again = {"epochs": 1, "learning_rates": (1.0,), "probe_batch_size": 8, **QUIET}
+    few = {"shots": "3", "out": str(tmp_path / "elsewhere.json"), "pool": "abmilp"}
+    api.evaluate_run("attentive", run, **few, **again)
     assert (tmp_path / "elsewhere_maps.png").is_file()
-    assert cli.main(["evaluate", "attentive", str(run), "pool=mean", *quick]) == 0
+    api.evaluate_run("attentive", run, pool="mean", **again)
     assert not drawn.exists()
 
 
