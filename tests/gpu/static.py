@@ -18,6 +18,7 @@ import dataclasses
 import types
 from collections.abc import Iterator, Sequence
 from typing import Any
+from unittest import mock
 
 import torch
 import triton
@@ -150,7 +151,9 @@ def offline(arch: int) -> Iterator[list[Row]]:
     before = triton.runtime.driver._active
     triton.runtime.driver.set_active(_OfflineDriver(arch, rows))
     try:
-        with _triton.stand_in(device):
+        # Nothing is written, and torch may take what would have been for indices.
+        zeros = mock.patch.object(torch.Tensor, "new_empty", torch.Tensor.new_zeros)
+        with _triton.stand_in(device), zeros:
             yield rows
     finally:
         triton.runtime.driver._active = before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 
+from clustermim_fast.ops import _triton
 from clustermim_fast.ops.masked_cross_entropy import triton_compact
 from clustermim_fast.ops.masked_cross_entropy.triton_rows import (
     align,
@@ -89,5 +90,6 @@ def backward(
         ALIGN=width, COMPACT=False, BIAS=False, CLASS_WEIGHT=weight is not None,
         SCALES=1 if scale.numel() == 1 and reduction != "none" and token_weight is None else 2,
         SMOOTH=label_smoothing > 0, DB=False, DB_MORE=False, **blocks,
+        **_triton.all_registers(z.device),
     )  # fmt: skip
     return out

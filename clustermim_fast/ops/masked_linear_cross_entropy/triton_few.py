@@ -16,6 +16,9 @@ from clustermim_fast.ops.masked_linear_cross_entropy.triton_problem import (
 )
 
 ADD_BLOCK = 1024
+# Of rows whose length 16 does not divide: they are loaded value by value, each with an address of
+# its own in registers.
+RAGGED = 16
 
 
 def tile(num_classes: int, dim: int, device: torch.device) -> dict[str, int]:
@@ -25,14 +28,17 @@ def tile(num_classes: int, dim: int, device: torch.device) -> dict[str, int]:
     """
     classes = next_power(num_classes)
     hopper = _triton.properties(device).capability // 10 == 9
+    depth = dividing(dim, 64) if dim % 16 == 0 else RAGGED
     rows, warps = 128, 4 if classes <= 32 else 8
     if classes == 128:
-        rows, warps = (128, 16) if hopper else (64, 8)
+        rows, warps = (128, 16) if hopper and depth > 16 else (64, 8)
+    if dim % 16:
+        rows = 64
     return {
         "ROWS": rows if classes <= 128 else 64,
         "KP": classes,
-        "DEPTH": dividing(dim, 64),
-        "WIDTH": dividing(dim, 64),
+        "DEPTH": depth,
+        "WIDTH": depth,
         "num_warps": warps,
         "num_stages": 3,
         "enable_fp_fusion": True,
@@ -45,7 +51,7 @@ def weight_tile(num_classes: int, dim: int) -> dict[str, int]:
     return {
         "ROWS": 64 if classes <= 128 else 32,
         "KP": classes,
-        "WIDTH": dividing(dim, 128),
+        "WIDTH": dividing(dim, 128) if dim % 16 == 0 else RAGGED,
         "num_warps": 8 if classes > 32 else 4,
         "num_stages": 3,
         "enable_fp_fusion": True,
