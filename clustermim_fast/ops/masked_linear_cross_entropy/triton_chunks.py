@@ -192,6 +192,7 @@ def _gradients(
         num_classes // width, 0, row, 0, row, problem.smoothing, ALIGN=width, COMPACT=True,
         BIAS=problem.bias is not None, CLASS_WEIGHT=False, SCALES=0 if relative is None else 2,
         SMOOTH=problem.smoothing > 0, DB=grads.needs.bias, DB_MORE=first > 0, **blocks,
+        **_triton.all_registers(problem.x.device),
     )  # fmt: skip
     dz = buffers.logits[:size]
     if buffers.dw is not None:

@@ -21,17 +21,20 @@ ADD_BLOCK = 1024
 RAGGED = 16
 
 
-def tile(num_classes: int, dim: int, device: torch.device) -> dict[str, int]:
+def tile(
+    num_classes: int, dim: int, device: torch.device, relative: bool = False
+) -> dict[str, int]:
     """Of ``linear_rows``: without spills on sm_80, sm_90 and sm_100 (tests/gpu).
 
-    128 tokens share a reading of W where their logits fit the registers.
+    128 tokens share a reading of W where their logits fit the registers; ``relative``: and a scale
+    for each.
     """
     classes = next_power(num_classes)
     hopper = _triton.properties(device).capability // 10 == 9
     depth = dividing(dim, 64) if dim % 16 == 0 else RAGGED
     rows, warps = 128, 4 if classes <= 32 else 8
     if classes == 128:
-        rows, warps = (128, 16) if hopper and depth > 16 else (64, 8)
+        rows, warps = (128, 16) if hopper and depth > 16 and not relative else (64, 8)
     if dim % 16:
         rows = 64
     return {
@@ -78,7 +81,9 @@ def run(
     one is no power of two.
     """
     x, (num_classes, dim) = problem.x, problem.weight.shape
-    sizes, programs = tile(num_classes, dim, x.device), programs_for(problem)
+    factor, relative = (None, None) if grads is None else grads.scales
+    sizes = tile(num_classes, dim, x.device, relative is not None)
+    programs = programs_for(problem)
     weight, bias = padded(problem, sizes["KP"], -torch.inf)  # so that the kernel masks none
     dz = db = dx = direction = None
     dx_strides: tuple[int, ...] = (0, 0)
@@ -92,7 +97,6 @@ def run(
             dx_strides = dx.stride()[:2]
             if problem.smoothing > 0:
                 direction = problem.weight.double().mean(0).float() * problem.smoothing
-    factor, relative = (None, None) if grads is None else grads.scales
     each, sums, correct, histogram, wrong = (None,) * 5 if losses is None else losses
     kernels.linear_rows[(programs,)](
         x, weight, bias, problem.target, problem.token_weight, wrong, problem.rows,
