@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <vector>
@@ -162,7 +163,7 @@ Status check(const ResizedCropArgs& a) {
 Status resized_crop_cpu(const ResizedCropArgs& a) {
   CMIM_RETURN_IF_ERROR(check(a));
   return kernel_call("resized_crop", [&] {
-    std::vector<Scratch> scratch(a.threads);
+    std::vector<Scratch> scratch(std::max(a.threads, 1));
     auto body = [&](int64_t image, int worker) { crop(a, image, scratch[worker]); };
     return parallel_for(a.threads, a.batch, body);
   });

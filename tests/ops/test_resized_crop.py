@@ -212,6 +212,10 @@ def test_refusals():
     check_refusal(
         lambda: call(images, boxes, (8, 8), out=out), ValueError, "out must be contiguous"
     )
+    out = torch.empty(2, 3, 8, 8, dtype=torch.uint8)
+    check_refusal(
+        lambda: call(images, boxes, (8, 8), out=out, threads=0), ValueError, "threads must be at"
+    )
 
 
 def test_weights_of_a_batch_are_those_of_each():

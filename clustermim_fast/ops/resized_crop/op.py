@@ -146,6 +146,8 @@ def resized_crop(
     height, width = int(size[0]), int(size[1])
     if min(height, width) < 1:
         raise ValueError(f"{OP}: size must be positive pixels, got {tuple(size)}")
+    if threads is not None and threads < 1:
+        raise _checks.bad_value(OP, "threads", "at least 1, or None", threads)
     for name, tensor in (("boxes", boxes), ("flip", flip)):
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{OP}: {name} must be on the CPU, got {tensor.device}")
