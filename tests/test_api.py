@@ -175,7 +175,7 @@ def test_evaluations_and_their_report(run):
         assert card[row] == linear["card"][row]
     assert card["protocol"][0].startswith("kNN, k = 5")
     assert card["versions"]["timm"] == timm.__version__
-    assert card["interval"].startswith("Wilson")
+    assert card["interval"].startswith("percentile bootstrap")
     assert [row["name"] for row in linear["rows"]] == ["pretrained", "random_init", "raw_pixels"]
     assert linear["train_images"] + linear["test_images"] == 48
     (note,) = knn["notes"]

@@ -17,6 +17,7 @@ from torch import nn
 
 from clustermim_fast._version import __version__
 from clustermim_fast.evaluate import Subject, protocol_lines, weights_fingerprint
+from clustermim_fast.evaluate.intervals import BOOTSTRAP_RESAMPLES
 
 __all__ = ["plain_card", "result_card", "run_config", "source_commit", "versions"]
 
@@ -40,14 +41,9 @@ def result_card(
         "mean": list(subject.mean),
         "std": list(subject.std),
     }
-    several = result["settings"]["seeds"] > 1
     return {
         "protocol": protocol_lines(result),
-        "interval": (
-            "percentile bootstrap over test images, 2,000 resamples, of the mean over seeds"
-            if several
-            else "Wilson, over test images"
-        ),
+        "interval": f"percentile bootstrap over test images, {BOOTSTRAP_RESAMPLES:,} resamples",
         **plain_card(subject.encoders, data, device=device, config=config),
     }
 

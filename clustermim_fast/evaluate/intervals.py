@@ -8,34 +8,31 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest
 
-__all__ = ["BOOTSTRAP_RESAMPLES", "accuracy_interval", "bootstrap_interval", "gain_interval"]
+__all__ = ["BOOTSTRAP_RESAMPLES", "accuracy_interval", "gain_interval"]
 
 BOOTSTRAP_RESAMPLES = 2000
 
 
-def accuracy_interval(correct: NDArray[np.bool_]) -> tuple[float, float, float]:
-    """Accuracy of correct [N] and its Wilson 95 % interval, all in percent."""
-    if len(correct) == 0:
-        raise ValueError("correct: expected at least one test image, got none")
-    test = binomtest(int(correct.sum()), len(correct))
-    interval = test.proportion_ci(0.95, method="wilson")
-    return 100 * float(correct.mean()), 100 * float(interval.low), 100 * float(interval.high)
+def accuracy_interval(
+    share: NDArray[np.bool_] | NDArray[np.float64], seed: int = 0
+) -> tuple[float, float, float]:
+    """Mean of share [N] and its 95 % interval over test images, all in percent.
 
-
-def bootstrap_interval(share: NDArray[np.float64], seed: int = 0) -> tuple[float, float, float]:
-    """Mean of share [N] (of seeds that got each test image right) and its 95 % interval, percent.
-
-    Percentile bootstrap over test images. Unlike Wilson's it has no width where all shares are
-    equal: with a single seed take `accuracy_interval`.
+    Of each test image: right or wrong, or the share of seeds that were right. Percentile bootstrap;
+    where all images are equal, of which it makes nothing, Wilson's.
     """
-    mean = 100 * float(share.mean())
-    if len(share) == 1 or np.ptp(share) == 0:
-        return mean, mean, mean
-    random = np.random.default_rng(seed)
     count = len(share)
-    means = [share[random.integers(count, size=count)].mean() for _ in range(BOOTSTRAP_RESAMPLES)]
-    low, high = np.percentile(means, [2.5, 97.5])
-    return mean, 100 * float(low), 100 * float(high)
+    if count == 0:
+        raise ValueError("correct: expected at least one test image, got none")
+    mean = float(share.mean())
+    values, counts = np.unique(share.astype(np.float64), return_counts=True)
+    if len(values) == 1:
+        low, high = binomtest(round(mean * count), count).proportion_ci(0.95, method="wilson")
+    else:  # how often a resample of N images holds each value
+        random = np.random.default_rng(seed)
+        drawn = random.multinomial(count, counts / count, BOOTSTRAP_RESAMPLES)
+        low, high = np.percentile(drawn @ values / count, [2.5, 97.5])
+    return 100 * mean, 100 * float(low), 100 * float(high)
 
 
 def gain_interval(

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .intervals import accuracy_interval, bootstrap_interval, gain_interval
+from .intervals import accuracy_interval, gain_interval
 from .rows import Subject
 
 __all__ = ["Row", "assemble", "score"]
@@ -19,20 +19,16 @@ Row = dict[str, Any]
 def score(correct: NDArray[np.bool_]) -> Row:
     """Accuracy of correct [seeds, N], percent, with its 95 % interval over the N test images.
 
-    One seed: Wilson's. Several: the mean over seeds, its interval bootstrapped over test images,
-    and the standard deviation between seeds, which that interval does not cover.
+    Several seeds: of the mean over them, with the standard deviation between seeds, which that
+    interval does not cover.
     """
-    if len(correct) == 1:
-        accuracy, low, high = accuracy_interval(correct[0])
-        return {"accuracy_percent": accuracy, "interval95_percent": [low, high]}
-    accuracy, low, high = bootstrap_interval(correct.mean(0))
-    by_seed = 100 * correct.mean(1)
-    return {
-        "accuracy_percent": accuracy,
-        "interval95_percent": [low, high],
-        "seed_accuracies_percent": by_seed.tolist(),
-        "seed_deviation_points": float(by_seed.std(ddof=1)),
-    }
+    accuracy, low, high = accuracy_interval(correct.mean(0))
+    row: Row = {"accuracy_percent": accuracy, "interval95_percent": [low, high]}
+    if len(correct) > 1:
+        by_seed = 100 * correct.mean(1)
+        row["seed_accuracies_percent"] = by_seed.tolist()
+        row["seed_deviation_points"] = float(by_seed.std(ddof=1))
+    return row
 
 
 def assemble(

@@ -18,7 +18,7 @@ from clustermim_fast.evaluate import (
     knn,
     linear,
 )
-from clustermim_fast.evaluate.intervals import bootstrap_interval
+from clustermim_fast.evaluate.intervals import accuracy_interval
 from clustermim_fast.evaluate.shots import Picked, draw_shots, shots_label
 
 LABELS = torch.tensor([0] * 40 + [1] * 25 + [3] * 4)
@@ -120,11 +120,10 @@ def test_seeds_without_meaning_are_refused(subject):
 def test_bootstrap_is_the_normal_interval_of_many_images():
     """The standard error of a mean of 4,000 shares, of which 2,000 resamples know 1.96 to 3 %."""
     share = np.random.default_rng(0).integers(0, 4, 4000) / 3
-    mean, low, high = bootstrap_interval(share)
+    mean, low, high = accuracy_interval(share)
     half = 196 * share.std() / np.sqrt(4000)
     assert mean == pytest.approx(100 * share.mean())
     # Four standard errors of the 2.5 % quantile of 2,000 normal draws: 4 * 0.06 / 1.96 = 12 %.
     assert high - mean == pytest.approx(half, rel=0.13)
     assert mean - low == pytest.approx(half, rel=0.13)
-    assert bootstrap_interval(np.ones(5)) == (100, 100, 100)
-    assert bootstrap_interval(share) == bootstrap_interval(share)
+    assert accuracy_interval(share) == accuracy_interval(share)
