@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,7 @@ from clustermim_fast import ops
 from clustermim_fast.data.augment import crop_params, evaluation_view
 from clustermim_fast.data.cache import CacheStore, cache_listing, open_caches
 from clustermim_fast.data.config import DataConfig
-from clustermim_fast.data.digits import DIGITS_SIZE, load_digits
+from clustermim_fast.data.digits import load_digits
 from clustermim_fast.data.folder import list_folder
 from clustermim_fast.data.store import Broken, FileStore, MemoryStore, estimate_bytes, load_files
 
@@ -59,6 +61,7 @@ class ImageSet:
         self.eval_crop = eval_crop or (0.875 if min(image_size) >= 160 else 1.0)
         self.source = source
         self._stats = stats
+        self._resident: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self._store)
@@ -75,6 +78,22 @@ class ImageSet:
     def decoded(self) -> bool:
         """Whether the pixels are there, in memory or in a cache."""
         return not isinstance(self._store, FileStore)
+
+    def to(self, device: torch.device) -> ImageSet:
+        """The same set with its pixels on `device`, where its crops are then made; itself where
+        images are not in memory, or not of one size.
+        """
+        whole = self._store.uniform
+        if whole is None:
+            return self
+        moved = copy.copy(self)
+        moved._resident = whole.to(device)
+        return moved
+
+    @property
+    def resident(self) -> bool:
+        """Whether crops are made where the pixels were moved to."""
+        return self._resident is not None
 
     def take_new_broken(self) -> list[Broken]:
         """Broken files met since the last call (by this process), for a worker to hand on."""
@@ -115,7 +134,11 @@ class ImageSet:
         out: memory of the crops, for instance pinned; threads: see `ops.resized_crop`.
         """
         ids = np.asarray(indices, dtype=np.int64)
-        sources = [self._store[int(index)] for index in ids]
+        sources: Sequence[Tensor]
+        if self._resident is None:
+            sources = [self._store[int(index)] for index in ids]
+        else:  # one gather, no copy of each image
+            sources = self._resident[torch.from_numpy(ids).to(self._resident.device)].unbind()
         heights, widths = ([image.shape[side] for image in sources] for side in (1, 2))
         params = [
             crop_params(
@@ -131,7 +154,7 @@ class ImageSet:
             for repeat in range(config.repeats)
         ]
         return ops.resized_crop(
-            sources * config.repeats,
+            [*sources] * config.repeats,
             torch.from_numpy(np.concatenate([part.boxes for part in params])),
             self.image_size,
             flip=torch.from_numpy(np.concatenate([part.flip for part in params])),
@@ -256,35 +279,3 @@ def open_images(
         eval_crop=eval_crop,
         source=source,
     )
-
-
-def native_size(path: str | Path, split: str = "train", sample: int = 64) -> tuple[int, int]:
-    """Median (height, width) of up to `sample` images, from their headers, pixels."""
-    if str(path) == "digits":
-        return DIGITS_SIZE, DIGITS_SIZE
-    cached = cache_listing(path, split, 0.0)
-    if cached is not None:
-        height, width = np.median(cached.shapes, axis=0)
-        return int(height), int(width)
-    from PIL import Image
-
-    from clustermim_fast.data.decode import DECODE_ERRORS
-
-    paths = list_folder(path, split, 0.0).paths
-    sizes = []
-    for file in paths[:: max(1, len(paths) // sample)]:
-        try:
-            with Image.open(file) as image:
-                sizes.append((image.height, image.width))
-        except DECODE_ERRORS:
-            continue
-    if not sizes:
-        raise ValueError(f"data: none of the images of {path} can be read")
-    height, width = np.median(np.array(sizes), axis=0)
-    return int(height), int(width)
-
-
-def all_labels(path: str | Path) -> npt.NDArray[np.int64] | None:
-    """Class indices of everything below ``path``, broken files too; None where there are none."""
-    cached = cache_listing(path, "all", 0.0)
-    return list_folder(path, "all", 0.0).labels if cached is None else cached.labels

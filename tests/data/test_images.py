@@ -8,7 +8,9 @@ import torch
 from PIL import Image
 
 from clustermim_fast import data
+from clustermim_fast.data import DataConfig, ImageSet
 from clustermim_fast.data.folder import list_folder
+from clustermim_fast.data.store import MemoryStore
 
 
 def noise(*shape, seed=0):
@@ -193,3 +195,23 @@ def test_nothing_readable_on_disk(tmp_path):
     images = data.open_images(tmp_path, size=8, in_memory="no")
     with pytest.raises(RuntimeError, match="none of the 1 images can be read"):
         images.images([0])
+
+
+def test_a_set_on_a_device_gives_the_same_crops():
+    """The pixels are those of the store, wherever they lie; each image still crops itself."""
+    images = torch.randint(0, 256, (7, 3, 20, 24), dtype=torch.uint8)
+    stored = ImageSet(MemoryStore.from_tensor(images), (16, 16), eval_crop=1.0)
+    moved = stored.to(torch.device("cpu"))
+    assert moved.resident
+    assert not stored.resident
+    for config in (DataConfig(), DataConfig(repeats=2)):
+        want = stored.crops(3, 1, [6, 0, 6, 2], config)
+        assert torch.equal(moved.crops(3, 1, [6, 0, 6, 2], config), want)
+    on_meta = stored.to(torch.device("meta")).crops(0, 0, [1], DataConfig())
+    assert on_meta.device.type == "meta"  # made where the pixels are
+
+
+def test_a_set_of_many_sizes_stays_where_it_is():
+    pixels = [np.zeros((8, width, 3), dtype=np.uint8) for width in (8, 9)]
+    stored = ImageSet(MemoryStore.from_arrays(pixels), (8, 8))
+    assert stored.to(torch.device("cpu")) is stored
