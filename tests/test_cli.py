@@ -12,7 +12,7 @@ pytest.importorskip("timm", reason="the extra [train] is not installed")
 pytest.importorskip("sklearn", reason="the extra [train] is not installed")
 pytest.importorskip("jinja2", reason="the extra [train] is not installed")
 
-from clustermim_fast import __version__, cli, recipes
+from clustermim_fast import __version__, cli, recipes, train
 from tests.shapes import TINY, draw_folder
 
 SETTINGS = [f"{key}={value}" for key, value in TINY.items()]
@@ -176,7 +176,7 @@ def test_evaluate_without_the_training_images(tmp_path, capsys, monkeypatch):
      "tokenizer tcas", "tokenizer rank", "evaluate", "evaluate knn",
      "evaluate linear", "evaluate attentive", "evaluate finetune", "evaluate attention",
      "evaluate unlabeled", "evaluate segment",
-     "compare", "report", "export", "bench", "info"],
+     "compare", "report", "export", "bench", "info", "recipes"],
 )  # fmt: skip
 def test_help(command, capsys):
     with pytest.raises(SystemExit) as stop:
@@ -194,6 +194,28 @@ def test_lists_recipes_and_settings(capsys):
     assert [name for name, _ in lines] == recipes.list_recipes()
     assert all(about[0].isalpha() and len(about) < 120 for _, about in lines)
     assert "optim.blr" in printed
+
+
+@pytest.mark.parametrize("name", recipes.list_recipes())
+def test_a_recipe_explained(name, capsys):
+    """The settings it prints, put on the defaults, give the recipe back."""
+    assert cli.main(["recipes", name]) == 0
+    printed = capsys.readouterr().out
+    told = dict(line.strip().split("=", 1) for line in printed.splitlines() if _is_setting(line))
+    assert train.config_from_overrides(train.TrainConfig(), told) == recipes.get_recipe(name)
+    assert f"clustermim pretrain {name}" in printed
+
+
+def _is_setting(line):
+    return line.startswith("  ") and "=" in line and "clustermim" not in line.split("=")[0]
+
+
+def test_recipes_are_listed(capsys):
+    assert cli.main(["recipes"]) == 0
+    printed = capsys.readouterr().out
+    assert all(f"  {name} " in printed for name in recipes.list_recipes())
+    assert cli.main(["recipes", "digits_dmo"]) == 1
+    assert "recipe must be one of" in capsys.readouterr().err
 
 
 def test_version_bench_and_info(capsys):

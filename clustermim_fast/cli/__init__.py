@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import __version__
-from clustermim_fast.cli import caching, looking
+from clustermim_fast.cli import caching, explaining, looking
+from clustermim_fast.cli.flags import from_mae, join_flags
 from clustermim_fast.cli.settings import (
     CHOICE_KEYS,
     EVALUATE_KEYS,
@@ -45,11 +46,12 @@ __all__ = ["main"]
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command and return its exit status; an error is one line on stderr."""
     parser = build_parser()
-    parsed, more = parser.parse_known_args(arguments)
+    given = sys.argv[1:] if arguments is None else arguments
+    parsed, more = parser.parse_known_args(join_flags(given))
     debugging = os.environ.get("CLUSTERMIM_DEBUG", "") not in ("", "0")
     if more and (not hasattr(parsed, "settings") or any("=" not in text for text in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)} (settings are key=value)")
-    if more:  # --mask_ratio=0.6, as recipes elsewhere write it
+    if more:  # --mask_ratio 0.6, as recipes elsewhere write it
         parsed.settings = [*parsed.settings, *more]
     try:
         return int(parsed.command(parsed))
@@ -94,6 +96,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     pretrain.add_argument("--list", action="store_true", help="list recipes and settings, and stop")
 
+    explaining.add_recipes(commands, add)
     caching.add_cache(commands, add)
 
     tokenizer = commands.add_parser("tokenizer", help="fit, show or compare tokenizers")
@@ -170,18 +173,21 @@ def run_pretrain(parsed: argparse.Namespace) -> int:
     """clustermim pretrain."""
     texts = list(parsed.settings)
     recipe = texts.pop(0) if texts and "=" not in texts[0] else None
-    settings = read_settings(texts)
+    dashed = {text.partition("=")[0][2:] for text in texts if text.startswith("--")}
+    given = read_settings(texts)
+    translated, notes = from_mae([(key, text, key in dashed) for key, text in given.items()])
+    settings = read_settings(translated)
     look_at_data(settings, recipe)
-    from clustermim_fast import api, recipes, train
+    from clustermim_fast import api, train
 
     if parsed.list:
-        print("recipes:")
-        for name in recipes.list_recipes():
-            print(f"  {name:<38} {recipes.describe_recipe(name)}")
+        explaining.print_recipes()
         print("settings: " + ", ".join(train.list_keys()))
         return 0
+    for note in notes:
+        print(note)
     options: dict[str, Any] = dict(settings)
-    for key in {"report", "export"} & settings.keys():
+    for key in {"report", "export", "dry_run"} & settings.keys():
         options[key] = to_bool(settings[key])
     api.pretrain(recipe, **options)
     return 0

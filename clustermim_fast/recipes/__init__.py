@@ -15,9 +15,11 @@ from clustermim_fast.recipes.imagenet100 import (
 )
 from clustermim_fast.recipes.mae import cifar10_mae_vit_tiny, mae_vit_base_imagenet
 from clustermim_fast.recipes.registry import (
+    changed_settings,
     describe_recipe,
     get_recipe,
     list_recipes,
+    recipe_text,
     register_recipe,
 )
 from clustermim_fast.recipes.small import (
@@ -31,6 +33,7 @@ __all__ = [
     "a2mim_vit_base_imagenet",
     "auto_recipe",
     "ccvit_vit_base_imagenet",
+    "changed_settings",
     "cifar10_a2mim_resnet10",
     "cifar10_a2mim_vit_tiny",
     "cifar10_ccvit_tiny",
@@ -45,5 +48,6 @@ __all__ = [
     "get_recipe",
     "list_recipes",
     "mae_vit_base_imagenet",
+    "recipe_text",
     "register_recipe",
 ]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
+from typing import Any
 
-from clustermim_fast.train import TrainConfig
+from clustermim_fast.train import TrainConfig, to_dict
 
 Recipe = Callable[[], TrainConfig]
 _RECIPES: dict[str, Recipe] = {}
@@ -32,3 +34,26 @@ def get_recipe(name: str) -> TrainConfig:
     if name not in _RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(list_recipes())}; got {name!r}")
     return _RECIPES[name]()
+
+
+def recipe_text(name: str) -> str:
+    """A recipe's whole docstring."""
+    return inspect.getdoc(_RECIPES[name]) or ""
+
+
+def changed_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings, dotted, in which a config differs from the defaults."""
+    there, here = to_dict(TrainConfig()), to_dict(config)
+    changed: dict[str, Any] = {}
+    for group, value in here.items():
+        if not isinstance(value, dict):
+            value, before, prefix = {group: value}, {group: there[group]}, ""
+        else:
+            before, prefix = there[group], f"{group}."
+        changed |= {f"{prefix}{k}": v for k, v in value.items() if v != before[k]}
+    return {key: _as_typed(value) for key, value in changed.items()}
+
+
+def _as_typed(value: Any) -> str:
+    """A value as a command would have it."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
