@@ -96,6 +96,10 @@ class LogConfig:
         checkpoint_every_steps: updates between checkpoints besides; 0: none within an epoch.
         keep: epoch_*.pt files kept beside last.pt; 0: last.pt only.
         tensorboard: also write TensorBoard events to RUN/tensorboard.
+        wandb, mlflow: also log to this project of Weights & Biases, this experiment of MLflow; ""
+            to none.
+        eval_every: epochs between evaluations of the encoder while it trains; 0: none.
+        watch: epochs between rewritings of RUN/report.html while it trains; 0: at the end only.
     """
 
     every_steps: int | None = None
@@ -103,10 +107,14 @@ class LogConfig:
     checkpoint_every_steps: int = 0
     keep: int = 1
     tensorboard: bool = False
+    wandb: str = ""
+    mlflow: str = ""
+    eval_every: int = 0
+    watch: int = 0
 
     def __post_init__(self) -> None:
         _require_at_least("log", self, every_steps=1, checkpoint_every_epochs=1)
-        _require_at_least("log", self, checkpoint_every_steps=0, keep=0)
+        _require_at_least("log", self, checkpoint_every_steps=0, keep=0, eval_every=0, watch=0)
 
     def interval(self, total_steps: int) -> int:
         """Updates between lines of progress of a run of ``total_steps``."""
@@ -217,6 +225,8 @@ ALIASES = {
     "mask_ratio": "mask.ratio",
     "norm_pix_loss": "loss.norm_pix_loss",
     "label_smoothing": "loss.label_smoothing",
+    "eval_every": "log.eval_every",
+    "watch": "log.watch",
     "device": "efficiency.device",
     "workers": "efficiency.workers",
 }

@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from timm.utils.model_ema import ModelEmaV3
-from torch import nn
 
 from clustermim_fast.checkpoint import remove_partial
 from clustermim_fast.data import ImageSet
@@ -56,6 +55,7 @@ from clustermim_fast.train.stop import (
     non_finite_message,
     stop_on_signals,
 )
+from clustermim_fast.train.trackers import OnEpoch
 
 Say = Callable[[str], None]
 
@@ -77,7 +77,7 @@ def run(
     images: ImageSet | None = None,
     *,
     say: Say = lambda line: print(line, flush=True),
-    on_epoch: Callable[[int, nn.Module], None] | None = None,
+    on_epoch: OnEpoch | None = None,
 ) -> RunResult:
     """Pretrain.
 
@@ -86,13 +86,12 @@ def run(
         tokenizer: a frozen tokenizer; None: the config's, or fitted on the images.
         images: the training images; None: opened from the config.
         say: takes lines of progress.
-        on_epoch: called with the number of finished epochs and the model after each of them.
+        on_epoch: called with finished epochs and the model; what it returns goes to trackers.
 
     Raises:
         ValueError: settings that do not fit together, or a run folder of another run.
         NonFiniteError: NaN or infinity in the loss or the weights; nothing is written for it.
-        Interrupted: SIGTERM or Ctrl-C, after the checkpoint was written (a SystemExit, code 143 or
-        130).
+        Interrupted: SIGTERM or Ctrl-C, its checkpoint written (a SystemExit, code 143 or 130).
     """
     require_one_process()
     images = open_run_images(config) if images is None else images
@@ -120,7 +119,7 @@ class _Trainer:
         tokenizer: Tokenizer | None,
         images: ImageSet,
         say: Say,
-        on_epoch: Callable[[int, nn.Module], None] | None,
+        on_epoch: OnEpoch | None,
     ) -> None:
         self.config, self.images, self.say, self.on_epoch = config, images, say, on_epoch
         self.out = Path(config.out)
@@ -216,7 +215,7 @@ class _Trainer:
             ):
                 self._save(lr)
             if in_epoch == 0 and self.on_epoch is not None:
-                self.on_epoch(epoch, state.model)
+                progress.note(state.step, self.on_epoch(epoch, state.model))
                 state.model.train()
                 state.window.restart_clock()
             if stop.signal_number:
