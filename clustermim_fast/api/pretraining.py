@@ -30,11 +30,14 @@ from clustermim_fast.train import (
     run,
 )
 from clustermim_fast.train.config import ALIASES
+from clustermim_fast.train.memory import naming_a_smaller_batch
 from clustermim_fast.train.prepare import default_out
+from clustermim_fast.train.trackers import import_trackers
 
 from .exporting import export_run
 from .fingerprint import images_fingerprint
 from .reporting import report_run
+from .trying import try_run
 
 __all__ = ["fit_tokenizer", "pretrain", "starting_config"]
 
@@ -52,6 +55,7 @@ def pretrain(
     say: Say = say_line,
     report: bool = True,
     export: bool = True,
+    dry_run: bool = False,
     **overrides: Any,
 ) -> RunResult:
     """Pretrain a masked image model.
@@ -64,18 +68,24 @@ def pretrain(
         recipe_or_path: a recipe's name, a config.json, a TrainConfig, or a folder of images.
         say: takes the lines of progress.
         report, export: write RUN/report.html and RUN/export/ at the end.
+        dry_run: five steps only, for speed, memory and a sheet of crops; leaves no run folder.
         overrides: settings as in the config, short or dotted: ``epochs=10, **{"optim.lr": 3e-4}``.
 
     Raises:
         ValueError: an unknown setting (near misses are named) or settings that do not fit together.
+        MemoryError: out of memory, naming the batch to try.
     """
     config, images, said = _prepare(recipe_or_path, overrides)
     if not config.out:
         config = dataclasses.replace(config, out=str(default_out(config)))
     for line in said:
         say(f"chosen: {line}")
+    import_trackers(config)  # a missing one is said before anything takes its time
+    if dry_run:
+        return try_run(config, images, say)
     tokenizer = _cached_tokenizer(config, images, say) if needs_tokenizer(config) else None
-    result = run(config, tokenizer, images, say=say)
+    with naming_a_smaller_batch(config):
+        result = run(config, tokenizer, images, say=say)
     if export:
         say(f"encoder for timm: {export_run(result.run_dir)}")
     if report:

@@ -9,6 +9,7 @@ export/ (which timm.create_model("local-dir:RUN/export", pretrained=True) opens)
 The same command goes on from the last checkpoint where there is one.
 
   clustermim pretrain data=photos/
+  clustermim pretrain data=photos/ dry_run=true      (five steps: speed, memory, eta, crops)
   clustermim pretrain data=photos/ steps=20          (a look: 20 updates in place of epochs=)
   clustermim pretrain digits_demo out=runs/digits
   clustermim pretrain cifar10_vit_tiny data=cifar10/ method=mae epochs=20 optim.blr=1e-3

@@ -2,6 +2,7 @@
 
 from .choice import Scored, ranking_picture, ranking_table
 from .comparison import write_comparison
+from .crops import crop_sheet
 from .features import attention_chart, attention_maps, frequency_chart, neighbour_sheet
 from .figures import codebook_picture, token_map_picture
 from .page import write_report
@@ -15,6 +16,7 @@ __all__ = [
     "attention_chart",
     "attention_maps",
     "codebook_picture",
+    "crop_sheet",
     "evaluation_title",
     "frequency_chart",
     "neighbour_sheet",
