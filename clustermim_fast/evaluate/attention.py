@@ -19,7 +19,10 @@ from tqdm import tqdm
 
 from .features import Images, normalise
 
-__all__ = ["STATISTICS", "AttentionStatistics", "attention_of_blocks", "attention_statistics"]
+__all__ = [
+    "STATISTICS", "AttentionStatistics", "NoAttentionError", "attention_of_blocks",
+    "attention_statistics",
+]  # fmt: skip
 
 STATISTICS = {
     "cls_to_cls": "[cls] to itself",
@@ -34,6 +37,10 @@ STATISTICS = {
     "patch_update": "patches: |attention's output| / |input|",
 }
 """Names in the order of the paper's code, and what they are in words."""
+
+
+class NoAttentionError(ValueError):
+    """An encoder that does not show where its tokens look."""
 
 
 @dataclass(frozen=True)
@@ -166,13 +173,14 @@ def attention_of_blocks(
     """Within it, each block of a timm ViT shows ``visit`` its number and what it did, as it does.
 
     Fused attention, which never makes the weights, is off inside and as it was afterwards; so is
-    training mode. Raises ValueError for an encoder without blocks of attention.
+    training mode. Raises NoAttentionError for an encoder without blocks of attention, or whose
+    attention does not make its weights.
     """
     blocks: Any = getattr(encoder, "blocks", None) or ()
     if not len(blocks) or not all(
         hasattr(getattr(block, "attn", None), "attn_drop") for block in blocks
     ):
-        raise ValueError(
+        raise NoAttentionError(
             f"encoder: expected a timm ViT whose blocks hold an attention (vit_*, deit*, beit*, "
             f"eva*), got {type(encoder).__name__}"
         )
@@ -209,7 +217,7 @@ def _watch(
 
     def show(_module: nn.Module, _inputs: tuple[Any, ...], output: Any) -> None:
         if "weights" not in seen:
-            raise ValueError(
+            raise NoAttentionError(
                 f"encoder: block {number} has a {type(block.attn).__name__}, which does not make "
                 "its attention weights; expected a plain ViT (vit_*, deit*, beit*, eva*)"
             )

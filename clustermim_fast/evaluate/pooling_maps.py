@@ -9,6 +9,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from .attention import NoAttentionError
 from .features import Images
 from .poolings import AbMILP, cls_attention
 from .probe import Probe
@@ -47,7 +48,7 @@ class PoolingMaps:
             patches = weights[:, 0, -batch.patches.shape[1] :]
             self._add(f"{prefix}AbMILP", patches)
         if batch.has_cls:
-            with suppress(ValueError):  # a network that does not show its attention
+            with suppress(NoAttentionError):
                 for _, batch in replace(source, teacher=None, attention=True).batches(self._images):
                     self._add(f"{prefix}[cls]", cls_attention(batch).mean(1))
 

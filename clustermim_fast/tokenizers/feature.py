@@ -15,6 +15,7 @@ from clustermim_fast import ops
 from clustermim_fast.tokenizers import centroid_files, feature_fit, storage, token_fit
 from clustermim_fast.tokenizers.base import Codebook
 from clustermim_fast.tokenizers.feature_network import FeatureNetwork, NetworkSettings
+from clustermim_fast.tokenizers.kmeans_minibatch import STARVED
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import require_choice, require_count
@@ -106,7 +107,7 @@ class FeatureTokenizer(Codebook):
         tol: float = 1e-4,
         init: str = "k-means++",
         batch_size: int | None = None,
-        reassignment_ratio: float = 0.01,
+        reassignment_ratio: float = STARVED,
         keep_features: bool = False,
         seed: int = 0,
         verbose: bool = False,

@@ -21,7 +21,7 @@ from clustermim_fast.tokenizers import kmeans_fit
 from clustermim_fast.tokenizers.kmeans_fit import Settings
 from clustermim_fast.tokenizers.kmeans_init import RandomState, as_random_state
 from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, read_weights
-from clustermim_fast.tokenizers.kmeans_minibatch import MiniBatch
+from clustermim_fast.tokenizers.kmeans_minibatch import STARVED, MiniBatch
 from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows, require_finite, unit_rows
 from clustermim_fast.tokenizers.serial import rounded
@@ -96,7 +96,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, Ba
         device: Any = None,
         verbose: int = 0,
         max_no_improvement: int | None = 10,
-        reassignment_ratio: float = 0.01,
+        reassignment_ratio: float = STARVED,
     ) -> None:
         self.n_clusters = n_clusters
         self.init = init

@@ -12,6 +12,9 @@ from clustermim_fast.tokenizers.kmeans_report import Iteration
 from clustermim_fast.tokenizers.rows import Rows
 from clustermim_fast.tokenizers.serial import Values, serially
 
+STARVED = 0.01
+"""Default of reassignment_ratio, as scikit-learn's MiniBatchKMeans has it."""
+
 
 @dataclass
 class BatchResult:
@@ -37,7 +40,7 @@ class MiniBatch:
     centers: torch.Tensor
     counts: torch.Tensor
     random: np.random.RandomState
-    reassignment_ratio: float = 0.01
+    reassignment_ratio: float
     rows_since_reassignment: int = 0
 
     def step(self, rows: Rows, *, reseed: bool = True) -> BatchResult:

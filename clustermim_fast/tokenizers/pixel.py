@@ -22,6 +22,7 @@ from clustermim_fast.tokenizers import (
 )
 from clustermim_fast.tokenizers.base import Codebook
 from clustermim_fast.tokenizers.image_rows import PatchSettings
+from clustermim_fast.tokenizers.kmeans_minibatch import STARVED
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import (
@@ -119,7 +120,7 @@ class PixelTokenizer(Codebook):
         tol: float = 1e-4,
         init: str = "k-means++",
         batch_size: int | None = None,
-        reassignment_ratio: float = 0.01,
+        reassignment_ratio: float = STARVED,
         seed: int = 0,
         verbose: bool = False,
         device: torch.device | str | None = None,

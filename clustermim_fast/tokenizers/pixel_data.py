@@ -38,7 +38,7 @@ class FitOptions:
     batch_size: int | None
     seed: int
     verbose: bool
-    reassignment_ratio: float = 0.01
+    reassignment_ratio: float
 
     def __post_init__(self) -> None:
         require_choice("metric", self.metric, ("euclidean", "cosine"))

@@ -11,6 +11,7 @@ from clustermim_fast.losses import LossConfig
 from clustermim_fast.masking import MaskConfig
 from clustermim_fast.models import ModelConfig, list_methods, method_class
 from clustermim_fast.optim import OptimConfig
+from clustermim_fast.tokenizers.kmeans_minibatch import STARVED
 
 
 def _require_at_least(group: str, config: object, **lowest: int) -> None:
@@ -54,7 +55,7 @@ class TokenizerConfig:
     max_images: int = 100_000
     images_per_class: int | None = None
     batch_size: int | None = None
-    reassignment_ratio: float = 0.01
+    reassignment_ratio: float = STARVED
     per_patch_norm: bool = False
     model: str = "vit_small_patch16_224.dino"
     weights: str = ""

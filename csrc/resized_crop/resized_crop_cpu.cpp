@@ -150,9 +150,10 @@ Status check(const ResizedCropArgs& a) {
     }
     if (static_cast<double>(box[2]) > kMostScale * static_cast<double>(a.out_height) ||
         static_cast<double>(box[3]) > kMostScale * static_cast<double>(a.out_width)) {
-      return Status::error(StatusCode::unsupported,
-                           "%s: box %lld is more than 100 times as large as the output", op,
-                           static_cast<long long>(i));
+      return Status::error(StatusCode::invalid_argument,
+                           "%s: box %lld is more than 100 times as large as the output; shrink "
+                           "in two steps",
+                           op, static_cast<long long>(i));
     }
   }
   return Status();

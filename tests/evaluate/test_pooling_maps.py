@@ -99,3 +99,12 @@ def test_without_a_cls_or_a_learned_pooling(subject):
     assert maps.grid == (2, 2)
     settings = AttentiveSettings(pool=("mean",), training=SETTINGS.training, learning_rates=(1.0,))
     assert watched(drawn, settings)[0].weights == {}
+
+
+def test_only_networks_that_hide_their_attention_are_excused(subject, monkeypatch):
+    def broken(batch):
+        raise ValueError("maps of another shape")
+
+    monkeypatch.setattr("clustermim_fast.evaluate.pooling_maps.cls_attention", broken)
+    with pytest.raises(ValueError, match="another shape"):
+        watched(subject(0), SETTINGS)

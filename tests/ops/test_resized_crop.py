@@ -194,6 +194,21 @@ def test_boxes_outside(path, box):
         )
 
 
+@every_path
+@pytest.mark.parametrize("shape", [(101, 4), (4, 101)])
+def test_boxes_too_large(path, shape):
+    image = picture(shape)
+    box = torch.tensor([(0, 0, *shape)])
+    with running(path) as backend:
+        check_refusal(
+            lambda: ops.resized_crop([image], box, (1, 1), backend=backend),
+            ValueError,
+            "box 0 is more than 100 times as large as the output; shrink in two steps",
+        )
+        box = box.clamp(max=100)
+        assert ops.resized_crop([image], box, (1, 1), backend=backend).shape == (1, 3, 1, 1)
+
+
 def test_refusals():
     images, boxes, flip = batch(2)
     call = ops.resized_crop
@@ -211,6 +226,9 @@ def test_refusals():
     out = torch.empty(2, 3, 8, 9, dtype=torch.uint8)
     check_refusal(
         lambda: call(images, boxes, (8, 8), out=out), ValueError, "out must be contiguous"
+    )
+    check_refusal(
+        lambda: call(images[:0], boxes[:0], (8, 8), out=out), ValueError, "out must be contiguous"
     )
     out = torch.empty(2, 3, 8, 8, dtype=torch.uint8)
     check_refusal(

@@ -12,6 +12,7 @@ from clustermim_fast.ops.resized_crop.reference import resized_crop_reference
 
 OP = "resized_crop"
 IMPLEMENTED = ("reference", "cpu")
+MOST_SCALE = 100
 
 
 def _crop_into(
@@ -44,7 +45,7 @@ def _crop_into(
 def _crop_reference(
     images: Sequence[torch.Tensor], boxes: torch.Tensor, flip: torch.Tensor, size: tuple[int, int]
 ) -> torch.Tensor:
-    _require_inside(images, boxes)
+    _require_boxes(images, boxes, size)
     if len({image.shape for image in images}) == 1:
         return resized_crop_reference(torch.stack(list(images)), boxes, flip, size)
     rows = zip(images, boxes.split(1), flip.split(1), strict=True)
@@ -54,7 +55,10 @@ def _crop_reference(
     return torch.cat(crops)
 
 
-def _require_inside(images: Sequence[torch.Tensor], boxes: torch.Tensor) -> None:
+def _require_boxes(
+    images: Sequence[torch.Tensor], boxes: torch.Tensor, size: tuple[int, int]
+) -> None:
+    """What the core refuses, in its words."""
     for index, (image, box) in enumerate(zip(images, boxes.tolist(), strict=True)):
         top, left, height, width = box
         inside = 0 <= top <= image.shape[1] - height and 0 <= left <= image.shape[2] - width
@@ -62,6 +66,11 @@ def _require_inside(images: Sequence[torch.Tensor], boxes: torch.Tensor) -> None
             raise ValueError(
                 f"{OP}: box {index} (top {top}, left {left}, height {height}, width {width}) must "
                 f"have pixels and lie inside its image of {image.shape[1]} x {image.shape[2]}"
+            )
+        if height > MOST_SCALE * size[0] or width > MOST_SCALE * size[1]:
+            raise ValueError(
+                f"{OP}: box {index} is more than {MOST_SCALE} times as large as the output; "
+                "shrink in two steps"
             )
 
 
@@ -151,9 +160,6 @@ def resized_crop(
     for name, tensor in (("boxes", boxes), ("flip", flip)):
         if tensor.device.type not in ("cpu", "meta"):
             raise ValueError(f"{OP}: {name} must be on the CPU, got {tensor.device}")
-    if not listed:
-        channels = images.shape[1] if isinstance(images, torch.Tensor) else 3
-        return torch.empty((0, channels, height, width), dtype=torch.uint8) if out is None else out
     for image in listed:
         _checks.require_tensor(
             OP, "images", image, dtypes=(torch.uint8,), ndim=3, shape="[B, C, h, w]"
@@ -163,14 +169,20 @@ def resized_crop(
                 f"{OP}: images must have one number of channels and one device, got "
                 f"{_checks.describe(image)} beside {_checks.describe(listed[0])}"
             )
+    of_none = images.shape[1] if isinstance(images, torch.Tensor) else 3
+    channels = listed[0].shape[0] if listed else of_none
+    shape = (len(listed), channels, height, width)
+    if out is not None and (
+        out.dtype != torch.uint8 or tuple(out.shape) != shape or not out.is_contiguous()
+    ):
+        expected = f"contiguous uint8 [B, C, H, W] = {shape}"
+        raise _checks.bad_value(OP, "out", expected, _checks.describe(out))
+    if not listed:
+        return torch.empty(shape, dtype=torch.uint8) if out is None else out
     name = _backend.resolve(OP, backend, listed[0].device, IMPLEMENTED)
     if out is None:
         made: torch.Tensor = _op(listed, boxes, flip, height, width, name)
         return made
-    shape = (len(listed), listed[0].shape[0], height, width)
-    if out.dtype != torch.uint8 or tuple(out.shape) != shape or not out.is_contiguous():
-        expected = f"contiguous uint8 [B, C, H, W] = {shape}"
-        raise _checks.bad_value(OP, "out", expected, _checks.describe(out))
     if name == "cpu" and out.device.type == "cpu":
         _crop_into(out, listed, boxes, flip, threads)
     else:
