@@ -29,7 +29,8 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help venv core test test-wheel wheel audit demo lint format types layers bench check clean \
-        check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor print-python
+        check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor \
+        print-python
 
 help:  ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 18
@@ -93,7 +94,10 @@ layers: $(READY)  ## who may import and include whom
 bench: core  ## time the ops; see benchmarks/README.md
 	$(PY) -m pytest $(wildcard benchmarks/ops/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
-check: test lint types layers test-wheel audit check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
+check: test lint types layers test-wheel audit check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
+
+check-pages: core  ## reports in Chromium without network: pictures load, nothing is wider than the screen
+	$(PY) -m tools.check_report_pages
 
 check-slow: core  ## large cases and long runs
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
