@@ -28,7 +28,7 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 
 CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
-.PHONY: help venv core test test-wheel wheel audit demo lint format types layers bench check clean \
+.PHONY: help venv core test test-wheel wheel release-wheel audit demo lint format types layers bench check clean \
         check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor \
         print-python
 
@@ -62,6 +62,9 @@ wheel: $(READY)  ## sdist, and the wheel built from that sdist, into dist/
 	rm -rf dist
 	$(PY) -m build --outdir dist .
 
+release-wheel: $(READY)  ## what cibuildwheel does, without containers: build, repair, audit, test from an empty environment
+	$(PY) tools/build_release_wheel.py
+
 audit: core  ## what the wheel in dist/ holds and links, and that no AVX code stands where it must not
 	$(PY) tools/audit_wheel.py dist/*.whl
 	$(PY) tools/check_disassembly.py $(BUILD)/libclustermim_core.a dist/*.whl
@@ -92,7 +95,7 @@ layers: $(READY)  ## who may import and include whom
 	$(PY) tools/check_layers.py
 
 bench: core  ## time the ops; see benchmarks/README.md
-	$(PY) -m pytest $(wildcard benchmarks/ops/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
+	$(PY) -m pytest $(wildcard benchmarks/*/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
 check: test lint types layers test-wheel audit check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
 

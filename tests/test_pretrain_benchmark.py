@@ -1,8 +1,9 @@
-"""The step's benchmark: its parts are the step, its step is the driver's, its program runs."""
+"""Benchmarks of a run's parts: a step's are the step, its step is the driver's, programs run."""
 
 from __future__ import annotations
 
 import itertools
+import sys
 
 import pytest
 
@@ -11,6 +12,7 @@ pytest.importorskip("torchvision", reason="the extra [train] is not installed")
 
 import torch
 
+from benchmarks import scale
 from benchmarks.end_to_end import bench_pretrain_step as bench
 from benchmarks.end_to_end import bench_reading
 from benchmarks.end_to_end.clock import Clock
@@ -126,3 +128,31 @@ def test_waiting_is_what_comes_before_a_batch(monkeypatch):
         now[0] += 10.0
 
     assert bench_reading.one_round(images, 2, use) == (23.0, 3.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory by Linux's VmHWM")
+def test_the_fit_of_a_large_set_is_predicted_first(monkeypatch, capsys, tmp_path):
+    for name, value in (("IMAGENET_IMAGES", 50), ("SIDE", 16), ("PATCH", 4), ("BATCH", 8)):
+        monkeypatch.setattr(scale, name, value)
+    data = draw_folder(tmp_path / "shapes", 4)
+    arguments = ["--data", str(data), "--share", "2", "--clusters", "5", "--iterations", "2"]
+    monkeypatch.setattr("sys.argv", ["scale", *arguments, "--threads", "1"])
+    scale.main()
+    shown = capsys.readouterr().out
+    assert shown.startswith(
+        "25 images, 400 rows, D = 48, K = 5, 2 iterations, 1 threads\npredicted"
+    )
+    assert "\n2 iterations\n" in shown
+    assert "| CPU seconds |" in shown
+
+
+def test_crops_of_a_share(tmp_path):
+    """The same in every pass, `count` in all, each photograph in turn with another crop."""
+    images = scale.open_images(draw_folder(tmp_path / "shapes", 2), size=16, split="all")
+    crops = scale.Crops(images, 15)
+    first, again = torch.cat(list(crops)), torch.cat(list(crops))
+    assert torch.equal(first, again)
+    assert len(first) == 15
+    assert not torch.equal(first[:6], first[6:12])
+    expected = images.crops(0, 2, [0, 1, 2], scale.DataConfig())
+    assert torch.equal(first[12:], expected)
