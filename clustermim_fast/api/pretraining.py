@@ -34,6 +34,7 @@ from clustermim_fast.train.memory import naming_a_smaller_batch
 from clustermim_fast.train.prepare import default_out
 from clustermim_fast.train.trackers import import_trackers
 
+from .along import Along
 from .exporting import export_run
 from .fingerprint import images_fingerprint
 from .reporting import report_run
@@ -84,8 +85,13 @@ def pretrain(
     if dry_run:
         return try_run(config, images, say)
     tokenizer = _cached_tokenizer(config, images, say) if needs_tokenizer(config) else None
-    with naming_a_smaller_batch(config):
-        result = run(config, tokenizer, images, say=say)
+    along = Along(config, tokenizer, images, say)
+    looks = along if config.log.eval_every or config.log.watch else None
+    try:
+        with naming_a_smaller_batch(config):
+            result = run(config, tokenizer, images, say=say, on_epoch=looks)
+    finally:
+        along.close()
     if export:
         say(f"encoder for timm: {export_run(result.run_dir)}")
     if report:

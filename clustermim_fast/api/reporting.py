@@ -48,17 +48,21 @@ def report_run(
     """
     folder = Path(run_dir)
     loaded = load_run(folder, checkpoint)
-    images = _open(loaded) if images is None else images
+    return write_report(view_of(folder, loaded, _open(loaded) if images is None else images))
+
+
+def view_of(folder: Path, loaded: LoadedRun, images: ImageSet, refresh_s: int = 0) -> RunView:
+    """What a page is made of; with ``refresh_s``, of a run that goes on: tokens are not counted."""
     samples = torch.from_numpy(_spread(len(images), SHOWN))
     config = loaded.config
     masks = _masker(loaded)(config.seed, 0, samples.numpy())
     usage, counted = None, 0
-    if loaded.tokenizer is not None:
+    if loaded.tokenizer is not None and not refresh_s:
         usage, counted = _usage(loaded.tokenizer, images)
     assert config.data.mean is not None
     assert config.data.std is not None
     metrics = read_metrics(folder / "metrics.jsonl")
-    view = RunView(
+    return RunView(
         run_dir=folder,
         method=config.method,
         model=loaded.model,
@@ -74,10 +78,11 @@ def report_run(
         metrics=metrics,
         config=to_dict(config),
         evaluations=_evaluations(folder / "eval"),
+        epochs=read_metrics(folder / "eval" / "epochs.jsonl"),
+        refresh_s=refresh_s,
         about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
         versions=versions(),
     )
-    return write_report(view)
 
 
 def show_tokenizer(

@@ -7,6 +7,7 @@ from .features import encoder_features, pixel_features
 from .finetune import FinetuneSettings, finetune
 from .finetune_training import FinetuneTraining
 from .frequency import BlockFrequencies, block_frequencies, log_amplitude
+from .intervals import accuracy_interval
 from .knn import KNNPredictions, knn_predict
 from .linear import LinearPredictions, linear_predict
 from .pooling_maps import PoolingMaps
@@ -38,6 +39,7 @@ __all__ = [
     "ProbeTraining",
     "Subject",
     "TokenSource",
+    "accuracy_interval",
     "attention_statistics",
     "attentive",
     "block_frequencies",

@@ -21,6 +21,7 @@ __all__ = [
     "Perplexity",
     "accuracy_curve",
     "cluster_sizes",
+    "evaluation_curve",
     "inertia_curve",
     "loss_curve",
     "usage",
@@ -118,6 +119,26 @@ def accuracy_curve(
         axes.set_ylim(bottom=0)
         axes.set_xlabel("epoch")
         axes.set_ylabel("token accuracy, %")
+        legend(axes)
+    return pictures[0]
+
+
+def evaluation_curve(rows: Sequence[dict[str, Any]]) -> Image.Image:
+    """kNN accuracy with its interval where there is one, and RankMe, by epoch."""
+    with chart() as (axes, pictures):
+        epochs, ranks = series(rows, "rankme")
+        known, accuracy = series(rows, "knn_percent")
+        right = axes.twinx() if known else axes
+        if known:
+            low, high = series(rows, "knn_low")[1], series(rows, "knn_high")[1]
+            axes.plot(known, accuracy, color=BLUE, **line(rows), label="kNN")
+            axes.fill_between(known, low, high, color=BLUE, alpha=0.15, linewidth=0)
+            axes.set_ylabel("kNN accuracy, %")
+            axes.plot([], [], color=ORANGE, label="RankMe")  # for the legend; drawn on the right
+            right.spines[["top", "left"]].set_visible(False)
+        right.plot(epochs, ranks, color=ORANGE, **line(rows), label="RankMe")
+        right.set_ylabel("RankMe")
+        axes.set_xlabel("epoch")
         legend(axes)
     return pictures[0]
 

@@ -17,7 +17,7 @@ from . import charts, pictures
 from .pictures import Column
 from .view import RunView
 
-__all__ = ["Figure", "codebook_picture", "figures_of", "token_map_picture"]
+__all__ = ["Figure", "codebook_picture", "figures_of", "predictions", "token_map_picture"]
 
 LINES = 5  # samples in one picture of rows; two pictures stand side by side on a wide screen
 
@@ -37,6 +37,8 @@ def figures_of(view: RunView) -> Iterator[Figure]:
     """Every figure that this run has the material for."""
     yield from _curves(view)
     yield from _rows(view)
+    if view.refresh_s:  # a page that is written often: what changes while a run goes on
+        return
     if view.tokenizer is None:
         yield _spectra(view)
     if view.tokenizer is not None:
@@ -55,6 +57,8 @@ def _curves(view: RunView) -> Iterator[Figure]:
             _about_loss(view),
             charts.loss_curve(view.metrics, classes, perplexity),
         )
+    if view.epochs:
+        yield Figure("evaluation", "Training", _ABOUT_EPOCHS, charts.evaluation_curve(view.epochs))
     if tokens is not None and any("masked_accuracy" in line for line in view.metrics):
         majority = None if counts is None else float(counts.max() / max(1, counts.sum()))
         yield Figure(
@@ -66,6 +70,9 @@ def _curves(view: RunView) -> Iterator[Figure]:
                 view.metrics, "masked_accuracy", 1 / tokens.num_clusters, majority
             ),
         )
+
+
+_ABOUT_EPOCHS = "Features while they were learned: kNN accuracy, 95 % interval, and effective rank."
 
 
 def _about_loss(view: RunView) -> str:
@@ -88,7 +95,7 @@ def _about_loss(view: RunView) -> str:
 
 @torch.no_grad()
 def _rows(view: RunView) -> Iterator[Figure]:
-    columns = _token_columns(view) if view.tokenizer is not None else _pixel_columns(view)
+    columns = predictions(view)
     for number, start in enumerate(range(0, len(view.samples), LINES), 1):
         part = [Column(c.title, c.images[start : start + LINES]) for c in columns]
         yield Figure(
@@ -119,6 +126,11 @@ def _spectra(view: RunView) -> Figure:
         "middle), on the scale of the images' own. What a model cannot predict is dark at the rim; "
         "seams of patches are bright lines.",
     )
+
+
+def predictions(view: RunView) -> list[Column]:
+    """image, visible, tokens, predicted; of pixels image, visible, restored, predicted."""
+    return _token_columns(view) if view.tokenizer is not None else _pixel_columns(view)
 
 
 _OF_FEATURES = ", each as the patch whose features are nearest to it"

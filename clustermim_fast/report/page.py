@@ -13,9 +13,13 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from .figures import Figure, figures_of
+from .painting import painting_of
 from .view import RunView
 
-__all__ = ["write_report"]
+__all__ = ["LIVE", "write_report"]
+
+# What a page of a run that goes on has besides, and loses when the run ends.
+LIVE = r"(?s)<!-- live -->.*?<!-- /live -->"
 
 ROW_TITLES = {
     "pretrained": "pretrained",
@@ -57,6 +61,9 @@ def write_report(view: RunView) -> Path:
         data = png(figure.image)
         _write(figure_dir / f"{figure.name}.png", data)
         sections.setdefault(figure.section, []).append(_embedded(figure, data))
+    painting = painting_of(view)
+    if painting is not None:
+        sections[painting.section] = [_embedded(painting, png(painting.image))]
     for name, (section, caption) in LOOKS.items():
         path = figure_dir / f"{name}.png"
         if path.is_file():
@@ -76,6 +83,7 @@ def write_report(view: RunView) -> Path:
         kind_titles=KIND_TITLES,
         settings=list(flat(view.config)),
         versions=view.versions,
+        refresh_s=view.refresh_s,
     )
     return page
 

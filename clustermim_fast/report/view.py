@@ -31,6 +31,8 @@ class RunView:
         metrics: the lines of metrics.jsonl.
         config: the resolved settings, nested dicts.
         evaluations: what `evaluate` returned, by kind.
+        epochs: what `eval_every` measured, a row an epoch.
+        refresh_s: of a run that goes on, seconds after which the page loads itself again; 0: ended.
         about: short facts for the head of the page (name, value).
     """
 
@@ -49,5 +51,7 @@ class RunView:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
+    refresh_s: int = 0
     about: list[tuple[str, str]] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)

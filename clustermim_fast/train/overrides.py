@@ -86,12 +86,15 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{key}: expected {_name(kind)}, got {value!r}")
     target = next(option for option in options if option is not type(None))
     try:
-        return _parse_as(value, target)
+        return _parse_as(value, target, key)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{key}: expected {_name(kind)}, got {value!r}") from error
 
 
-def _parse_as(value: Any, target: Any) -> Any:
+_INTERVALS = {"true": 1, "yes": 1, "on": 1, "false": 0, "no": 0, "off": 0}
+
+
+def _parse_as(value: Any, target: Any, key: str = "") -> Any:
     if get_origin(target) is tuple:
         parts = get_args(target)
         if isinstance(value, str):
@@ -109,6 +112,8 @@ def _parse_as(value: Any, target: Any) -> Any:
             raise ValueError
         return text in ("true", "1", "yes", "on")
     if target is int:
+        if key == "log.watch" and str(value).lower() in _INTERVALS:  # watch=true: every epoch
+            value = _INTERVALS[str(value).lower()]
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)

@@ -1,0 +1,87 @@
+"""The model painting hidden patches, an epoch a row, as it learns."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from . import pictures
+from .figures import Figure, predictions
+from .view import RunView
+
+__all__ = ["paint_epoch", "painting_of"]
+
+SHOWN = 8  # images
+ROWS = 12  # epochs in the picture, evenly spaced over those that were painted
+SIDE = 104
+GAP, MARGIN = 6, 92
+NAME = "epoch_{:05d}.png"
+
+
+@torch.no_grad()
+def paint_epoch(view: RunView, epoch: int) -> Image.Image:
+    """Keep this epoch's row in RUN/figures/painting and return the picture of all rows."""
+    folder = _folder(view.run_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    for row in folder.glob("epoch_*.png"):  # of a run that was interrupted and went back
+        if int(row.stem.removeprefix("epoch_")) > epoch:
+            row.unlink()
+    columns = predictions(view)
+    for name, column in (("image", columns[0]), ("visible", columns[1])):
+        if not (folder / f"{name}.png").is_file():
+            _row(column.images).save(folder / f"{name}.png")
+    painted = columns[3] if view.tokenizer is not None else columns[2]
+    _row(painted.images).save(folder / NAME.format(epoch))
+    picture = _stack(folder)
+    assert picture is not None
+    return picture
+
+
+def painting_of(view: RunView) -> Figure | None:
+    """The picture of the epochs that were watched; None where none was."""
+    picture = _stack(_folder(view.run_dir))
+    if picture is None:
+        return None
+    return Figure(
+        "painting",
+        "The model as it learns",
+        "",
+        picture,
+        "Training images, what the encoder sees of them, and what the model puts into the hidden "
+        "patches after each of these epochs.",
+    )
+
+
+def _folder(run_dir: Path) -> Path:
+    return run_dir / "figures" / "painting"
+
+
+def _row(images: torch.Tensor) -> Image.Image:
+    shown = pictures.enlarge(images[:SHOWN].float().cpu(), SIDE)
+    spaced = torch.nn.functional.pad(shown, (0, GAP, 0, GAP), value=1.0)
+    return pictures.to_picture(torch.cat(list(spaced), dim=-1))
+
+
+def _stack(folder: Path) -> Image.Image | None:
+    """Rows below each other, what they are to the left."""
+    files = sorted(folder.glob("epoch_*.png"))
+    if not files:
+        return None
+    few = np.unique(np.linspace(0, len(files) - 1, min(len(files), ROWS)).round().astype(int))
+    titled = [("image", folder / "image.png"), ("visible", folder / "visible.png")]
+    titled += [(f"epoch {int(files[i].stem.removeprefix('epoch_'))}", files[i]) for i in few]
+    rows = []
+    for title, file in titled:
+        with Image.open(file) as image:
+            rows.append((title, image.convert("RGB")))
+    width = MARGIN + max(image.width for _, image in rows)
+    sheet = Image.new("RGB", (width, sum(i.height for _, i in rows)), (pictures.PAPER,) * 3)
+    draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(size=16), 0
+    for title, image in rows:
+        sheet.paste(image, (MARGIN, top))
+        draw.text((MARGIN - 10, top + image.height / 2), title, pictures.INK, font, anchor="rm")
+        top += image.height
+    return sheet
