@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -13,6 +15,49 @@ import torch
 from torch import Tensor
 
 FORMAT = 1
+_FULL = "the disk is full, or a limit is reached: free some space"
+_CLOSED = "nothing may be written there: give another out=, or the right to write"
+_REMEDIES = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), _FULL),
+    **dict.fromkeys((errno.EROFS, errno.EACCES, errno.EPERM), _CLOSED),
+}
+
+
+class WriteError(OSError):
+    """A file could not be written; the message says what to do, and what is whole."""
+
+
+@contextmanager
+def naming_the_remedy(target: str | Path) -> Iterator[None]:
+    """Turn what a full or closed disk raises on the way to ``target`` into a WriteError.
+
+    torch reports a failed write as a RuntimeError about positions, with the reason as its context.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError) or isinstance(cause, WriteError):
+            raise
+        if cause.errno not in _REMEDIES:
+            raise
+        raise WriteError(
+            cause.errno,
+            f"{cause.filename or target} cannot be written ({os.strerror(cause.errno)}): "
+            f"{_REMEDIES[cause.errno]}. What was whole before is whole; the same command goes on "
+            "from the last checkpoint",
+        ) from error
+
+
+def require_writable(folder: str | Path) -> None:
+    """Refuse a folder, there or to be made, that may not be written: before hours of work."""
+    place = Path(folder).absolute()
+    while not place.exists() and place != place.parent:
+        place = place.parent
+    if not place.is_dir():
+        raise ValueError(f"out: {place} is a file, and {folder} would lie below it; give another")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise WriteError(errno.EACCES, f"out: {folder}: {_CLOSED}")
 
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
@@ -22,6 +67,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     fsync, rename, fsync of the folder.
 
     Raises:
+        WriteError: the disk is full or closed; what stood under the name is as it was.
         TypeError: `state` holds an object that `torch.load(weights_only=True)` would refuse.
     """
     target = Path(path)
@@ -29,7 +75,7 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "wb") as file:
+        with naming_the_remedy(target), open(partial, "wb") as file:
             torch.save({"format": FORMAT, **state}, file)
             file.flush()
             os.fsync(file.fileno())

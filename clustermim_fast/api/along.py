@@ -128,17 +128,17 @@ class _Splits:
             self._bank = few_of(images, BANK + QUERIES)
             fifth = torch.arange(len(self._bank)) % 5 == 0
             places = self._bank.positions
-            labels = torch.from_numpy(images.labels)
+            own = torch.from_numpy(images.labels)
             self._asked = type(self._bank)(images, places[fifth])
             self._bank = type(self._bank)(images, places[~fifth])
-            self._labels = labels[places[~fifth]], labels[places[fifth]]
+            self._labels = own[places[~fifth]], own[places[fifth]]
             of = "others of the run's images (it sees all, without labels)"
         else:
-            labels, test_labels, _ = class_indices(images, held_out, config.data.path)
+            known, truth, _ = class_indices(images, held_out, config.data.path)
             self._bank, self._asked = few_of(images, BANK), few_of(held_out, QUERIES)
             self._labels = (
-                torch.from_numpy(labels)[self._bank.positions],
-                torch.from_numpy(test_labels)[self._asked.positions],
+                torch.from_numpy(known)[self._bank.positions],
+                torch.from_numpy(truth)[self._asked.positions],
             )
             of = "held-out images"
         self.about = f"{len(self._asked):,} {of} by {len(self._bank):,}"

@@ -11,7 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast import recipes
-from clustermim_fast.checkpoint import write_text_atomically
+from clustermim_fast.checkpoint import (
+    naming_the_remedy,
+    require_writable,
+    write_text_atomically,
+)
 from clustermim_fast.data import ImageSet
 from clustermim_fast.encoders import is_convolutional
 from clustermim_fast.models import ModelConfig
@@ -84,6 +88,15 @@ def pretrain(
     import_trackers(config)  # a missing one is said before anything takes its time
     if dry_run:
         return try_run(config, images, say)
+    require_writable(config.out)
+    with naming_the_remedy(config.out):
+        return _pretrain(config, images, say, report=report, export=export)
+
+
+def _pretrain(
+    config: TrainConfig, images: ImageSet, say: Say, *, report: bool, export: bool
+) -> RunResult:
+    """The run of a resolved config, its export and its report."""
     tokenizer = _cached_tokenizer(config, images, say) if needs_tokenizer(config) else None
     along = Along(config, tokenizer, images, say)
     looks = along if config.log.eval_every or config.log.watch else None

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from clustermim_fast.checkpoint import require_writable
 from clustermim_fast.data import ImageSet
 from clustermim_fast.models import create_model
 from clustermim_fast.optim import learning_rate
@@ -155,6 +156,7 @@ def _draw(config: TrainConfig, images: ImageSet, tokenizer: Tokenizer | None, pa
     shown = [(b.images[: len(ids)], b.masks.mask[: len(ids)]) for b in made]
     replaced = [None if b.masks.replaced is None else b.masks.replaced[: len(ids)] for b in made]
     path = Path(f"{config.out}.dry_run.png")
+    require_writable(path.parent)
     path.parent.mkdir(parents=True, exist_ok=True)
     crop_sheet(images.images(ids), shown, grid, replaced, tokenizer).save(path)
     return path

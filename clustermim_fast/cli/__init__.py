@@ -51,7 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     debugging = os.environ.get("CLUSTERMIM_DEBUG", "") not in ("", "0")
     if more and (not hasattr(parsed, "settings") or any("=" not in text for text in more)):
         parser.error(f"unrecognized arguments: {' '.join(more)} (settings are key=value)")
-    if more:  # --mask_ratio 0.6, as recipes elsewhere write it
+    if more:
         parsed.settings = [*parsed.settings, *more]
     try:
         return int(parsed.command(parsed))
@@ -70,6 +70,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def fail(message: str, status: int = 1) -> int:
     """Print one line on stderr, however many the message had."""
+    if "Original Traceback" in message:  # of a loader process: its last line is the error
+        message = message.strip().splitlines()[-1]
     line = " ".join(message.split())
     hint = "" if status == 130 else " (CLUSTERMIM_DEBUG=1 shows the traceback)"
     print(f"clustermim: error: {line}{hint}", file=sys.stderr)

@@ -4,6 +4,7 @@ ones.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,6 +19,10 @@ from tqdm import tqdm
 from clustermim_fast.data.decode import DECODE_ERRORS, UInt8Array, decode_image
 
 Broken = tuple[Path, str]
+_VANISHED = (
+    "data: the images of {} are gone (was a disk taken away?); bring them back, and "
+    "the same command goes on from the last checkpoint"
+)
 _CHUNK = 512
 
 
@@ -103,11 +108,21 @@ class FileStore:
             try:
                 array = decode_image(self._paths[place], self._max_short_side)
             except DECODE_ERRORS as error:
+                if isinstance(error, OSError) and error.errno and not self._is_there():
+                    raise FileNotFoundError(_VANISHED.format(self._root())) from error
                 self._known.add(place)
                 self.broken.append((self._paths[place], reason_of(error)))
                 continue
             return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         raise RuntimeError(f"data: none of the {len(self._paths)} images can be read")
+
+    def _root(self) -> str:
+        folders = [str(path.parent) for path in (self._paths[0], self._paths[-1])]  # in order
+        return os.path.commonpath(folders)
+
+    def _is_there(self) -> bool:
+        """Whether it is this file that is broken, and not the disk that is gone."""
+        return os.path.isdir(self._root())
 
 
 def load_files(

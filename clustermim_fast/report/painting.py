@@ -75,8 +75,8 @@ def _stack(folder: Path) -> Image.Image | None:
     titled += [(f"epoch {int(files[i].stem.removeprefix('epoch_'))}", files[i]) for i in few]
     rows = []
     for title, file in titled:
-        with Image.open(file) as image:
-            rows.append((title, image.convert("RGB")))
+        with Image.open(file) as opened:
+            rows.append((title, opened.convert("RGB")))
     width = MARGIN + max(image.width for _, image in rows)
     sheet = Image.new("RGB", (width, sum(i.height for _, i in rows)), (pictures.PAPER,) * 3)
     draw, font, top = ImageDraw.Draw(sheet), ImageFont.load_default(size=16), 0

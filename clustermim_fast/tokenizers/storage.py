@@ -54,7 +54,8 @@ def read(path: str | Path) -> tuple[str, dict[str, torch.Tensor], dict[str, Any]
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except SafetensorError as error:
         raise ValueError(
-            f"load_tokenizer: {path} is not a whole safetensors file ({error})"
+            f"load_tokenizer: {path} is not a whole safetensors file ({error}); copy or fit it "
+            "again. One that a run fitted for itself may be deleted: the same command makes it"
         ) from error
     if metadata.get("format") != FORMAT:
         raise ValueError(
