@@ -47,13 +47,16 @@ def test_five_steps_leave_a_sheet_and_nothing_else(shapes, tmp_path, capsys, mon
 
 
 def test_its_steps_are_the_runs(shapes, tmp_path, threads):
-    """Same weights, images and masks: the first loss is the run's, bit for bit."""
+    """Same weights, images and masks: the first loss is the run's, bit for bit; not square."""
     threads(1)
+    sizes = TINY | {"img_size": "16x24"}
     options = {"data": shapes, "method": "mae", "out": tmp_path / "run", "report": False,
-               "export": False, "say": lambda line: None} | TINY  # fmt: skip
+               "export": False, "say": lambda line: None} | sizes  # fmt: skip
     tried = clustermim_fast.pretrain(**options, dry_run=True)
     assert tried.step == 5
     assert not (tmp_path / "run").exists()
+    with Image.open(tmp_path / "run.dry_run.png") as sheet:
+        assert sheet.size[0] == 7 * (24 * 6 + 6) + 6  # at least 128 px wide: six times
     clustermim_fast.pretrain(**options, **{"log.every_steps": 1})
     first = json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[0])
     assert first["loss"] == tried.metrics["losses"][0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 import pytest
 import torch
@@ -87,6 +89,29 @@ def test_float_image_is_refused_with_a_reason(tmp_path):
     images = data.open_images(tmp_path, size=8)
     assert len(images) == 1
     assert "range of its values is not known" in images.broken[0][1]
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "1", "RGBA", "CMYK", "YCbCr", "LAB", "I;16"])
+def test_every_mode_has_three_channels(mode, tmp_path):
+    picture = Image.fromarray(noise(8, 9, 3))
+    picture = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture
+    picture.convert(mode).save(tmp_path / "a.tiff")
+    assert data.decode_image(tmp_path / "a.tiff").shape == (8, 9, 3)
+
+
+@pytest.mark.parametrize("channels", [1, 2, 5])
+def test_tiffs_of_other_numbers_of_channels(channels, tmp_path):
+    """One is grey; two and five are no picture that Pillow knows, and listed as such."""
+    tags = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 273: 122, 277: channels, 278: 8, 279: 64}
+    tags[279] *= channels
+    entries = b"".join(struct.pack("<HHIHH", tag, 3, 1, value, 0) for tag, value in tags.items())
+    header = b"II*\0" + struct.pack("<IH", 8, len(tags)) + entries + bytes(4)
+    assert len(header) == tags[273]  # where the pixels begin
+    (tmp_path / "a.tiff").write_bytes(header + bytes(64 * channels))
+    Image.fromarray(noise(8, 8, 3)).save(tmp_path / "b.png")
+    images = data.open_images(tmp_path, size=8)
+    assert len(images) == 1 + (channels == 1)
+    assert [path.name for path, _ in images.broken] == ["a.tiff"] * (channels != 1)
 
 
 def test_large_images_are_reduced(tmp_path):
