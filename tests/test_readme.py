@@ -22,7 +22,7 @@ def test_the_first_screen_runs():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_lead_somewhere(page):
-    if page is README and not (REPOSITORY / "ARCHITECTURE.md").is_file():
+    if not (REPOSITORY / "ARCHITECTURE.md").is_file():
         pytest.skip("the checkout's own pages are not beside an installed wheel")
     for target in re.findall(r"\]\(([^)#]+?)(?:#[^)]*)?\)", page.read_text("utf-8")):
         if not target.startswith(("http:", "https:")):
