@@ -36,7 +36,8 @@ def audit(wheel_path: Path) -> list[str]:
     if size > MAX_BYTES:
         problems.append(f"{size} bytes, more than {MAX_BYTES}")
     with zipfile.ZipFile(wheel_path) as wheel, tempfile.TemporaryDirectory() as folder:
-        names = wheel.namelist()
+        # auditwheel adds entries for the folders
+        names = [name for name in wheel.namelist() if not name.endswith("/")]
         for name in names:
             top = name.split("/", 1)[0]
             if top != "clustermim_fast" and not top.endswith(".dist-info"):
