@@ -57,8 +57,9 @@ def seconds_of(call: Any) -> tuple[float, float, Any]:
 def predict(crops: Crops, clusters: int, iterations: int) -> dict[str, float]:
     """Seconds of the fit, wall and CPU, and MiB above what is held, from two batches.
 
-    Every iteration reads all images once and assigns and adds all patches once; a pass before the
-    first draws the sample that the first centroids come from.
+    Every iteration reads all images once and assigns and adds all patches once, and so does a pass
+    at the end; one before the first draws the sample that the first centroids come from. An
+    iteration that leaves clusters empty takes another pass, which is not predicted.
     """
     two = Crops(crops.images, 2 * BATCH)
     list(two)
@@ -71,7 +72,8 @@ def predict(crops: Crops, clusters: int, iterations: int) -> dict[str, float]:
     )
     share = crops.count / (2 * BATCH)
     wall, cpu = (
-        share * ((iterations + 1) * r + iterations * s) for r, s in zip(read, step, strict=True)
+        share * ((iterations + 2) * r + (iterations + 1) * s)
+        for r, s in zip(read, step, strict=True)
     )
     # Two batches, 64 MiB of workspace, centroids and sums in float64 (old, new, a step's, a copy),
     # and the sample of three rows a cluster in float32.
