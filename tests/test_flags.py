@@ -54,7 +54,7 @@ def test_maes_command(settings_of, capsys):
         "optim.min_lr": "0", "seed": "1", "device": "cpu",
     }  # fmt: skip
     printed = capsys.readouterr().out
-    assert "batch_size is that of one forward pass; MAE's is that of each GPU" in printed
+    assert "batch_size is that of one forward pass of all processes; MAE's is that of" in printed
     assert "input_size is img_size here" in printed
     assert "world_size is left out: torchrun says it" in printed
 

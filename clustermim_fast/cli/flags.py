@@ -91,8 +91,8 @@ def from_mae(given: Sequence[tuple[str, str, bool]]) -> tuple[list[str], list[st
 
 
 BATCH_NOTE = (
-    "batch_size is that of one forward pass; MAE's is that of each GPU. The effective batch is "
-    "printed below"
+    "batch_size is that of one forward pass of all processes; MAE's is that of each GPU. The "
+    "effective batch is printed below"
 )
 
 

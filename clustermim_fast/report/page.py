@@ -63,7 +63,9 @@ def write_report(view: RunView) -> Path:
         sections.setdefault(figure.section, []).append(_embedded(figure, data))
     painting = painting_of(view)
     if painting is not None:
-        sections[painting.section] = [_embedded(painting, png(painting.image))]
+        data = png(painting.image)
+        _write(figure_dir / f"{painting.name}.png", data)
+        sections[painting.section] = [_embedded(painting, data)]
     for name, (section, caption) in LOOKS.items():
         path = figure_dir / f"{name}.png"
         if path.is_file():
