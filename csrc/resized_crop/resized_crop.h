@@ -9,7 +9,8 @@
 // Weights: float64 a = -0.5 cubic of support 2 max(1, scale), normalised, times 2^shift to int16,
 // half away from zero; sums int32, rounded half up, clamped to 0..255; rows first, then columns,
 // uint8 in between. The same on every path and for any number of threads. Workspace: a box at the
-// width of the output, for each thread. |sums| < 2^31 for scales below 100 (larger: invalid_argument).
+// width of the output, for each thread. |sums| < 2^31 for scales below 100 (larger:
+// invalid_argument).
 #pragma once
 
 #include <cstdint>
