@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 import clustermim_fast
-from clustermim_fast import cli, train
+from clustermim_fast import cli
 from clustermim_fast.train.memory import is_out_of_memory, smaller_batch
 from tests.shapes import TINY, draw_folder
 
@@ -77,10 +77,10 @@ def test_a_warm_up_longer_than_the_run_is_refused_as_in_the_run(shapes, tmp_path
 )
 @pytest.mark.parametrize("dry", ["yes", "no"])
 def test_out_of_memory_names_the_batch_to_try(error, dry, shapes, tmp_path, monkeypatch, capsys):
-    def step(*arguments):
+    def step(*arguments, **options):
         raise error
 
-    monkeypatch.setattr(train.loop, "forward_step", step)
+    monkeypatch.setattr("clustermim_fast.train.step.forward_step", step)
     monkeypatch.delenv("CLUSTERMIM_DEBUG", raising=False)
     settings = [f"{key}={value}" for key, value in TINY.items() if key != "batch_size"]
     command = ["pretrain", f"data={shapes}", f"out={tmp_path / 'run'}", f"dry_run={dry}",

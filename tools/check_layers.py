@@ -21,7 +21,7 @@ PYTHON_ROWS = (
     ("_version",),
     ("_core",),
     ("ops",),
-    ("nn", "weights", "encoders", "patch_grid", "counter_rng", "image_files"),
+    ("nn", "weights", "encoders", "patch_grid", "counter_rng", "image_files", "ranks"),
     ("models", "tokenizers", "masking", "losses", "optim", "checkpoint", "data", "testing"),
     ("train", "evaluate", "report", "export", "bench"),
     ("recipes",),

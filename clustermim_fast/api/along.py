@@ -21,7 +21,7 @@ from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.report import LIVE, paint_epoch, write_report
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train import LoadedRun, TrainConfig
-from clustermim_fast.train.prepare import choose_device
+from clustermim_fast.train.distributed import choose_device
 from clustermim_fast.train.trackers import Notes
 
 from .looking import few_of

@@ -26,7 +26,7 @@ from clustermim_fast.tokenizers import (
     token_statistics,
 )
 from clustermim_fast.tokenizers.alignment import VARIANTS
-from clustermim_fast.train.prepare import choose_device
+from clustermim_fast.train.distributed import choose_device
 
 from .fingerprint import images_fingerprint
 

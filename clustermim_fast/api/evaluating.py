@@ -25,7 +25,7 @@ from clustermim_fast.evaluate import (
     TokenSource,
 )
 from clustermim_fast.report import attention_maps
-from clustermim_fast.train.prepare import choose_device
+from clustermim_fast.train.distributed import choose_device
 
 from .card import result_card, run_config
 from .fingerprint import images_fingerprint

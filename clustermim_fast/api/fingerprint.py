@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 
 from clustermim_fast.data import ImageSet
+from clustermim_fast.train import TrainConfig
 
-__all__ = ["files_fingerprint", "images_fingerprint"]
+__all__ = ["files_fingerprint", "images_fingerprint", "tokenizer_key"]
 
 
 def images_fingerprint(images: ImageSet) -> str:
@@ -33,3 +36,31 @@ def files_fingerprint(files: Sequence[Path]) -> str:
         with files[place].open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
+
+
+def tokenizer_key(config: TrainConfig, images: ImageSet) -> str:
+    """Hash of what a fitted tokenizer depends on: the images it sees, and the settings."""
+    settings = {
+        "tokenizer": asdict(config.tokenizer),
+        "patch_size": config.model.patch_size,
+        "image_size": config.data.image_size,
+        "mean": config.data.mean,
+        "std": config.data.std,
+        "seed": config.seed,
+        "images": images_fingerprint(images),
+    }
+    if config.tokenizer.kind == "feature":
+        settings["network"] = _files_digest(config.tokenizer.weights or config.tokenizer.model)
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+
+
+def _files_digest(path: str) -> str:
+    """Hash of a file, or of a folder's weights; "" for a timm name."""
+    place = Path(path.removeprefix("local-dir:")).expanduser()
+    folders = (place, place / "export")
+    files = [place, *(folder / "model.safetensors" for folder in folders)]
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as stream:
+                return hashlib.file_digest(stream, "sha256").hexdigest()
+    return ""

@@ -17,7 +17,7 @@ from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet, open_images
 from clustermim_fast.report import attention_chart, frequency_chart, neighbour_sheet
-from clustermim_fast.train.prepare import choose_device
+from clustermim_fast.train.distributed import choose_device
 
 from .card import plain_card, run_config
 from .fingerprint import images_fingerprint

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +17,7 @@ from clustermim_fast.checkpoint import (
 from clustermim_fast.data import ImageSet
 from clustermim_fast.encoders import is_convolutional
 from clustermim_fast.models import ModelConfig
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import (
     RunResult,
@@ -29,18 +28,19 @@ from clustermim_fast.train import (
     needs_tokenizer,
     open_run_images,
     prepare_tokenizer,
-    require_one_process,
+    process_group,
     resolve,
     run,
 )
 from clustermim_fast.train.config import ALIASES
+from clustermim_fast.train.distributed import require_one_process
 from clustermim_fast.train.memory import naming_a_smaller_batch
 from clustermim_fast.train.prepare import default_out
 from clustermim_fast.train.trackers import import_trackers
 
 from .along import Along
 from .exporting import export_run
-from .fingerprint import images_fingerprint
+from .fingerprint import tokenizer_key
 from .reporting import report_run
 from .trying import try_run
 
@@ -63,7 +63,7 @@ def pretrain(
     dry_run: bool = False,
     **overrides: Any,
 ) -> RunResult:
-    """Pretrain a masked image model.
+    """Pretrain a masked image model; under torchrun on all its ranks, of which rank 0 writes.
 
         pretrain(data="photos/")                          # sizes chosen by looking at the images
         pretrain("digits", epochs=50, out="runs/digits")  # a recipe, changed
@@ -83,33 +83,43 @@ def pretrain(
     config, images, said = _prepare(recipe_or_path, overrides)
     if not config.out:
         config = dataclasses.replace(config, out=str(default_out(config)))
-    for line in said:
-        say(f"chosen: {line}")
-    import_trackers(config)  # a missing one is said before anything takes its time
-    if dry_run:
-        return try_run(config, images, say)
-    require_writable(config.out)
-    with naming_the_remedy(config.out):
-        return _pretrain(config, images, say, report=report, export=export)
+    with process_group(config.efficiency.device):
+        writes = everyone().rank == 0
+        say = say if writes else (lambda line: None)
+        for line in said:
+            say(f"chosen: {line}")
+        import_trackers(config)  # a missing one is said before anything takes its time
+        if dry_run:
+            require_one_process("dry_run=true")
+            return try_run(config, images, say)
+        with naming_the_remedy(config.out):
+            everyone().agree(lambda: require_writable(config.out) if writes else None)
+            result = _pretrain(config, images, say)
+    if writes:
+        with naming_the_remedy(config.out):
+            _finish(result, images, say, report=report, export=export)
+    return result
 
 
-def _pretrain(
-    config: TrainConfig, images: ImageSet, say: Say, *, report: bool, export: bool
-) -> RunResult:
-    """The run of a resolved config, its export and its report."""
+def _pretrain(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
+    """The run of a resolved config, by all ranks."""
     tokenizer = _cached_tokenizer(config, images, say) if needs_tokenizer(config) else None
     along = Along(config, tokenizer, images, say)
     looks = along if config.log.eval_every or config.log.watch else None
     try:
         with naming_a_smaller_batch(config):
-            result = run(config, tokenizer, images, say=say, on_epoch=looks)
+            return run(config, tokenizer, images, say=say, on_epoch=looks)
     finally:
-        along.close()
+        if everyone().rank == 0:
+            along.close()
+
+
+def _finish(result: RunResult, images: ImageSet, say: Say, *, report: bool, export: bool) -> None:
+    """The export and the report of a run."""
     if export:
         say(f"encoder for timm: {export_run(result.run_dir)}")
     if report:
         say(f"report: {report_run(result.run_dir, images=images)}")
-    return result
 
 
 def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> Tokenizer:
@@ -119,6 +129,7 @@ def fit_tokenizer(out: str | Path, *, say: Say = say_line, **overrides: Any) -> 
     without; with kind="feature", ``model`` is the network whose features are clustered, not the
     encoder of a run.
     """
+    require_one_process("tokenizer fit")
     own = {field.name for field in dataclasses.fields(TokenizerConfig)}
     own -= {"path", "batch_size"}
     if overrides.get("kind") != "feature":  # "model" is then no network that gives features
@@ -178,7 +189,6 @@ def _prepare(
     network: bool = True,
 ) -> tuple[TrainConfig, ImageSet, list[str]]:
     """The resolved config, its images, and lines on what was chosen, of the ``network`` too."""
-    require_one_process()
     config, said = starting_config(recipe_or_path, overrides)
     lines: list[str] = []
     if config.data.image_size is None:
@@ -238,8 +248,10 @@ def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> Tokeni
     file = Path(config.out) / "tokenizer.safetensors"
     note = Path(config.out) / "tokenizer.json"
     key = None if config.tokenizer.path else tokenizer_key(config, images)
-    if key is not None and file.is_file() and note.is_file():
-        stored = json.loads(note.read_text(encoding="utf-8"))
+    stored = json.loads(note.read_text(encoding="utf-8")) if note.is_file() else None
+    group = everyone()
+    group.require_equal(f"pretrain: images, and the tokenizer in {config.out}", (key, stored))
+    if key is not None and file.is_file() and stored is not None:
         tokenizer = load_tokenizer(file)
         if stored == {"key": key, "fingerprint": tokenizer.fingerprint()}:
             say(f"tokenizer: {file} was fitted on these images with these settings")
@@ -253,37 +265,9 @@ def _cached_tokenizer(config: TrainConfig, images: ImageSet, say: Say) -> Tokeni
         say(f"fitting the tokenizer: K = {wanted.num_clusters}, {what} of {count} images at most")
     tokenizer = prepare_tokenizer(config, images)
     # A run that goes on keeps its tokenizer, whatever the images are now: the note stays true.
-    if key is not None and not goes_on:
+    if key is not None and not goes_on and group.rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         tokenizer.save(file)
         text = json.dumps({"key": key, "fingerprint": tokenizer.fingerprint()})
         write_text_atomically(note, text + "\n")
     return tokenizer
-
-
-def tokenizer_key(config: TrainConfig, images: ImageSet) -> str:
-    """Hash of what a fitted tokenizer depends on: the images it sees, and the settings."""
-    settings = {
-        "tokenizer": asdict(config.tokenizer),
-        "patch_size": config.model.patch_size,
-        "image_size": config.data.image_size,
-        "mean": config.data.mean,
-        "std": config.data.std,
-        "seed": config.seed,
-        "images": images_fingerprint(images),
-    }
-    if config.tokenizer.kind == "feature":
-        settings["network"] = _files_digest(config.tokenizer.weights or config.tokenizer.model)
-    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
-
-
-def _files_digest(path: str) -> str:
-    """Hash of a file, or of a folder's weights; "" for a timm name."""
-    place = Path(path.removeprefix("local-dir:")).expanduser()
-    folders = (place, place / "export")
-    files = [place, *(folder / "model.safetensors" for folder in folders)]
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as stream:
-                return hashlib.file_digest(stream, "sha256").hexdigest()
-    return ""

@@ -11,7 +11,7 @@ from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import open_masked_images
 from clustermim_fast.evaluate import TokenSource
-from clustermim_fast.train.prepare import choose_device
+from clustermim_fast.train.distributed import choose_device
 
 from .card import plain_card, run_config
 from .fingerprint import files_fingerprint

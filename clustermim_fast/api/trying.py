@@ -27,9 +27,9 @@ from clustermim_fast.train import (
     run,
 )
 from clustermim_fast.train.batches import BatchKey, Plan, TrainingBatches
+from clustermim_fast.train.distributed import choose_device
 from clustermim_fast.train.log import format_seconds
 from clustermim_fast.train.memory import naming_a_smaller_batch
-from clustermim_fast.train.prepare import choose_device
 
 from .reporting import read_metrics
 
@@ -48,7 +48,7 @@ def try_run(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
     or the config has one, and else a short fit that stands in for it. `metrics` of the result are
     what is printed; nothing is left behind but the sheet, OUT.dry_run.png.
     """
-    plan = _plan(config, len(images))
+    plan = Plan.of_run(config, len(images))
     warmup = config.optim.warmup_steps(plan.steps_per_epoch)  # refuses one longer than the run
     steps = min(STEPS, plan.total_steps)
     peak = config.optim.absolute_lr(plan.effective_batch)
@@ -98,19 +98,6 @@ def try_run(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
     return dataclasses.replace(result, run_dir=Path(config.out), metrics=facts)
 
 
-def _plan(config: TrainConfig, num_images: int) -> Plan:
-    optim = config.optim
-    return Plan.of(
-        num_images,
-        optim.batch_size,
-        optim.accumulate,
-        optim.epochs,
-        config.seed,
-        config.data.repeats,
-        optim.steps,
-    )
-
-
 def _stand_in(config: TrainConfig, images: ImageSet, say: Say) -> Tokenizer:
     """The run's tokenizer where it is in a file; else one pass over few images."""
     if config.tokenizer.path:
@@ -150,7 +137,7 @@ def _peak_bytes(device: torch.device) -> int:
 def _draw(config: TrainConfig, images: ImageSet, tokenizer: Tokenizer | None, patch: int) -> Path:
     """Crops and masks of the run's first images, in its first epochs."""
     batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
-    ids = next(_plan(config, len(images)).keys(0)).samples[:SHOWN]
+    ids = next(Plan.of_run(config, len(images)).keys(0)).samples[:SHOWN]
     made = [batches.make(BatchKey(epoch, ids)) for epoch in range(CROPS)]
     grid = (images.image_size[0] // patch, images.image_size[1] // patch)
     shown = [(b.images[: len(ids)], b.masks.mask[: len(ids)]) for b in made]

@@ -18,13 +18,19 @@ def image_loss(hidden: Tensor, head: nn.Module, targets: Targets, config: LossCo
     height, width = targets.images.shape[2:]
     grid = (height // targets.patch_size, width // targets.patch_size)
     where = expand_mask(targets.mask, grid, (height, width)).to(predicted.dtype)
-    spatial = spatial_loss(predicted, targets.images, where, config)
+    spatial = targets.share(spatial_loss(predicted, targets.images, where, config))
     parts = {"spatial_loss": spatial.detach()}
     weight = 0.1 if config.fourier_weight is None else config.fourier_weight
     if weight == 0.0:
         return Outcome(spatial, None, parts)
-    fourier = fourier_loss(predicted, targets.images, where, config)
+    fourier = targets.share(fourier_loss(predicted, targets.images, where, config), 1)
     return Outcome(spatial + weight * fourier, None, {**parts, "fourier_loss": fourier.detach()})
+
+
+def image_counts(head: nn.Module, targets: Targets, config: LossConfig) -> tuple[Tensor, ...]:
+    """Over how many patches `spatial_loss`, and how many images `fourier_loss`, is a mean."""
+    images = torch.full((), len(targets.mask), device=targets.mask.device)
+    return targets.mask.sum(), images
 
 
 def spatial_loss(predicted: Tensor, images: Tensor, where: Tensor, config: LossConfig) -> Tensor:

@@ -29,6 +29,8 @@ class Targets:
         patch_size: pixels.
         hidden: bool [B, L], the hidden patches alone; None: `mask`.
         scaled: the images in [0, 1], before mean and std; None: `images`.
+        shares: of each mean that the loss is a sum of, how much of the update's mean this batch's
+            is (see `counts` functions), scalars on the device; (): all of it.
     """
 
     images: Tensor
@@ -38,6 +40,14 @@ class Targets:
     patch_size: int
     hidden: Tensor | None = None
     scaled: Tensor | None = None
+    shares: tuple[Tensor, ...] = ()
+
+    def share(self, mean: Tensor, term: int = 0) -> Tensor:
+        """`mean`, that of `term`, times its share; a mean of nothing is NaN and has none."""
+        if not self.shares:
+            return mean
+        share = self.shares[term].to(mean.dtype)
+        return torch.where(share > 0, mean, 0.0) * share
 
 
 class Outcome(NamedTuple):
@@ -68,7 +78,18 @@ def token_loss(hidden: Tensor, head: nn.Linear, targets: Targets, config: LossCo
         masked_per_sample=targets.masked_per_sample,
         return_metrics=True,
     )
-    return Outcome(loss, metrics)
+    return Outcome(targets.share(loss), metrics)
+
+
+def token_counts(head: nn.Module, targets: Targets, config: LossConfig) -> tuple[Tensor, ...]:
+    """Over how many patches `token_loss` is a mean."""
+    return (_num_tokens(targets),)
+
+
+def _num_tokens(targets: Targets) -> Tensor:
+    if targets.tokens is None:
+        raise ValueError("tokens: the token loss needs a tokenizer, got none")
+    return (targets.mask & (targets.tokens != -1)).sum()
 
 
 def pixel_loss(hidden: Tensor, head: nn.Linear, targets: Targets, config: LossConfig) -> Outcome:
@@ -85,7 +106,12 @@ def pixel_loss(hidden: Tensor, head: nn.Linear, targets: Targets, config: LossCo
     weight = targets.mask.to(error.dtype)
     count = targets.masked_per_sample
     total = (error * weight).sum()
-    return Outcome(total / (weight.sum() if count is None else len(error) * count))
+    return Outcome(targets.share(total / (weight.sum() if count is None else len(error) * count)))
+
+
+def pixel_counts(head: nn.Module, targets: Targets, config: LossConfig) -> tuple[Tensor, ...]:
+    """Over how many patches `pixel_loss` is a mean."""
+    return (targets.mask.sum(),)
 
 
 class TwoBranches(Protocol):
@@ -106,6 +132,7 @@ def token_and_pixel_loss(
         hidden.tokens, head["tokens"], _covering(targets, config.token_patches), config
     )
     branch_targets = _covering(targets, config.pixel_patches)
+    branch_targets = dataclasses.replace(branch_targets, shares=targets.shares[1:])
     if "pixels" in head:
         if targets.scaled is not None:
             branch_targets = dataclasses.replace(branch_targets, images=targets.scaled)
@@ -114,6 +141,15 @@ def token_and_pixel_loss(
         branch = token_loss(hidden.branch, head["tokens"], branch_targets, config).loss
     parts = {"token_loss": tokens.detach(), "branch_loss": branch.detach()}
     return Outcome(config.token_weight * tokens + config.pixel_weight * branch, metrics, parts)
+
+
+def token_and_pixel_counts(
+    head: Mapping[str, nn.Linear], targets: Targets, config: LossConfig
+) -> tuple[Tensor, ...]:
+    """Over how many patches the two terms of `token_and_pixel_loss` are means."""
+    branch = _covering(targets, config.pixel_patches)
+    tokens = _num_tokens(_covering(targets, config.token_patches))
+    return tokens, branch.mask.sum() if "pixels" in head else _num_tokens(branch)
 
 
 def _covering(targets: Targets, patches: str) -> Targets:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from clustermim_fast import ops
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import centroid_files, feature_fit, storage, token_fit
 from clustermim_fast.tokenizers.base import Codebook
 from clustermim_fast.tokenizers.feature_network import FeatureNetwork, NetworkSettings
@@ -19,7 +20,6 @@ from clustermim_fast.tokenizers.kmeans_minibatch import STARVED
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions
 from clustermim_fast.tokenizers.pixel_settings import require_choice, require_count
-from clustermim_fast.tokenizers.ranks import everyone
 
 METRICS = ("euclidean", "cosine", "dot")
 NETWORK = "network."

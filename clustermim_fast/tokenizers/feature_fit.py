@@ -12,11 +12,11 @@ from torch import Tensor
 
 from clustermim_fast import ops
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers.image_rows import PatchRows, PatchSettings
 from clustermim_fast.tokenizers.image_stream import ImageStream, check_images
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport
 from clustermim_fast.tokenizers.pixel_data import FitOptions, Loader
-from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import Float64, Index, MatrixRows
 
 BATCH_IMAGES = 128  # ClusterMIM's

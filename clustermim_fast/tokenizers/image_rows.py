@@ -11,7 +11,7 @@ import torch
 from clustermim_fast import ops
 from clustermim_fast.ops.lloyd_step.reference import image_quantum
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
-from clustermim_fast.tokenizers.ranks import Alone
+from clustermim_fast.ranks import Alone
 from clustermim_fast.tokenizers.rows import Index, MatrixRows, Rows, unit_rows
 from clustermim_fast.tokenizers.serial import rounded
 from clustermim_fast.tokenizers.totals import Step, Totals

@@ -14,10 +14,10 @@ import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, bits
 from clustermim_fast.ops._images import size_remedy
+from clustermim_fast.ranks import Alone
 from clustermim_fast.tokenizers.image_rows import PatchRows, PatchSettings
 from clustermim_fast.tokenizers.kmeans_report import Progress
 from clustermim_fast.tokenizers.pixel_settings import check_channels
-from clustermim_fast.tokenizers.ranks import Alone
 
 # Un-normalised pixels lie in [0, 1]; interpolation may overshoot a little.
 LOWEST, HIGHEST = -0.5, 1.5

@@ -17,12 +17,12 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import check_is_fitted
 
 from clustermim_fast import ops
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import kmeans_fit
 from clustermim_fast.tokenizers.kmeans_fit import Settings
 from clustermim_fast.tokenizers.kmeans_init import RandomState, as_random_state
 from clustermim_fast.tokenizers.kmeans_inputs import as_input_kind, read_rows, read_weights
 from clustermim_fast.tokenizers.kmeans_minibatch import STARVED, MiniBatch
-from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows, require_finite, unit_rows
 from clustermim_fast.tokenizers.serial import rounded
 from clustermim_fast.tokenizers.sharded_rows import spread

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from clustermim_fast import ops
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import (
     centroid_files,
     pixel_data,
@@ -31,7 +32,6 @@ from clustermim_fast.tokenizers.pixel_settings import (
     read_settings,
     require_count,
 )
-from clustermim_fast.tokenizers.ranks import everyone
 
 
 class PixelTokenizer(Codebook):

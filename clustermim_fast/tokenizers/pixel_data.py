@@ -10,12 +10,12 @@ import numpy as np
 import torch
 
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchRows, PatchSettings, StreamRows
 from clustermim_fast.tokenizers.image_stream import ImageStream, check_images
 from clustermim_fast.tokenizers.kmeans_init import RandomState
 from clustermim_fast.tokenizers.kmeans_report import progress
 from clustermim_fast.tokenizers.pixel_settings import require_choice, require_count
-from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 from clustermim_fast.tokenizers.sharded_rows import ShardedRows, side_by_side, spread
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from clustermim_fast import ops
-from clustermim_fast.tokenizers.ranks import ALONE, Alone
+from clustermim_fast.ranks import ALONE, Alone
 from clustermim_fast.tokenizers.serial import rounded, serially
 from clustermim_fast.tokenizers.totals import Step, Totals
 

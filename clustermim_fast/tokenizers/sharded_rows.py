@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from clustermim_fast.tokenizers.ranks import Alone, everyone
+from clustermim_fast.ranks import Alone, everyone
 from clustermim_fast.tokenizers.rows import Float64, Index, Rows
 
 

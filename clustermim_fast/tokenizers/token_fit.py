@@ -9,12 +9,12 @@ from dataclasses import replace
 import numpy as np
 import torch
 
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers.kmeans_init import RandomState, kmeans_plus_plus, random_rows
 from clustermim_fast.tokenizers.kmeans_lloyd import finish, lloyd, project
 from clustermim_fast.tokenizers.kmeans_minibatch import EpochTotals, MiniBatch
 from clustermim_fast.tokenizers.kmeans_report import KMeansReport, Progress, Timer, progress
 from clustermim_fast.tokenizers.pixel_data import FitOptions, Images, Loader, sample_size
-from clustermim_fast.tokenizers.ranks import everyone
 from clustermim_fast.tokenizers.rows import MatrixRows, Rows
 
 MENDING_PASSES = 3

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from clustermim_fast.ops.lloyd_step.reference import IMAGE_QUANTUM
-from clustermim_fast.tokenizers.ranks import Alone
+from clustermim_fast.ranks import Alone
 
 INERTIA_UNIT = 2.0**-60
 

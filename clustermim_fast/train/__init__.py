@@ -7,6 +7,7 @@ from clustermim_fast.train.config import (
     TrainConfig,
     to_dict,
 )
+from clustermim_fast.train.distributed import process_group
 from clustermim_fast.train.load import LoadedRun, load_run, random_model
 from clustermim_fast.train.loop import RunResult, run
 from clustermim_fast.train.overrides import (
@@ -21,7 +22,6 @@ from clustermim_fast.train.prepare import (
     open_run_images,
     prepare_tokenizer,
     require_matching_tokenizer,
-    require_one_process,
     resolve,
 )
 from clustermim_fast.train.stop import Interrupted, NonFiniteError
@@ -43,9 +43,9 @@ __all__ = [
     "needs_tokenizer",
     "open_run_images",
     "prepare_tokenizer",
+    "process_group",
     "random_model",
     "require_matching_tokenizer",
-    "require_one_process",
     "resolve",
     "run",
     "save_config",

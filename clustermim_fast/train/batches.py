@@ -19,6 +19,8 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from clustermim_fast import counter_rng
 from clustermim_fast.data import DataConfig, ImageSet
 from clustermim_fast.masking import MaskConfig, Masker, Masks
+from clustermim_fast.ranks import Alone, everyone
+from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.prefetch import AHEAD, Prefetched
 
 MAX_WORKERS = 8
@@ -79,6 +81,20 @@ class Plan:
         passes = max(1, min(accumulate, most))
         return cls(num_samples, images * repeats, passes, epochs, seed, repeats, steps)
 
+    @classmethod
+    def of_run(cls, config: TrainConfig, num_samples: int) -> Plan:
+        """The plan of a resolved config's run."""
+        optim = config.optim
+        return cls.of(
+            num_samples,
+            optim.batch_size,
+            optim.accumulate,
+            optim.epochs,
+            config.seed,
+            config.data.repeats,
+            optim.steps,
+        )
+
     @property
     def effective_batch(self) -> int:
         return self.batch_size * self.accumulate
@@ -91,9 +107,28 @@ class Plan:
     def total_steps(self) -> int:
         return self.steps or self.steps_per_epoch * self.epochs
 
-    def keys(self, first_step: int) -> Iterator[BatchKey]:
-        """Keys of all forward passes from update `first_step` to the end."""
+    def part(self, rank: int, ranks: int) -> slice:
+        """Which images of each batch are `rank`'s: consecutive, of the first ranks one more."""
+        images = self.batch_size // self.repeats
+        if images < ranks:
+            raise ValueError(
+                f"optim.batch_size: {images} images of a batch cannot be shared by {ranks} ranks; "
+                f"give batch_size={ranks * self.repeats} or more (of all ranks together), or start "
+                "fewer"
+            )
+        size, longer = divmod(images, ranks)
+        first = rank * size + min(rank, longer)
+        return slice(first, first + size + (rank < longer))
+
+    def parts(self, ranks: int) -> list[int]:
+        """Crops of a batch that each rank takes."""
+        parts = (self.part(rank, ranks) for rank in range(ranks))
+        return [(part.stop - part.start) * self.repeats for part in parts]
+
+    def keys(self, first_step: int, rank: int = 0, ranks: int = 1) -> Iterator[BatchKey]:
+        """Keys of a rank's forward passes from update `first_step` to the end."""
         order: npt.NDArray[np.int64]
+        part = self.part(rank, ranks)
         images = self.batch_size // self.repeats
         in_epoch = self.steps_per_epoch * self.accumulate
         first, end = (step * self.accumulate for step in (first_step, self.total_steps))
@@ -101,16 +136,15 @@ class Plan:
             epoch, index = divmod(number, in_epoch)
             if number == first or index == 0:
                 order = counter_rng.permutation(self.seed, epoch, self.num_samples)
-            yield BatchKey(epoch, order[index * images : (index + 1) * images])
+            yield BatchKey(epoch, order[index * images : (index + 1) * images][part])
 
 
 class _Keys(Sampler[BatchKey]):
-    def __init__(self, plan: Plan, first_step: int) -> None:
-        self._plan = plan
-        self._first_step = first_step
+    def __init__(self, plan: Plan, first_step: int, group: Alone) -> None:
+        self._plan, self._first_step, self._group = plan, first_step, group
 
     def __iter__(self) -> Iterator[BatchKey]:
-        return self._plan.keys(self._first_step)
+        return self._plan.keys(self._first_step, self._group.rank, self._group.count)
 
     def __len__(self) -> int:
         return (self._plan.total_steps - self._first_step) * self._plan.accumulate
@@ -169,13 +203,14 @@ def make_loader(
     pin_memory: bool,
     threads: int = 1,
 ) -> Iterable[Batch]:
-    """All batches that are left, so that no epoch starts with a pause.
+    """This rank's part of all batches that are left, so that no epoch starts with a pause.
 
     workers: processes of a DataLoader; 0: made when they are asked for; None: by a thread, with
     `threads` cores, into memory that is used again (see `Prefetched`).
     """
+    group = everyone()
     if workers is None:
-        size = (plan.batch_size, 3, *batches.image_size)
+        size = (plan.parts(group.count)[group.rank], 3, *batches.image_size)
         memory = [
             torch.empty(size, dtype=torch.uint8, pin_memory=pin_memory) for _ in range(AHEAD + 1)
         ]
@@ -183,10 +218,10 @@ def make_loader(
         def make(key: BatchKey, out: Tensor) -> Batch:
             return batches.make(key, out, threads)
 
-        return Prefetched(plan.keys(first_step), make, memory)
+        return Prefetched(plan.keys(first_step, group.rank, group.count), make, memory)
     return DataLoader(
         batches,
-        sampler=_Keys(plan, first_step),
+        sampler=_Keys(plan, first_step, group),
         batch_size=None,
         num_workers=workers,
         pin_memory=pin_memory,
@@ -196,8 +231,9 @@ def make_loader(
 
 
 def choose_workers(asked: int | None, images: ImageSet, device: torch.device) -> int | None:
-    """Loader processes: what was asked for; for files to decode one per core, half as many where
-    the network runs on the same cores, eight at most. None: pixels are there, a thread is enough.
+    """A rank's loader processes: what was asked for; for files to decode one per core, half as many
+    where the network runs on the same cores, eight at most. None: pixels are there, a thread is
+    enough.
     """
     if asked is not None:
         return asked
@@ -207,6 +243,7 @@ def choose_workers(asked: int | None, images: ImageSet, device: torch.device) ->
         return 0 if small else None
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     share = 2 if device.type == "cpu" else 1
+    share *= int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # ranks of this machine
     return max(1, min(MAX_WORKERS, (cores or 1) // share))
 
 
@@ -223,5 +260,5 @@ def reading_advice(data: DataConfig, images: ImageSet) -> str:
 def _init_worker(_: int) -> None:
     torch.set_num_threads(1)
     # Ctrl-C and a scheduler's SIGTERM reach the whole process group; the trainer alone decides.
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)

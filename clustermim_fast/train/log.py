@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 import time
@@ -11,16 +12,18 @@ from typing import Any
 import torch
 
 from clustermim_fast.checkpoint import write_text_atomically
+from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.step import StepResult
 
 
 class Window:
-    """Sums over the forward passes since the last line. Adding waits for no device."""
+    """Sums over the updates since the last line, of this rank. Adding waits for no device."""
 
     def __init__(self, num_clusters: int | None, device: torch.device) -> None:
         self._num_clusters = num_clusters
         self._device = device
+        self._ranks = everyone()
         self.clear()
 
     def clear(self) -> None:
@@ -36,24 +39,29 @@ class Window:
             (self._num_clusters or 0) + 1, dtype=torch.int64, device=self._device
         )
         self._parts: dict[str, torch.Tensor] = {}
-        self._passes = 0
+        self._updates = 0
         self.restart_clock()
 
     def restart_clock(self) -> None:
         """Throughput counts from now on."""
-        self._timed_passes = 0
+        self._timed_updates = 0
         self._started = time.perf_counter()
         self.waited = 0.0
 
     @property
     def empty(self) -> bool:
-        return self._passes == 0
+        return self._updates == 0
+
+    def end_update(self, loss: torch.Tensor) -> None:
+        """The update whose passes were added has this loss, of all ranks."""
+        self._loss += loss
+        self._updates += 1
+        self._timed_updates += 1
 
     def add(self, result: StepResult) -> None:
         """Take in one forward pass."""
-        self._loss += result.loss.detach()
         for name, value in (result.parts or {}).items():
-            self._parts[name] = self._parts.get(name, 0.0) + value.double()
+            self._parts[name] = self._parts.get(name, 0.0) + value.double() / self._ranks.count
         if result.metrics is not None:
             accuracy, histogram, counted = result.metrics
             self._correct += (accuracy.double() * counted).nan_to_num()  # nothing counted: nan
@@ -62,8 +70,31 @@ class Window:
         if result.tokens is not None:
             ids = (result.tokens + 1).flatten()
             self._histogram.scatter_add_(0, ids, torch.ones_like(ids))
-        self._passes += 1
-        self._timed_passes += 1
+
+    def of_all(self) -> Window:
+        """The same sums over all ranks, and the longest of their waits; itself where it is alone.
+
+        One all_reduce, which every rank takes part in.
+        """
+        group = self._ranks
+        if group.count == 1:
+            return self
+        whole = copy.copy(self)
+        waits = torch.zeros(group.count, dtype=torch.float64, device=self._device)
+        waits[group.rank] = self.waited
+        sums = [self._correct, self._counted, self._predicted, self._histogram]
+        names = sorted(self._parts)  # equal on all ranks, as their passes are
+        mine = [*sums, *(self._parts[name] for name in names), waits]
+        # Counts stay exact: they are below 2^53.
+        total = group.total(torch.cat([value.double().reshape(-1) for value in mine]))
+        parts = [
+            part.reshape(value.shape).to(value.dtype)
+            for part, value in zip(total.split([v.numel() for v in mine]), mine, strict=True)
+        ]
+        whole._correct, whole._counted, whole._predicted, whole._histogram = parts[:4]
+        whole._parts = dict(zip(names, parts[4:-1], strict=True))
+        whole.waited = float(parts[-1].max())
+        return whole
 
     def state(self) -> dict[str, Any]:
         """For a checkpoint, so that a resumed run prints the same lines."""
@@ -74,29 +105,36 @@ class Window:
             "predicted": self._predicted.cpu(),
             "histogram": self._histogram.cpu(),
             "parts": {name: value.cpu() for name, value in self._parts.items()},
-            "passes": self._passes,
+            "updates": self._updates,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """The inverse of `state`; an older version's sums are left out, its run goes on."""
+        """The inverse of `state`: rank 0 goes on from what all ranks had, the others from nothing.
+
+        An older version's sums are left out, its run goes on.
+        """
         if state.keys() != self.state().keys():
             return
         self._loss = state["loss"].to(self._device)
+        self._updates = int(state["updates"])
+        none = torch.zeros((), dtype=torch.float64, device=self._device)
+        self._parts = dict.fromkeys(state["parts"], none)
+        if self._ranks.rank > 0:
+            return
         self._correct = state["correct"].to(self._device)
         self._counted = state["counted"].to(self._device)
         self._predicted = state["predicted"].to(self._device)
         self._histogram = state["histogram"].to(self._device)
         self._parts = {name: value.to(self._device) for name, value in state["parts"].items()}
-        self._passes = int(state["passes"])
 
     def mean_loss(self) -> float:
         """Mean loss of the interval; waits for the device."""
-        return float(self._loss) / max(1, self._passes)
+        return float(self._loss) / max(1, self._updates)
 
     def metrics(self, batch_size: int) -> dict[str, Any]:
-        """Numbers of the interval; waits for the device."""
+        """Numbers of the interval, of `batch_size` images an update; waits for the device."""
         values: dict[str, Any] = {"loss": self.mean_loss()}
-        values |= {name: float(value) / self._passes for name, value in self._parts.items()}
+        values |= {name: float(value) / self._updates for name, value in self._parts.items()}
         if self._num_clusters is not None:
             tokens, predicted = _Usage(self._histogram[1:]), _Usage(self._predicted)
             values |= {
@@ -112,7 +150,7 @@ class Window:
                 "predicted_used": predicted.used,
             }
         seconds = max(1e-9, time.perf_counter() - self._started)
-        values["images_per_s"] = self._timed_passes * batch_size / seconds
+        values["images_per_s"] = self._timed_updates * batch_size / seconds
         values["data_wait_pct"] = 100 * self.waited / seconds
         return values
 

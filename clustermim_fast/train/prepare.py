@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -17,6 +16,7 @@ from clustermim_fast import counter_rng
 from clustermim_fast.data import IMAGENET_MEAN, IMAGENET_STD, ImageSet, open_images
 from clustermim_fast.masking import MaskConfig, Masker
 from clustermim_fast.models import create_model, method_class
+from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import (
     FeatureTokenizer,
     PixelTokenizer,
@@ -24,6 +24,7 @@ from clustermim_fast.tokenizers import (
     load_tokenizer,
 )
 from clustermim_fast.train.config import TokenizerConfig, TrainConfig
+from clustermim_fast.train.distributed import choose_device
 from clustermim_fast.train.state import find_checkpoint
 
 _TOLERANCE = 1e-6
@@ -109,10 +110,11 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
 
     A run that goes on takes the one it began with, from its folder; a folder with another run is
     refused here, before its tokenizer could be written over. The fit sees un-augmented evaluation
-    views, evenly spaced over the set, in shuffled order.
+    views, evenly spaced over the set, in shuffled order; of several ranks each takes a part.
     """
-    settings = config.tokenizer
+    settings, group = config.tokenizer, everyone()
     begun = find_checkpoint(config, None, len(images)) is not None if config.out else False
+    group.require_equal(f"pretrain: a checkpoint in {config.out or 'out'}", begun)
     if settings.path:
         given = load_tokenizer(settings.path)
         require_matching_tokenizer(config, given)  # before a network runs for its pictures
@@ -129,7 +131,7 @@ def prepare_tokenizer(config: TrainConfig, images: ImageSet) -> Tokenizer:
     height, width = images.image_size
     ids = _to_fit_on(images, settings, max(1, _FIT_BYTES // (3 * height * width)))
     return PixelTokenizer.fit(
-        images.images(ids),
+        images.images(np.array_split(ids, group.count)[group.rank]),
         settings.num_clusters,
         config.model.patch_size,
         mean=config.data.mean if _normalized(config) else None,
@@ -197,19 +199,22 @@ def _fit_features(config: TrainConfig, images: ImageSet) -> FeatureTokenizer:
 
 
 class _Views:
-    """Batches of un-augmented views, in a new order in each pass."""
+    """Batches of un-augmented views, in a new order in each pass; of them this rank's part."""
 
     def __init__(
         self, images: ImageSet, ids: npt.NDArray[np.int64], seed: int, batch_size: int | None = None
     ) -> None:
         self._images, self._ids, self._seed, self._epoch = images, ids, seed, -1
         self._size = batch_size or _FIT_BATCH
+        self._ranks = everyone()
 
     def __iter__(self) -> Iterator[torch.Tensor]:
         self._epoch += 1
         order = counter_rng.permutation(self._seed, self._epoch, len(self._ids))
         for start in range(0, len(order), self._size):
-            yield self._images.images(self._ids[order[start : start + self._size]])
+            batch = np.array_split(order[start : start + self._size], self._ranks.count)
+            if len(mine := self._ids[batch[self._ranks.rank]]):  # the last may be too small for all
+                yield self._images.images(mine)
 
 
 def _normalized(config: TrainConfig) -> bool:
@@ -246,28 +251,6 @@ def require_matching_tokenizer(config: TrainConfig, tokenizer: Tokenizer) -> Non
             f"tokenizer: its patch_size is {tokenizer.patch_size}, the model's is "
             f"{config.model.patch_size}; they must be equal"
         )
-
-
-def require_one_process() -> None:
-    """Refuse to run as one of several: each would train alone and write the same folder."""
-    processes = os.environ.get("WORLD_SIZE", "1")
-    if processes != "1":
-        raise ValueError(
-            f"pretrain runs in one process in this release, and WORLD_SIZE is {processes}: start "
-            "it without torchrun, with one device"
-        )
-
-
-def choose_device(name: str) -> torch.device:
-    """The device of efficiency.device; ValueError where CUDA is asked for and there is none."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    device = torch.device(name)
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(
-            "efficiency.device: expected a device of this machine, got 'cuda' without CUDA"
-        )
-    return device
 
 
 def default_out(config: TrainConfig) -> Path:

@@ -13,6 +13,7 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig, to_dict
 from clustermim_fast.train.log import Window
@@ -32,25 +33,28 @@ class TrainState:
 
 
 def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: Plan) -> Path:
-    """Write checkpoints/last.pt, and epoch_NNNN.pt beside it at the end of an epoch."""
+    """Write checkpoints/last.pt, and epoch_NNNN.pt beside it at the end of an epoch.
+
+    All ranks call it, rank 0 writes; the file does not tell how many there were.
+    """
     folder = Path(config.out) / "checkpoints"
     last = folder / "last.pt"
     steps_per_epoch = plan.steps_per_epoch
-    save_checkpoint(
-        last,
-        {
-            "config": to_dict(config),
-            "tokenizer": fingerprint,
-            "num_images": plan.num_samples,
-            "step": state.step,
-            "epoch": state.step // steps_per_epoch,
-            "model": dict(state.model.state_dict()),
-            "ema": None if state.ema is None else dict(state.ema.module.state_dict()),
-            "optimizer": state.optimizer.state_dict(),
-            "window": state.window.state(),
-            "last_row": state.last_row,
-        },
-    )
+    content = {
+        "config": to_dict(config),
+        "tokenizer": fingerprint,
+        "num_images": plan.num_samples,
+        "step": state.step,
+        "epoch": state.step // steps_per_epoch,
+        "model": dict(state.model.state_dict()),
+        "ema": None if state.ema is None else dict(state.ema.module.state_dict()),
+        "optimizer": state.optimizer.state_dict(),
+        "window": state.window.of_all().state(),
+        "last_row": state.last_row,
+    }
+    if everyone().rank > 0:
+        return last
+    save_checkpoint(last, content)
     if config.log.keep > 0 and state.step % steps_per_epoch == 0:
         kept = folder / f"epoch_{state.step // steps_per_epoch:04d}.pt"
         kept.unlink(missing_ok=True)

@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from clustermim_fast import ops
-from clustermim_fast.losses import OBJECTIVES, LossConfig, Targets
+from clustermim_fast.losses import COUNTS, OBJECTIVES, LossConfig, Targets
 from clustermim_fast.masking import Masks
 from clustermim_fast.tokenizers import PixelTokenizer, Tokenizer
 
@@ -38,13 +39,18 @@ def forward_step(
     mean: Tensor,
     std: Tensor,
     config: LossConfig,
+    *,
+    tokens: Tensor | None = None,
+    shares: tuple[Tensor, ...] = (),
 ) -> StepResult:
     """`model`, a registered method, on one batch.
 
-    images uint8 [B, 3, H, W]; mean, std float [3, 1, 1].
+    images uint8 [B, 3, H, W]; mean, std float [3, 1, 1]; tokens: where they are known already;
+    shares: see `losses.Targets`.
     """
     mask, visible, replaced = masks
-    tokens = tokenizer(images) if tokenizer is not None else None
+    if tokens is None and tokenizer is not None:
+        tokens = tokenizer(images)
     scaled = images.float() / 255
     pixels = (scaled - mean) / std
     shown, predicted = pixels, mask
@@ -53,9 +59,39 @@ def forward_step(
         predicted = mask | replaced
     hidden = model(shown, mask, visible)
     count = mask.shape[1] - visible.shape[1]
-    targets = Targets(pixels, tokens, predicted, count, model.patch_size, mask, scaled)
+    targets = Targets(pixels, tokens, predicted, count, model.patch_size, mask, scaled, shares)
     loss, metrics, parts = OBJECTIVES[model.objective](hidden, model.head, targets, config)
     return StepResult(loss, metrics, tokens, parts)
+
+
+class ModelWithLoss(nn.Module):
+    """`forward_step` as one module, so that what wraps it sees every parameter used inside.
+
+    The tokenizer is no part of it: it has no parameters to train, shard or send.
+    """
+
+    def __init__(
+        self, model: Any, tokenizer: Tokenizer | None, mean: Tensor, std: Tensor, config: LossConfig
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self._constants = (tokenizer, mean, std, config)  # a tuple registers nothing
+
+    def forward(
+        self, images: Tensor, masks: Masks, tokens: Tensor | None, shares: tuple[Tensor, ...]
+    ) -> StepResult:
+        tokenizer, mean, std, config = self._constants
+        return forward_step(
+            self.model, tokenizer, images, masks, mean, std, config, tokens=tokens, shares=shares
+        )
+
+    def counts(self, images: Tensor, masks: Masks, tokens: Tensor | None) -> Tensor:
+        """Items of each term of the loss, int64 [terms], known before the model runs."""
+        mask, _, replaced = masks
+        predicted = mask if replaced is None else mask | replaced
+        targets = Targets(images, tokens, predicted, None, self.model.patch_size, mask)
+        config = self._constants[3]
+        return torch.stack(COUNTS[self.model.objective](self.model.head, targets, config))
 
 
 def show_centroids(

@@ -11,10 +11,15 @@ from types import FrameType
 import torch
 from torch import Tensor, nn
 
+from clustermim_fast.ranks import everyone
+from clustermim_fast.train.distributed import local
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+
 
 class Interrupted(SystemExit):
-    """Raised after SIGTERM or Ctrl-C, once the checkpoint is written; exit code 128 + signal (143,
-    130).
+    """Raised after SIGTERM, Ctrl-C or SIGUSR1, once the checkpoint is written; exit code 128 +
+    signal (143, 130, 138).
     """
 
     def __init__(self, signal_number: int, message: str) -> None:
@@ -30,15 +35,27 @@ class NonFiniteError(RuntimeError):
 
 
 class StopFlag:
-    """The number of the signal that asked to stop, 0 so far."""
+    """The number of the signal that asked this process to stop, 0 so far."""
 
     signal_number = 0
+
+    def asked(self, device: torch.device) -> Tensor:
+        """One number for each of SIGNALS, float64, 1 for the one that came; waits for no device."""
+        flags = torch.zeros(len(SIGNALS), dtype=torch.float64, device=device)
+        if self.signal_number:
+            flags[SIGNALS.index(self.signal_number)].fill_(1.0)
+        return flags
+
+
+def first_asked(flags: Tensor) -> int:
+    """The signal that `asked` stands for, summed over ranks; 0: none. Waits for the device."""
+    return next((int(s) for s, count in zip(SIGNALS, flags.tolist(), strict=True) if count), 0)
 
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """SIGTERM and Ctrl-C set a flag that the loop looks at after each step; a second Ctrl-C ends
-    at once.
+    """SIGTERM, Ctrl-C and SIGUSR1 (a scheduler's warning) set a flag that the loop looks at after
+    each step; a second Ctrl-C ends at once.
 
     Outside the main thread, where Python takes no signals, the flag stays 0.
     """
@@ -52,7 +69,7 @@ def stop_on_signals() -> Iterator[StopFlag]:
             raise KeyboardInterrupt
         flag.signal_number = number
 
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    previous = {number: signal.signal(number, handle) for number in SIGNALS}
     try:
         yield flag
     finally:
@@ -61,9 +78,9 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite; one read from the device."""
-    flags: list[Tensor] = [parameter.isfinite().all() for parameter in model.parameters()]
-    return bool(torch.stack(flags).all())
+    """Whether every parameter is finite; one read from the device. All ranks call it."""
+    bad: list[Tensor] = [(~local(p).isfinite()).any() for p in model.parameters()]
+    return not bool(everyone().total(torch.stack(bad).double().sum()[None]))
 
 
 def non_finite_message(what: str, step: int, lr: float, amp: bool, last_good: str) -> str:

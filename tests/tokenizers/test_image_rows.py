@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, TensorDataset
 
+from clustermim_fast.ranks import ALONE
 from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings
 from clustermim_fast.tokenizers.image_stream import ImageStream
 from clustermim_fast.tokenizers.kmeans_report import Progress
-from clustermim_fast.tokenizers.ranks import ALONE
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)
 

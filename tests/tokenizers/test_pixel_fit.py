@@ -14,9 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from clustermim_fast import KMeans
 from clustermim_fast.counter_rng import STREAM_KMEANS, permutation
+from clustermim_fast.ranks import ALONE
 from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.tokenizers.image_rows import ImageRows, PatchSettings, StreamRows
-from clustermim_fast.tokenizers.ranks import ALONE
 from clustermim_fast.tokenizers.rows import MatrixRows
 
 MEAN, STD = (0.3, 0.3, 0.3), (0.35, 0.35, 0.35)

@@ -7,7 +7,7 @@ from fractions import Fraction
 import numpy as np
 import torch
 
-from clustermim_fast.tokenizers.ranks import ALONE
+from clustermim_fast.ranks import ALONE
 from clustermim_fast.tokenizers.totals import Totals
 
 QUANTUM = Fraction(1, 2**28)

@@ -27,7 +27,10 @@ OF_METHOD = {
 @pytest.fixture
 def pictures(tmp_path):
     """40 images with a little structure, 16 x 16."""
-    folder = tmp_path / "pictures"
+    return make_pictures(tmp_path / "pictures")
+
+
+def make_pictures(folder):
     folder.mkdir()
     rng = np.random.default_rng(0)
     for index in range(40):
@@ -36,11 +39,10 @@ def pictures(tmp_path):
     return folder
 
 
-@pytest.fixture
-def tiny(tmp_path, pictures):
-    """`tiny(**overrides)`: the config of a run of 2 epochs of 5 steps."""
-    base = TrainConfig(
-        out=str(tmp_path / "run"),
+def make_config(out, pictures):
+    """Of a run of 2 epochs of 5 steps."""
+    return TrainConfig(
+        out=str(out),
         data=DataConfig(path=str(pictures), image_size=(12, 12)),
         model=ModelConfig(
             patch_size=3, embed_dim=16, depth=1, num_heads=2, decoder_dim=16, decoder_depth=1
@@ -50,6 +52,18 @@ def tiny(tmp_path, pictures):
         log=LogConfig(every_steps=2),
         efficiency=EfficiencyConfig(device="cpu"),
     )
+
+
+@pytest.fixture(scope="module")
+def base_config(tmp_path_factory):
+    """For runs that the tests of a module share."""
+    return make_config("", make_pictures(tmp_path_factory.mktemp("shared") / "pictures"))
+
+
+@pytest.fixture
+def tiny(tmp_path, pictures):
+    """`tiny(**overrides)`: the config of a run of 2 epochs of 5 steps."""
+    base = make_config(tmp_path / "run", pictures)
 
     def make(**overrides):
         options = {**OF_METHOD.get(overrides.get("method", ""), {}), **overrides}

@@ -26,6 +26,7 @@ def test_accuracy_is_over_counted_tokens_and_usage_over_predictions() -> None:
     tokens = torch.tensor([[0, 1, 2, 3, -1]])
     for metrics in passes:
         window.add(StepResult(torch.tensor(1.0), metrics, tokens))
+        window.end_update(torch.tensor(1.0))
 
     restored = Window(4, torch.device("cpu"))
     restored.load_state(window.state())

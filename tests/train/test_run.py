@@ -11,7 +11,7 @@ from PIL import Image
 
 from clustermim_fast import train
 from clustermim_fast.models import list_methods
-from clustermim_fast.train import loop
+from clustermim_fast.train import step
 from clustermim_fast.train.batches import BatchKey, Plan, TrainingBatches, make_loader
 from tests.train.runs import QUIET, rows, states_equal
 
@@ -123,13 +123,13 @@ def test_tokenizer_file(tiny, tmp_path):
 
 @pytest.mark.parametrize("where", ["loss", "weights"])
 def test_nan_stops_the_run_and_is_never_saved(tiny, where):
-    real = loop.forward_step
+    real = step.forward_step
     calls = 0
 
-    def poisoned(model, *rest):
+    def poisoned(model, *rest, **options):
         nonlocal calls
         calls += 1
-        result = real(model, *rest)
+        result = real(model, *rest, **options)
         if calls != 8:
             return result
         if where == "loss":
@@ -138,7 +138,7 @@ def test_nan_stops_the_run_and_is_never_saved(tiny, where):
         return result
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "forward_step", poisoned)
+        patch.setattr(step, "forward_step", poisoned)
         # lines every 1000 steps: the weights must be found by the save, not by a line
         with pytest.raises(train.NonFiniteError, match=r"Last good checkpoint: .*last\.pt") as info:
             train.run(tiny(log__every_steps=1000), **QUIET)

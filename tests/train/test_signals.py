@@ -18,19 +18,19 @@ from clustermim_fast import train
 PROGRAM = """
 import itertools, pathlib, sys, time
 from clustermim_fast import train
-from clustermim_fast.train import loop
+from clustermim_fast.train import step
 
 config = train.load_config(sys.argv[1])
 held, go = int(sys.argv[2]), pathlib.Path(sys.argv[3])
-real, number = loop.forward_step, itertools.count(1)
+real, number = step.forward_step, itertools.count(1)
 
-def forward_step(*arguments):
+def forward_step(*arguments, **options):
     if next(number) == held:
         while not go.exists():
             time.sleep(0.01)
-    return real(*arguments)
+    return real(*arguments, **options)
 
-loop.forward_step = forward_step
+step.forward_step = forward_step
 train.run(config)
 """
 

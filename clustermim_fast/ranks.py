@@ -1,4 +1,4 @@
-"""What k-means asks of torch.distributed: sums over the ranks, and nothing where there is one.
+"""What k-means and training ask of torch.distributed: sums over ranks; nothing where there is one.
 
 Every rank must make the same calls in the same order. Only ``all_reduce`` (sum) and ``broadcast``
 are used, on plain tensors, so that gloo and NCCL serve alike.
@@ -39,6 +39,10 @@ class Alone:
     def join(self, values: Numbers) -> Numbers:
         """The ranks' ``values`` [n], n their own, one after another."""
         return values
+
+    def texts(self, text: str) -> list[str]:
+        """Every rank's ``text``."""
+        return [text]
 
     def agree(self, read: Callable[[], T]) -> T:
         """What ``read`` returns; where it fails on one rank, every rank raises.
@@ -93,6 +97,14 @@ class Everyone(Alone):
         joined[end - len(values) : end] = values.view(np.int64)
         return self.total(torch.from_numpy(joined)).numpy().view(values.dtype)
 
+    def texts(self, text: str) -> list[str]:
+        """Their bytes, joined and cut again."""
+        own = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64)
+        ends = np.cumsum(self.each(np.array([len(own)]))[:, 0])
+        joined = self.join(own).astype(np.uint8).tobytes()
+        starts = [0, *ends[:-1]]
+        return [joined[a:b].decode() for a, b in zip(starts, ends, strict=True)]
+
     def agree(self, read: Callable[[], T]) -> T:
         """Else the others would wait for this rank in their next all_reduce."""
         failure, found = None, None
@@ -104,13 +116,11 @@ class Everyone(Alone):
         if not failed.any():
             return found  # type: ignore[return-value]
         rank = int(np.argmax(failed))
-        text = str(failure).encode() if self.rank == rank else b""
-        reason = self.join(np.frombuffer(text, dtype=np.uint8).astype(np.int64))
+        reason = self.texts(str(failure or ""))[rank]
         if failure is not None:
             raise failure
         raise ValueError(
-            f"rank {rank} of {self.count} refused its input, and this rank stops with it: "
-            + reason.astype(np.uint8).tobytes().decode()
+            f"rank {rank} of {self.count} refused its input, and this rank stops with it: {reason}"
         )
 
     def broadcast(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,127 @@
+"""Runs that one, two and three processes share, for ``test_distributed.py``.
+
+``python -m tests.train.rank_runs FOLDER CONFIG.json``: all phases, one after another. The ranks of
+each are forks of a process that has imported everything and run nothing, so that eight seconds of
+imports are paid once. A phase is a number of ranks and the cases that they run; each rank writes
+how a case ended to FOLDER/<world>_<rank>.json.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+import threading
+from pathlib import Path
+
+import torch
+
+from clustermim_fast import train
+from clustermim_fast.tokenizers import PixelTokenizer
+from clustermim_fast.train import step
+
+CUT_AT = 4  # updates
+STEPS = 7
+PATIENCE_S = 400  # a hang fails; a machine with much else to do does not
+
+CASES = {
+    "clustermim": {},
+    "mae": {"method": "mae"},
+    "ccvit": {"method": "ccvit", "model__encoder": "beit_base_patch16_224"},
+    "a2mim": {"method": "a2mim", "mask__unit": 6},
+    "shared": {"accum_iter": 2, "optim__clip_grad": 0.5, "optim__ema_decay": 0.9, "workers": 1},
+    "nan": {"accum_iter": 2, "data__repeats": 2},
+    "nan_ccvit": {"method": "ccvit", "model__encoder": "beit_base_patch16_224", "accum_iter": 2},
+}
+CUT = {"log__checkpoint_every_steps": 2, "log__every_steps": 3, "optim__ema_decay": 0.9}
+# Ranks, and cases; "1>3" stops at CUT_AT, and "1<3" goes on from there.
+PHASES = [
+    (1, [*CASES, "whole", "1>3"]),
+    (2, [*CASES, "2>1"]),
+    (3, [*CASES, "1<3"]),
+    (1, ["2<1"]),
+    (2, ["killed"]),
+]
+
+
+def main() -> None:
+    folder, base = Path(sys.argv[1]), train.load_config(sys.argv[2])
+    for world, names in PHASES:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        context = multiprocessing.get_context("fork")
+        ranks = [
+            context.Process(target=rank_main, args=(rank, world, port, names, folder, base))
+            for rank in range(world)
+        ]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(PATIENCE_S)
+        hanging = [process for process in ranks if process.is_alive()]
+        for process in hanging:
+            process.kill()
+        if hanging:
+            sys.exit(f"phase {world} {names}: a rank hangs")
+        codes = [process.exitcode for process in ranks]
+        expected = [[0] * world] if names != ["killed"] else [[1, -signal.SIGKILL]]
+        if codes not in expected:
+            sys.exit(f"phase {world} {names}: ranks ended with {codes}")
+
+
+def rank_main(rank, world, port, names, folder, base) -> None:
+    torch.set_num_threads(1)
+    os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    ends = {}
+    with train.process_group("cpu"):
+        for name in names:
+            ends[name] = one(name, rank, world, folder, base)
+    (folder / f"{world}_{rank}_{names[-1]}.json").write_text(json.dumps(ends))
+
+
+def one(name, rank, world, folder, base):
+    """Run a case; what it said, how it ended, and which samples this rank saw."""
+    halves = name[:1] + name[2:] if name[1:2] in "<>" else ""
+    out = folder / (f"cut_{halves}" if halves else f"{name}_{world}")
+    options = {"out": out, "log__every_steps": 1, "steps": STEPS, **CASES.get(name, CUT)}
+    config = train.config_from_overrides(
+        base, {key.replace("__", "."): value for key, value in options.items()}
+    )
+    said, samples, passes = [], [], itertools.count(1)
+    real, tokens = step.forward_step, PixelTokenizer.__call__
+    stops = ">" in name and rank == world - 1  # a signal that one rank alone gets
+
+    def forward_step(model, tokenizer, images, *rest, **more):
+        samples.append(len(images))
+        number = next(passes)
+        if stops and number == CUT_AT:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        if name == "killed" and rank == 1 and number == CUT_AT:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return real(model, tokenizer, images, *rest, **more)
+
+    def without_the_first(self, *arguments, **more):
+        ids = tokens(self, *arguments, **more)
+        return torch.where(ids == 0, -1, ids)
+
+    step.forward_step = forward_step
+    if name.startswith("nan"):
+        PixelTokenizer.__call__ = without_the_first
+    try:
+        result = train.run(config, say=said.append)
+        end = result.step
+    except train.Interrupted as stop:
+        end = str(stop)
+    finally:
+        step.forward_step, PixelTokenizer.__call__ = real, tokens
+    return {"said": said, "end": end, "samples": samples, "threads": threading.active_count()}
+
+
+if __name__ == "__main__":
+    main()

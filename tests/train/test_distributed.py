@@ -1,0 +1,120 @@
+"""Runs of two and three gloo ranks beside the same run of one process."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from clustermim_fast import train
+from clustermim_fast.train.batches import Plan
+from tests.train import rank_runs
+from tests.train.runs import rows
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(
+    not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
+    reason="this torch has no gloo",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, base_config):
+    """Where all phases of ``rank_runs`` left their runs."""
+    place = tmp_path_factory.mktemp("ranks")
+    train.save_config(base_config, place / "base.json")
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.train.rank_runs", str(place), str(place / "base.json")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
+        cwd=REPOSITORY,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=1200,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+def ends(folder, world, last):
+    files = [folder / f"{world}_{rank}_{last}.json" for rank in range(world)]
+    return [json.loads(file.read_text()) for file in files]
+
+
+def assert_close(found, expected, tolerance):
+    assert [row["step"] for row in found] == [row["step"] for row in expected]
+    for a, b in zip(found, expected, strict=True):
+        assert a.keys() == b.keys()
+        for key in a:
+            assert math.isclose(a[key], b[key], rel_tol=tolerance, abs_tol=tolerance), (key, a, b)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("case", sorted(rank_runs.CASES))
+def test_loss_curves_are_those_of_one_process(folder, case, world):
+    """Every number of every line: float32 sums in another order, through seven updates of AdamW."""
+    alone, shared = (rows(folder / f"{case}_{n}") for n in (1, world))
+    assert len(alone) == rank_runs.STEPS
+    discrete = ("predicted_perplexity", "predicted_used", "masked_accuracy")
+    for row in [*alone, *shared]:  # an argmax may turn over where two logits are nearly equal
+        for key in discrete:
+            row.pop(key, None)
+    assert_close(shared, alone, 1e-5)
+
+
+def test_the_codebook_is_that_of_one_process(folder):
+    first = train.load_run(folder / "clustermim_1").tokenizer
+    for world in (2, 3):
+        other = train.load_run(folder / f"clustermim_{world}").tokenizer
+        assert torch.equal(other.centroids, first.centroids)
+        assert other.fingerprint() == first.fingerprint()
+
+
+def test_ranks_take_parts_of_the_batch_and_one_speaks(folder):
+    for world, sizes in ((2, [4, 4]), (3, [3, 3, 2])):
+        found = ends(folder, world, rank_runs.PHASES[world - 1][1][-1])
+        assert [set(end["clustermim"]["samples"]) for end in found] == [{size} for size in sizes]
+        text = "\n".join(found[0]["clustermim"]["said"])
+        assert f"{world} ranks share each batch of 8: {', '.join(map(str, sizes))}" in text
+        assert all(not end["clustermim"]["said"] for end in found[1:])
+
+
+def test_a_signal_to_one_rank_stops_all_at_one_step(folder):
+    last = rank_runs.PHASES[1][1][-1]
+    for end in ends(folder, 2, last):
+        assert f"stopped by signal 10 at step {rank_runs.CUT_AT}; " in end[last]["end"]
+
+
+@pytest.mark.parametrize("cut", ["21", "13"])
+def test_resume_at_another_number_of_ranks(folder, cut):
+    whole, resumed = folder / "whole_1", folder / f"cut_{cut}"
+    assert_close(rows(resumed), rows(whole), 1e-5)
+    a, b = (torch.load(f / "checkpoints" / "last.pt", weights_only=True) for f in (whole, resumed))
+    assert a["step"] == b["step"] == rank_runs.STEPS
+    for part in ("model", "ema"):
+        for name, value in a[part].items():
+            if name.endswith("qkv.bias"):  # of a key, rounding alone: AdamW scales it
+                continue
+            torch.testing.assert_close(b[part][name], value, rtol=1e-4, atol=1e-5)
+
+
+def test_a_killed_rank_ends_the_others_and_the_checkpoint_is_whole(folder):
+    """``rank_runs`` fails where a rank hangs, or ends with another status than 1."""
+    assert train.load_run(folder / "killed_2").step < rank_runs.CUT_AT
+
+
+def test_parts_of_a_batch():
+    plan = Plan.of(1000, 64, 1, 1, 0)
+    assert plan.parts(3) == [22, 21, 21]
+    for ranks in (1, 2, 3, 5, 64):
+        keys = [list(plan.keys(3, rank, ranks)) for rank in range(ranks)]
+        for parts, whole in zip(zip(*keys, strict=True), plan.keys(3), strict=True):
+            assert [i for part in parts for i in part.samples] == whole.samples.tolist()
+    with pytest.raises(ValueError, match="64 images of a batch cannot be shared by 65 ranks"):
+        plan.part(0, 65)
