@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from clustermim_fast.encoders import is_convolutional
 from clustermim_fast.report import ComparedRun, write_comparison
 
 from .reporting import has_accuracies, read_metrics
@@ -62,13 +63,14 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 
 def _read(folder: Path, name: str) -> ComparedRun:
-    config = folder / "config.json"
-    if not config.is_file():
+    file = folder / "config.json"
+    if not file.is_file():
         raise ValueError(f"runs: {folder} is no run folder: it has no config.json")
+    config = _json(file)
     return ComparedRun(
         name=name,
         path=str(folder),
-        config=_json(config),
+        config=config,
         metrics=[line for line in read_metrics(folder / "metrics.jsonl") if "step" in line],
         evaluations={
             path.stem: result
@@ -76,7 +78,15 @@ def _read(folder: Path, name: str) -> ComparedRun:
             if has_accuracies(result := _json(path))
         },
         figures={path.stem: path for path in sorted((folder / "figures").glob("*.png"))},
+        convolutional=_convolutional(config.get("model", {}).get("encoder", "")),
     )
+
+
+def _convolutional(encoder: str) -> bool:
+    try:
+        return is_convolutional(encoder)
+    except ValueError:  # a name that this timm does not have: the page needs none
+        return False
 
 
 def _json(path: Path) -> Any:

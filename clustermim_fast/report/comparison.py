@@ -48,7 +48,8 @@ def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
         )
         for run in runs
         for column in columns
-        if not any(line.run is run and column in line.cells for line in lines)
+        if run.can_have(column)
+        and not any(line.run is run and column in line.cells for line in lines)
     )
     write_page(
         page,
@@ -141,8 +142,8 @@ def _accuracy(columns: Sequence[Column], lines: Sequence[Line]) -> dict[str, Any
             for place, line in enumerate(lines):
                 cell = line.cells.get(column)
                 if cell is None:
-                    axes.annotate(" not measured" if line.run else "", (0, place), fontsize=8,
-                                  color=charts.GREY, va="center")  # fmt: skip
+                    said = " not measured" if line.run and line.run.can_have(column) else ""
+                    axes.annotate(said, (0, place), fontsize=8, color=charts.GREY, va="center")
                     continue
                 axes.barh(place, cell.accuracy, height=0.7, color=colour[place])
                 if cell.interval:
@@ -161,7 +162,8 @@ def _accuracy(columns: Sequence[Column], lines: Sequence[Line]) -> dict[str, Any
 
 
 def _short(line: Line) -> str:
-    name = line.title if line.run or not line.detail else f"{line.title} ({line.detail})"
+    whose = "" if line.run else line.detail.rpartition("; ")[2]
+    name = f"{line.title} ({whose})" if whose else line.title
     return name if len(name) <= 40 else f"{name[:39]}…"
 
 

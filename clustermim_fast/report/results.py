@@ -28,6 +28,7 @@ POOLS = {
     "abmilp": "AbMILP",
     "map": "learned query",
 }
+OF_CLS = ("cls", "attn_")
 OF_A_RUN = "pretrained"
 # What of a result has to agree before two numbers of one column may be compared.
 PROTOCOL = ("data", "train_images", "test_images", "classes", "settings")
@@ -43,6 +44,7 @@ class ComparedRun:
         metrics: the lines of metrics.jsonl.
         evaluations: what `evaluate` returned, by the name of its file.
         figures: PNG files of the run's report, by name.
+        convolutional: its network has no [cls].
     """
 
     name: str
@@ -51,6 +53,11 @@ class ComparedRun:
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     figures: Mapping[str, Path] = field(default_factory=dict)
+    convolutional: bool = False
+
+    def can_have(self, column: Column) -> bool:
+        """Whether its network has what the evaluation pools."""
+        return not (self.convolutional and column.pool.startswith(OF_CLS))
 
     @property
     def last(self) -> Mapping[str, Any]:

@@ -125,6 +125,22 @@ def test_poolings_are_columns(folder):
     assert line.cells[Column("attentive", "cls")].remark == "± 0.3 between seeds"
 
 
+def test_a_network_without_cls_misses_none(folder, tmp_path):
+    def attentive(*pools):
+        rows = [{"name": "pretrained", "pooling": p, "accuracy_percent": 60.0} for p in pools]
+        return {"attentive": {"kind": "attentive", "rows": rows}}
+
+    vit = folder("vit", results=attentive("abmilp", "cls", "attn_mean"))
+    plain = folder("plain", results=attentive("abmilp"))
+    cnn = folder("cnn", results=attentive("abmilp"), model={"encoder": "resnet10t"})
+    own = folder("own", results=attentive("abmilp"), model={"encoder": "not_of_this_timm"})
+    page = compare_runs([vit, plain, cnn, own], out=tmp_path / "page.html", **QUIET).read_text()
+    for pool in ("cls", "attn_mean"):
+        assert f"evaluate attentive {plain} pool={pool}" in page
+        assert f"evaluate attentive {own} pool={pool}" in page
+        assert f"evaluate attentive {cnn} pool={pool}" not in page
+
+
 def test_few_labels_are_columns_with_their_command(folder):
     (run,) = read(folder("a"))
     for stem, title, words in (
