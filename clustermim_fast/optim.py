@@ -29,6 +29,8 @@ class OptimConfig:
         mask_token_lr: learning rate of a2mim's mask token, times that of the rest (0.1 as released
             for convolutional networks).
         ema_decay: keep a moving average of the weights with this decay; 0: none.
+        skip_nonfinite: leave out up to so many updates whose loss or gradient is not finite before
+            the run ends; 0: none. On CUDA it makes every update wait for the device.
     """
 
     epochs: int = 400
@@ -44,6 +46,7 @@ class OptimConfig:
     clip_grad: float = 0.0
     mask_token_lr: float = 1.0
     ema_decay: float = 0.0
+    skip_nonfinite: int = 0
 
     def __post_init__(self) -> None:
         for name in ("epochs", "steps", "batch_size", "accumulate"):
@@ -60,6 +63,8 @@ class OptimConfig:
                 )
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"optim.betas must be in [0, 1), got {self.betas}")
+        if self.skip_nonfinite < 0:
+            raise ValueError(f"optim.skip_nonfinite must be at least 0, got {self.skip_nonfinite}")
         if not 0.0 <= self.ema_decay < 1.0:
             raise ValueError(f"optim.ema_decay must be in [0, 1), got {self.ema_decay}")
         epochs = math.inf if self.steps else self.epochs

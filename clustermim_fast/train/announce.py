@@ -8,8 +8,10 @@ from typing import Any
 import torch
 
 from clustermim_fast.masking import Masker
+from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.distributed import has_batch_norm
 from clustermim_fast.train.state import TrainState
 
 
@@ -46,5 +48,14 @@ def announce(
         f"{config.optim.warmup_steps(plan.steps_per_epoch)} of warm-up; {device}, "
         f"{'bf16 autocast' if amp else 'float32'}, {torch.get_num_threads()} threads"
     )
+    ranks = everyone().count
+    if ranks > 1:
+        sizes = ", ".join(str(size) for size in plan.parts(ranks))
+        say(f"{ranks} ranks share each batch of {plan.batch_size}: {sizes}")
+        if device.type == "cpu" and has_batch_norm(model):
+            say(
+                "batch norm sees the batch of one rank on the CPU: with another number of ranks "
+                "the result differs"
+            )
     if state.step:
         say(f"going on from step {state.step} of {plan.total_steps} in {config.out}")

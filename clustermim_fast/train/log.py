@@ -134,7 +134,9 @@ class Window:
     def metrics(self, batch_size: int) -> dict[str, Any]:
         """Numbers of the interval, of `batch_size` images an update; waits for the device."""
         values: dict[str, Any] = {"loss": self.mean_loss()}
-        values |= {name: float(value) / self._updates for name, value in self._parts.items()}
+        values |= {
+            name: float(value) / max(1, self._updates) for name, value in self._parts.items()
+        }
         if self._num_clusters is not None:
             tokens, predicted = _Usage(self._histogram[1:]), _Usage(self._predicted)
             values |= {

@@ -31,7 +31,6 @@ from clustermim_fast.train.batches import (
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.distributed import (
     choose_device,
-    has_batch_norm,
     process_group,
     share_batch_norm,
 )
@@ -50,6 +49,7 @@ from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import TrainState, find_checkpoint, load_state, save_state
 from clustermim_fast.train.stop import (
     Interrupted,
+    NonFiniteBatch,
     NonFiniteError,
     StopFlag,
     all_finite,
@@ -186,7 +186,7 @@ class _Trainer:
         goes_on = self.state.step > 0
         listed = self.out / "skipped_files.txt"
         skipped = SkippedFiles(listed, self.images.broken, self.say, goes_on=goes_on)
-        self._announce()
+        announce(self.config, self.plan, self.state, self.device, amp=self.update.amp, say=self.say)
         if self.state.step >= self.plan.total_steps:
             self.say(f"{self.out} is complete: {self.state.step} steps; nothing to do")
             return self._result()
@@ -207,19 +207,6 @@ class _Trainer:
             self._loop(stack.enter_context(stop_on_signals()), skipped, progress)
         return self._result()
 
-    def _announce(self) -> None:
-        announce(self.config, self.plan, self.state, self.device, amp=self.update.amp, say=self.say)
-        if self.ranks.count > 1:
-            self.say(
-                f"{self.ranks.count} ranks share each batch of {self.plan.batch_size}: "
-                + ", ".join(str(size) for size in self.plan.parts(self.ranks.count))
-            )
-            if self.device.type == "cpu" and has_batch_norm(self.state.model):
-                self.say(
-                    "batch norm sees the batch of one rank on the CPU: with another number of "
-                    "ranks the result differs"
-                )
-
     def _loop(self, stop: StopFlag, skipped: SkippedFiles, progress: Progress | None) -> None:
         state, plan, log = self.state, self.plan, self.config.log
         loader = make_loader(
@@ -234,11 +221,15 @@ class _Trainer:
         passes = iter(loader)
         state.window.restart_clock()
         while state.step < plan.total_steps:
-            lr = self.update(passes, skipped, stop)
+            try:
+                lr = self.update(passes, skipped, stop)
+            except NonFiniteBatch as error:
+                raise NonFiniteError(self._non_finite(str(error))) from None
             epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
             looks = done or state.step % log.interval(plan.total_steps) == 0
+            looks = looks and not state.window.empty  # all of its updates may have been skipped
             if looks:
                 row = self._row(lr)
                 skipped.write()
@@ -252,7 +243,7 @@ class _Trainer:
                 or (in_epoch == 0 and epoch % log.checkpoint_every_epochs == 0)
             ):
                 skipped.write()
-                self._save(lr)
+                self._save()
             if in_epoch == 0 and self.on_epoch is not None and progress is not None:
                 progress.note(state.step, self.on_epoch(epoch, state.model))
                 state.model.train()
@@ -260,7 +251,7 @@ class _Trainer:
             # A GPU is asked at its lines of progress alone: to ask is to wait for it.
             number = self.update.stop_asked() if looks or self.device.type == "cpu" else 0
             if number:
-                path = self._save(lr)
+                path = self._save()
                 message = f"stopped by signal {number} at step {state.step}; {path} written"
                 self.say(message if done else f"{message}; the same command goes on from there")
                 raise Interrupted(number, message)
@@ -271,24 +262,27 @@ class _Trainer:
         row = {"step": state.step, "epoch": state.step / plan.steps_per_epoch, "lr": lr}
         row["images_seen"] = state.step * plan.effective_batch
         row |= state.window.of_all().metrics(plan.effective_batch)
+        if state.skipped:
+            row["skipped_updates"] = state.skipped
         if not math.isfinite(row["loss"]):
-            raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}", lr))
+            raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}"))
         state.last_row = row
         state.window.clear()
         return row
 
-    def _save(self, lr: float) -> Path:
+    def _save(self) -> Path:
         """Every rank calls it: what rank 0 writes is of all."""
         state = self.state
         if not math.isfinite(state.window.mean_loss()):
-            raise NonFiniteError(self._non_finite("the loss is not finite", lr))
+            raise NonFiniteError(self._non_finite("the loss is not finite"))
         if not all_finite(state.model) or (state.ema is not None and not all_finite(state.ema)):
-            raise NonFiniteError(self._non_finite("a weight is not finite", lr))
+            raise NonFiniteError(self._non_finite("a weight is not finite"))
         return save_state(state, self.config, self.fingerprint, self.plan)
 
-    def _non_finite(self, what: str, lr: float) -> str:
+    def _non_finite(self, what: str) -> str:
         last = self.out / "checkpoints" / "last.pt"
         good = str(last) if last.exists() else "none yet"
+        lr = self.state.optimizer.param_groups[0]["lr"]
         return non_finite_message(what, self.state.step, lr, self.update.amp, good)
 
     def _result(self) -> RunResult:

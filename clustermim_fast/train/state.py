@@ -29,6 +29,7 @@ class TrainState:
     ema: ModelEmaV3 | None
     window: Window
     step: int = 0
+    skipped: int = 0  # updates left out, see optim.skip_nonfinite
     last_row: dict[str, Any] = field(default_factory=dict)
 
 
@@ -45,6 +46,7 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
         "tokenizer": fingerprint,
         "num_images": plan.num_samples,
         "step": state.step,
+        "skipped": state.skipped,
         "epoch": state.step // steps_per_epoch,
         "model": dict(state.model.state_dict()),
         "ema": None if state.ema is None else dict(state.ema.module.state_dict()),
@@ -75,6 +77,7 @@ def load_state(state: TrainState, checkpoint: dict[str, Any]) -> None:
         state.ema.module.load_state_dict(checkpoint["ema"])
     state.window.load_state(checkpoint["window"])
     state.step = int(checkpoint["step"])
+    state.skipped = int(checkpoint.get("skipped", 0))
     state.last_row = dict(checkpoint["last_row"])
 
 

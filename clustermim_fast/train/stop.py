@@ -34,6 +34,10 @@ class NonFiniteError(RuntimeError):
     """The loss or a weight is NaN or infinite; the message says what to look at."""
 
 
+class NonFiniteBatch(RuntimeError):
+    """An update was not made; the message says what in its batch is not finite."""
+
+
 class StopFlag:
     """The number of the signal that asked this process to stop, 0 so far."""
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,13 +16,21 @@ from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.batches import Batch, Plan
 from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.distributed import synchronised, wrap
 from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import TrainState
-from clustermim_fast.train.step import ModelWithLoss
-from clustermim_fast.train.stop import StopFlag, first_asked
+from clustermim_fast.train.step import ModelWithLoss, StepResult
+from clustermim_fast.train.stop import NonFiniteBatch, StopFlag, first_asked
 
-Inputs = tuple[Tensor, Masks, Tensor | None]  # images, masks, tokens
+
+class Inputs(NamedTuple):
+    """Of a forward pass, on the device; samples int64 [B] on the CPU."""
+
+    images: Tensor
+    masks: Masks
+    tokens: Tensor | None
+    samples: Tensor
 
 
 class Update:
@@ -56,9 +65,14 @@ class Update:
         self.warmup = self.optim.warmup_steps(plan.steps_per_epoch)
         self._asked = torch.zeros(0)
         self._begun = False
+        # Elsewhere the host learns at its lines of progress that a loss was not finite.
+        self._waits = device.type == "cpu" or self.optim.skip_nonfinite > 0
 
     def __call__(self, passes: Iterator[Batch], skipped: SkippedFiles, stop: StopFlag) -> float:
-        """Take the next batches of `passes`; returns the learning rate."""
+        """Take the next batches of `passes`; returns the learning rate.
+
+        Raises NonFiniteBatch on every rank, before the weights have changed.
+        """
         state = self.state
         lr = learning_rate(
             state.step,
@@ -69,18 +83,41 @@ class Update:
         )
         set_learning_rate(state.optimizer, lr)
         inputs = [self._take(passes, skipped) for _ in range(self.plan.accumulate)]
-        loss = self._backward(inputs)
-        loss, *asked = self.ranks.total(torch.cat([loss[None], stop.asked(self.device)])).split(1)
-        self._asked = torch.cat(asked)
-        if self.optim.clip_grad:
-            torch.nn.utils.clip_grad_norm_(state.model.parameters(), self.optim.clip_grad)
+        shares = self._shares(inputs)
+        results = self._backward(inputs, shares)
+        part = torch.stack([result.loss.detach().double() for result in results]).sum()
+        both = torch.cat([part[None] / self.ranks.count, stop.asked(self.device)])
+        loss, self._asked = self.ranks.total(both).tensor_split([1])
+        finite = loss.isfinite()
+        if self.optim.clip_grad or self.optim.skip_nonfinite:
+            most = self.optim.clip_grad or math.inf
+            norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), most)
+            finite = finite & norm.isfinite()
+        state.step += 1
+        if self._waits and not bool(finite):
+            state.optimizer.zero_grad(set_to_none=True)
+            state.skipped += 1
+            if state.skipped > self.optim.skip_nonfinite:
+                raise NonFiniteBatch(self._explain(inputs, shares))
+            return lr
+        for result in results:
+            state.window.add(result)
+        state.window.end_update(loss[0])
         state.optimizer.step()
         state.optimizer.zero_grad(set_to_none=True)
-        state.window.end_update(loss[0])
-        state.step += 1
         if state.ema is not None:
             state.ema.update(state.model, step=state.step)
         return lr
+
+    def _explain(self, inputs: list[Inputs], shares: Tensor) -> str:
+        """The first thing that is not finite, from the first rank that finds one."""
+        found = ""
+        for parts, share in zip(inputs, shares, strict=True):
+            arguments = (*parts[:3], share.unbind())
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                found = found or where_not_finite(self.objective, arguments, parts.samples)
+        texts = self.ranks.texts(found)
+        return next((text for text in texts if text), "the gradient's norm is not finite")
 
     def stop_asked(self) -> int:
         """The signal that a rank got before this update's end, the same on all; waits for it."""
@@ -96,28 +133,31 @@ class Update:
         if images is batch.images and self.plan.accumulate > 1:
             images = images.clone()  # the reader writes its memory again for the next pass
         masks = Masks(*(self._move(part) for part in batch.masks))
-        return images, masks, None if self.tokenizer is None else self.tokenizer(images)
+        tokens = None if self.tokenizer is None else self.tokenizer(images)
+        return Inputs(images, masks, tokens, batch.samples)
 
     def _move(self, tensor: Any) -> Any:
         return None if tensor is None else tensor.to(self.device, non_blocking=True)
 
-    def _backward(self, inputs: list[Inputs]) -> Tensor:
-        """Gradients of all passes; this rank's part of the loss, float64 []."""
-        counts = torch.stack([self.objective.counts(*parts) for parts in inputs]).double()
+    def _shares(self, inputs: list[Inputs]) -> Tensor:
+        """What the means of each pass are of the update's, float64 [passes, terms]."""
+        counts = torch.stack([self.objective.counts(*parts[:3]) for parts in inputs]).double()
         total = self.ranks.total(counts.sum(0))
         # Gradients become means over the ranks: what each adds must count so many times more.
-        shares = counts * self.ranks.count / total
-        loss = torch.zeros((), dtype=torch.float64, device=self.device)
+        return counts * self.ranks.count / total
+
+    def _backward(self, inputs: list[Inputs], shares: Tensor) -> list[StepResult]:
+        """Gradients of all passes, and what they returned."""
+        results = []
         for number, (parts, share) in enumerate(zip(inputs, shares, strict=True), 1):
             # DDP learns its static graph from the first pass, and no_sync would keep it from that.
             with synchronised(self.wrapped, send=number == len(inputs) or not self._begun):
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
-                    result = self.wrapped(*parts, share.unbind())
+                    result = self.wrapped(*parts[:3], share.unbind())
                 result.loss.backward()
-            loss += result.loss.detach()
-            self.state.window.add(result)
+            results.append(result._replace(loss=result.loss.detach()))
         self._begun = True
-        return loss / self.ranks.count
+        return results
 
 
 def _mean_std(config: TrainConfig) -> tuple[Any, Any]:

@@ -91,6 +91,16 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(folder):
         assert f"stopped by signal 10 at step {rank_runs.CUT_AT}; " in end[last]["end"]
 
 
+def test_a_loss_of_one_rank_that_is_not_finite_ends_all_with_its_samples(folder):
+    first, second = (end["broken"] for end in ends(folder, 2, rank_runs.PHASES[1][1][-1]))
+    assert first["end"] == second["end"]
+    # rank 1 ran its batch once more, and saw the four samples that rank 0 did not have
+    assert f"at step {rank_runs.CUT_AT}; nothing was written for it" in first["end"]
+    assert "the loss is not finite first, of samples [" in first["end"]
+    assert first["end"].partition("]")[0].count(",") == 4
+    assert train.load_run(folder / "broken_2").step == 2
+
+
 @pytest.mark.parametrize("cut", ["21", "13"])
 def test_resume_at_another_number_of_ranks(folder, cut):
     whole, resumed = folder / "whole_1", folder / f"cut_{cut}"

@@ -1,0 +1,74 @@
+"""Where numbers stop being finite: a batch is run again and every module is watched."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+SHOWN = 8  # sample ids of a message
+
+
+def where_not_finite(module: nn.Module, arguments: tuple[Any, ...], samples: Tensor) -> str:
+    """What of one forward and backward pass is not finite first, and of which samples; "" for none.
+
+    Weights first, then outputs of modules in the order they run, the loss, and gradients in theirs.
+
+    Args:
+        module: returns what has a `loss`; its gradients are lost.
+        arguments: of a call.
+        samples: int64 [B], the ids of the images.
+    """
+    for name, parameter in module.named_parameters():
+        if not bool(parameter.detach().isfinite().all()):
+            return f"the weight {_plain(name)} is not finite"
+    found: list[tuple[str, Tensor]] = []
+
+    def look(what: str, tensor: Tensor) -> None:
+        if not found and not bool(tensor.detach().isfinite().all()):
+            found.append((what, tensor.detach()))
+
+    def watch(name: str, part: nn.Module) -> Any:
+        def hook(_module: nn.Module, _arguments: Any, output: Any) -> None:
+            for tensor in _tensors(output):
+                look(f"the output of {name}", tensor)
+                if tensor.requires_grad:
+                    tensor.register_hook(lambda g: look(f"the gradient at the output of {name}", g))
+
+        return part.register_forward_hook(hook)
+
+    handles = [watch(_plain(name), part) for name, part in module.named_modules() if name]
+    try:
+        loss = module(*arguments).loss
+        look("the loss", loss)
+        if not found:
+            loss.backward()
+    finally:
+        for handle in handles:
+            handle.remove()
+        module.zero_grad(set_to_none=True)
+    if not found:
+        return ""
+    what, tensor = found[0]
+    ids = samples.tolist()
+    if tensor.dim() and len(tensor) == len(ids):
+        bad = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
+        ids = [number for number, here in zip(ids, bad.tolist(), strict=True) if here]
+    more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
+    return f"{what} is not finite first, of samples {ids[:SHOWN]}{more}"
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("model.")
+
+
+def _tensors(output: Any) -> Iterator[Tensor]:
+    """Floating tensors of what a module returns."""
+    if isinstance(output, torch.Tensor):
+        if output.is_floating_point():
+            yield output
+    elif isinstance(output, (tuple, list)):
+        for part in output:
+            yield from _tensors(part)
