@@ -28,7 +28,8 @@ class DataConfig:
         holdout: share of a folder without test/ that split="test" takes (per class).
         repeats: crops taken of each image that is read (repeated augmentation): a batch holds
             batch_size / repeats images, an epoch `repeats` crops of each.
-        in_memory: "auto" keeps a set below 2 GiB (uint8, at its stored size) in memory.
+        in_memory: "auto" keeps a set below 2 GiB (uint8, at its stored size) in memory; "device":
+            one of one image size in that of the device, where its crops are then made.
     """
 
     path: str = ""
@@ -67,7 +68,7 @@ class DataConfig:
             raise ValueError(f"data.repeats must be at least 1, got {self.repeats}")
         if not 0.0 <= self.holdout < 1.0:
             raise ValueError(f"data.holdout must be in [0, 1), got {self.holdout}")
-        if self.in_memory not in ("auto", "yes", "no"):
+        if self.in_memory not in ("auto", "yes", "no", "device"):
             raise ValueError(
-                f'data.in_memory must be "auto", "yes" or "no", got {self.in_memory!r}'
+                f'data.in_memory must be "auto", "yes", "no" or "device", got {self.in_memory!r}'
             )

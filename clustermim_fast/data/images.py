@@ -80,12 +80,16 @@ class ImageSet:
         return not isinstance(self._store, FileStore)
 
     def to(self, device: torch.device) -> ImageSet:
-        """The same set with its pixels on `device`, where its crops are then made; itself where
-        images are not in memory, or not of one size.
+        """The same set with its pixels on `device`, where its crops are then made.
+
+        Raises ValueError where images are not of one size.
         """
         whole = self._store.uniform
         if whole is None:
-            return self
+            raise ValueError(
+                f"data.in_memory: a device takes images of one size, those of {self.source} are of "
+                "several (or lie on disk); data.in_memory=yes keeps them in memory"
+            )
         moved = copy.copy(self)
         moved._resident = whole.to(device)
         return moved
@@ -215,7 +219,8 @@ def open_images(
         size: side or (H, W) of the views and crops, pixels. Stored images keep their own size, up
             to a short side of twice the larger of these.
         split: "train", "test" or "all"; see `data.folder.list_folder` for what they mean.
-        in_memory: "auto" (below 2 GiB decoded), "yes" or "no". The pixels are the same either way.
+        in_memory: "auto" (below 2 GiB decoded), "yes" (and "device", see `ImageSet.to`) or "no".
+            The pixels are the same either way.
         holdout: share taken for "test" where the folder has no test/.
         eval_crop: see `DataConfig`.
         progress: show a bar while reading; None: where stderr is a terminal.
@@ -228,6 +233,7 @@ def open_images(
         raise ValueError(f"size: expected positive pixels, got {size}")
     if split not in ("train", "test", "all"):
         raise ValueError(f'split: expected "train", "test" or "all", got {split!r}')
+    in_memory = "yes" if in_memory == "device" else in_memory
     if str(path) == "digits":
         images, digit_labels, names = load_digits(split)
         store = MemoryStore.from_tensor(images)

@@ -235,6 +235,13 @@ def choose_workers(asked: int | None, images: ImageSet, device: torch.device) ->
     where the network runs on the same cores, eight at most. None: pixels are there, a thread is
     enough.
     """
+    if images.resident:
+        if asked:
+            raise ValueError(
+                f"efficiency.workers: expected none with data.in_memory=device, got {asked}; crops "
+                "are made on the device"
+            )
+        return 0
     if asked is not None:
         return asked
     if images.decoded:

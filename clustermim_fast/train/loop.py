@@ -140,6 +140,8 @@ class _Trainer:
         self.out = Path(config.out)
         self.ranks = everyone()
         self.device = choose_device(config.efficiency.device)
+        if config.data.in_memory == "device":
+            self.images = images = images.to(self.device)
         optim = config.optim
         self.plan = Plan.of_run(config, len(images))
         self.plan.part(self.ranks.rank, self.ranks.count)  # refuses a batch that is too small

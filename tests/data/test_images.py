@@ -236,7 +236,8 @@ def test_a_set_on_a_device_gives_the_same_crops():
     assert on_meta.device.type == "meta"  # made where the pixels are
 
 
-def test_a_set_of_many_sizes_stays_where_it_is():
+def test_a_set_of_many_sizes_goes_to_no_device():
     pixels = [np.zeros((8, width, 3), dtype=np.uint8) for width in (8, 9)]
-    stored = ImageSet(MemoryStore.from_arrays(pixels), (8, 8))
-    assert stored.to(torch.device("cpu")) is stored
+    stored = ImageSet(MemoryStore.from_arrays(pixels), (8, 8), source="photos")
+    with pytest.raises(ValueError, match="images of one size, those of photos are of several"):
+        stored.to(torch.device("cpu"))

@@ -80,6 +80,15 @@ def test_workers_and_memory_change_nothing(tiny, tmp_path):
     assert states_equal(plain.run_dir, workers.run_dir)
 
 
+def test_images_on_a_device_change_nothing(tiny, tmp_path):
+    plain = train.run(tiny(), **QUIET)
+    moved = train.run(tiny(out=str(tmp_path / "moved"), data__in_memory="device"), **QUIET)
+    assert states_equal(plain.run_dir, moved.run_dir)
+    options = {"out": str(tmp_path / "no"), "data__in_memory": "device", "workers": 2}
+    with pytest.raises(ValueError, match="workers: expected none with data"):
+        train.run(tiny(**options), **QUIET)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
