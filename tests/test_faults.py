@@ -53,20 +53,6 @@ def run_of(shapes, tmp_path, threads):
     return call
 
 
-def in_a_child(function):
-    """Run it in a fork that ends without cleaning up; its exit code."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a fork beside torch's threads; the child uses one
-        child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            code = function() or 0
-        finally:
-            os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
 def writes_checkpoints(path, told):
     """Checkpoint after checkpoint, each number told once it should last."""
     torch.set_num_threads(1)
@@ -115,34 +101,36 @@ def test_killed_at_random_moments_of_a_checkpoint(moments, tmp_path):
     assert halves > moments // 4  # or the moments were none of writing
 
 
-def limited(function, bytes_of_a_file):
-    """In a child whose files may not grow beyond a limit: what `function` raises, as a full disk
-    does it."""
-
-    def child():
-        resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_of_a_file, resource.RLIM_INFINITY))
-        try:
-            function()
-        except checkpoint.WriteError as error:
-            message = str(error)
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            print(message, flush=True)
-            return 7
-        return 0
-
-    return in_a_child(child)
+def typed(shapes, **more):
+    """The settings of `run_of` as a command has them."""
+    settings = {"data": shapes, "method": "mae", "report": "no", "export": "no"}
+    return [f"{key}={value}" for key, value in (settings | PER_EPOCH | TINY | more).items()]
 
 
-def test_a_disk_that_fills_up_loses_nothing(run_of, tmp_path, capfd):
+def in_a_process(**more):
+    """Options of a process that imports this package and computes in one thread."""
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    environment.pop("CLUSTERMIM_DEBUG", None)
+    return {"env": environment, "text": True, "check": False, **more}
+
+
+def test_a_disk_that_fills_up_loses_nothing(run_of, shapes, tmp_path):
     """It stops at the checkpoint that does not fit, and the same command ends as if undisturbed."""
     whole = run_of("whole", epochs=1)
     size = (whole / "checkpoints" / "last.pt").stat().st_size
     shutil.copytree(tmp_path / "whole", tmp_path / "full")
-    capfd.readouterr()
-    assert limited(lambda: run_of("full", epochs=1, resume="restart"), size - 1000) == 7
-    message = capfd.readouterr().out
-    assert "last.pt cannot be written (File too large): the disk is full" in message
-    assert "the same command goes on" in message
+    settings = typed(shapes, epochs=1, resume="restart", out=tmp_path / "full")
+    command = [sys.executable, "-m", "clustermim_fast", "pretrain", *settings]
+    limit = (size - 1000, resource.RLIM_INFINITY)  # bytes of a file: as a full disk, but EFBIG
+    full = subprocess.run(
+        command,
+        **in_a_process(stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, timeout=300),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert full.returncode == 1
+    assert "last.pt cannot be written (File too large): the disk is full" in full.stderr
+    assert "the same command goes on" in full.stderr
     run_of("full", epochs=1, resume="restart")
     assert states_equal(whole, tmp_path / "full")
 
@@ -164,20 +152,17 @@ def test_a_real_file_system_that_is_full(run_of, shapes, tmp_path):
         pytest.skip("unshare -rm is not allowed here, and so no file system can be mounted")
     whole = run_of("whole")
     (tmp_path / "disk").mkdir()
-    settings = {"data": shapes, "method": "mae", "report": "no", "export": "no"}
-    settings |= {**PER_EPOCH, **TINY}
     size = (whole / "checkpoints" / "last.pt").stat().st_size
     script = TMPFS.format(
         size=int(1.7 * size),
         place=tmp_path / "disk",
         python=sys.executable,
-        settings=" ".join(f"{key}={value}" for key, value in settings.items()),
+        settings=" ".join(typed(shapes)),
         errors=tmp_path / "errors",
         result=tmp_path / "last.pt",
     )
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    subprocess.run(["unshare", "-rm", "sh", "-c", script], check=True, env=environment)
+    command = ["unshare", "-rm", "sh", "-c", script]
+    assert subprocess.run(command, **in_a_process()).returncode == 0
     message = (tmp_path / "errors").read_text().splitlines()[-1]
     assert "cannot be written (No space left on device): the disk is full" in message
     (tmp_path / "again" / "checkpoints").mkdir(parents=True)
