@@ -12,6 +12,7 @@ from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.distributed import has_batch_norm
+from clustermim_fast.train.sharding import is_sharded
 from clustermim_fast.train.state import TrainState
 
 
@@ -51,7 +52,8 @@ def announce(
     ranks = everyone().count
     if ranks > 1:
         sizes = ", ".join(str(size) for size in plan.parts(ranks))
-        say(f"{ranks} ranks share each batch of {plan.batch_size}: {sizes}")
+        parts = "; each holds a part of the weights (FSDP2)" if is_sharded(config) else ""
+        say(f"{ranks} ranks share each batch of {plan.batch_size}: {sizes}{parts}")
         if device.type == "cpu" and has_batch_norm(model):
             say(
                 "batch norm sees the batch of one rank on the CPU: with another number of ranks "

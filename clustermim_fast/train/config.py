@@ -132,14 +132,24 @@ class EfficiencyConfig:
         workers: DataLoader processes; None: none for a set in memory below 96 pixels, else one per
             core (per two cores where the network runs on the CPU), eight at most.
         compile: torch.compile the model.
+        sharding: of several ranks each has all weights ("ddp"), or a part of weights, gradients and
+            the optimizer's state ("fsdp", torch's FSDP2).
     """
 
     device: str = "auto"
     amp: str = "auto"
     workers: int | None = None
     compile: bool = False
+    sharding: str = "ddp"
 
     def __post_init__(self) -> None:
+        if self.sharding not in ("ddp", "fsdp"):
+            raise ValueError(f'efficiency.sharding must be "ddp" or "fsdp", got {self.sharding!r}')
+        if self.sharding == "fsdp" and self.compile:
+            raise ValueError(
+                "efficiency.sharding=fsdp goes with efficiency.compile=false, got true; leave out "
+                "one of them"
+            )
         if self.amp not in ("auto", "bf16", "off"):
             raise ValueError(f'efficiency.amp must be "auto", "bf16" or "off", got {self.amp!r}')
         _require_at_least("efficiency", self, workers=0)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from timm.layers import convert_sync_batchnorm  # type: ignore[attr-defined]
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
@@ -128,8 +128,3 @@ def synchronised(wrapped: Any, send: bool) -> contextlib.AbstractContextManager[
     if isinstance(wrapped, DistributedDataParallel) and not send:
         return wrapped.no_sync()
     return contextlib.nullcontext()
-
-
-def local(tensor: Tensor) -> Tensor:
-    """What this rank holds of a tensor."""
-    return tensor

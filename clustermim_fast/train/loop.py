@@ -12,12 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from timm.utils.model_ema import ModelEmaV3
 
 from clustermim_fast.checkpoint import remove_partial
 from clustermim_fast.data import ImageSet
 from clustermim_fast.models import create_model, load_encoder_weights
-from clustermim_fast.optim import create_optimizer
 from clustermim_fast.ranks import everyone
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.announce import announce
@@ -45,8 +43,10 @@ from clustermim_fast.train.prepare import (
     resolve,
 )
 from clustermim_fast.train.progress import Progress
+from clustermim_fast.train.sharding import is_sharded
 from clustermim_fast.train.skipped import SkippedFiles
-from clustermim_fast.train.state import TrainState, find_checkpoint, load_state, save_state
+from clustermim_fast.train.state import begin, find_checkpoint, save_state
+from clustermim_fast.train.step import ModelWithLoss
 from clustermim_fast.train.stop import (
     Interrupted,
     NonFiniteBatch,
@@ -136,13 +136,17 @@ class _Trainer:
         say: Say,
         on_epoch: OnEpoch | None,
     ) -> None:
+        if on_epoch is not None and is_sharded(config):
+            raise ValueError(
+                "efficiency.sharding=fsdp goes with log.eval_every=0 and log.watch=0, since no "
+                "rank has all weights; evaluate checkpoints, or take efficiency.sharding=ddp"
+            )
         self.config, self.images, self.say, self.on_epoch = config, images, say, on_epoch
         self.out = Path(config.out)
         self.ranks = everyone()
         self.device = choose_device(config.efficiency.device)
         if config.data.in_memory == "device":
             self.images = images = images.to(self.device)
-        optim = config.optim
         self.plan = Plan.of_run(config, len(images))
         self.plan.part(self.ranks.rank, self.ranks.count)  # refuses a batch that is too small
         self.fingerprint = "" if tokenizer is None else tokenizer.fingerprint()
@@ -156,16 +160,11 @@ class _Trainer:
         if config.model.weights and checkpoint is None:
             say(f"encoder weights: {load_encoder_weights(model, config.model.weights).line()}")
         model = share_batch_norm(model, self.device).to(self.device).train()
-        self.state = TrainState(
-            model,
-            create_optimizer(model, optim),
-            ModelEmaV3(model, decay=optim.ema_decay) if optim.ema_decay else None,
-            Window(clusters if tokenizer is not None else None, self.device),
-        )
-        if checkpoint is not None:
-            load_state(self.state, checkpoint)
+        objective = ModelWithLoss.of_run(config, model, tokenizer, self.device)
+        window = Window(clusters if tokenizer is not None else None, self.device)
+        self.state = begin(config, objective, window, checkpoint, self.device)
         self.tokenizer = tokenizer
-        self.update = Update(config, self.plan, self.state, tokenizer, self.device)
+        self.update = Update(config, self.plan, self.state, objective, self.device)
         patch = int(model.patch_size)  # type: ignore[arg-type]
         self.batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
 

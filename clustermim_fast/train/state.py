@@ -13,11 +13,14 @@ from timm.utils.model_ema import ModelEmaV3
 from torch import nn
 
 from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
+from clustermim_fast.optim import create_optimizer
 from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig, to_dict
 from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import from_dict
+from clustermim_fast.train.sharding import gathered, is_sharded, load_optimizer, shard
+from clustermim_fast.train.step import ModelWithLoss
 
 
 @dataclass
@@ -48,9 +51,9 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
         "step": state.step,
         "skipped": state.skipped,
         "epoch": state.step // steps_per_epoch,
-        "model": dict(state.model.state_dict()),
-        "ema": None if state.ema is None else dict(state.ema.module.state_dict()),
-        "optimizer": state.optimizer.state_dict(),
+        "model": gathered(state.model.state_dict()),
+        "ema": None if state.ema is None else gathered(state.ema.module.state_dict()),
+        "optimizer": gathered(state.optimizer.state_dict()),
         "window": state.window.of_all().state(),
         "last_row": state.last_row,
     }
@@ -69,16 +72,36 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
     return last
 
 
-def load_state(state: TrainState, checkpoint: dict[str, Any]) -> None:
-    """Put a checkpoint's content into `state`."""
-    state.model.load_state_dict(checkpoint["model"])
-    state.optimizer.load_state_dict(checkpoint["optimizer"])
-    if state.ema is not None:
-        state.ema.module.load_state_dict(checkpoint["ema"])
-    state.window.load_state(checkpoint["window"])
-    state.step = int(checkpoint["step"])
-    state.skipped = int(checkpoint.get("skipped", 0))
-    state.last_row = dict(checkpoint["last_row"])
+def begin(
+    config: TrainConfig,
+    objective: ModelWithLoss,
+    window: Window,
+    checkpoint: dict[str, Any] | None,
+    device: torch.device,
+) -> TrainState:
+    """The state of a run's first step, or of a checkpoint; `objective` is sharded where the config
+    says so: after its weights are loaded, and before there is an optimizer of them.
+    """
+    model, decay = objective.model, config.optim.ema_decay
+    sharded = is_sharded(config)
+    # One by one: buffers are not sharded, and no operation takes both kinds.
+    ema = ModelEmaV3(model, decay=decay, foreach=not sharded) if decay else None
+    if checkpoint is not None:
+        model.load_state_dict(checkpoint["model"])
+        if ema is not None:
+            ema.module.load_state_dict(checkpoint["ema"])
+    if sharded:
+        shard(objective, device)
+        if ema is not None:
+            shard(ema.module, device)
+    state = TrainState(model, create_optimizer(model, config.optim), ema, window)
+    if checkpoint is not None:
+        load_optimizer(state.optimizer, checkpoint["optimizer"])
+        window.load_state(checkpoint["window"])
+        state.step = int(checkpoint["step"])
+        state.skipped = int(checkpoint.get("skipped", 0))
+        state.last_row = dict(checkpoint["last_row"])
+    return state
 
 
 def find_checkpoint(

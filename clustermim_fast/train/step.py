@@ -17,6 +17,7 @@ from clustermim_fast import ops
 from clustermim_fast.losses import COUNTS, OBJECTIVES, LossConfig, Targets
 from clustermim_fast.masking import Masks
 from clustermim_fast.tokenizers import PixelTokenizer, Tokenizer
+from clustermim_fast.train.config import TrainConfig
 
 
 class StepResult(NamedTuple):
@@ -76,6 +77,20 @@ class ModelWithLoss(nn.Module):
         super().__init__()
         self.model = model
         self._constants = (tokenizer, mean, std, config)  # a tuple registers nothing
+
+    @classmethod
+    def of_run(
+        cls, config: TrainConfig, model: Any, tokenizer: Tokenizer | None, device: torch.device
+    ) -> ModelWithLoss:
+        """What a resolved config trains, on `device`."""
+        tokenizer = None if tokenizer is None else tokenizer.to(device)
+        scale = (config.data.mean, config.data.std)
+        mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in scale)
+        return cls(model, tokenizer, mean, std, config.loss)
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        return self._constants[0]
 
     def forward(
         self, images: Tensor, masks: Masks, tokens: Tensor | None, shares: tuple[Tensor, ...]

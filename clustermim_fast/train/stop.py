@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from clustermim_fast.ranks import everyone
-from clustermim_fast.train.distributed import local
+from clustermim_fast.train.sharding import local
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
 

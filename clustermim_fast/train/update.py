@@ -13,11 +13,11 @@ from torch import Tensor
 from clustermim_fast.masking import Masks
 from clustermim_fast.optim import learning_rate, set_learning_rate
 from clustermim_fast.ranks import everyone
-from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train.batches import Batch, Plan
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.distributed import synchronised, wrap
+from clustermim_fast.train.sharding import full, is_sharded
 from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import TrainState
 from clustermim_fast.train.step import ModelWithLoss, StepResult
@@ -47,7 +47,7 @@ class Update:
         config: TrainConfig,
         plan: Plan,
         state: TrainState,
-        tokenizer: Tokenizer | None,
+        objective: ModelWithLoss,
         device: torch.device,
     ) -> None:
         self.plan, self.state, self.device = plan, state, device
@@ -55,12 +55,11 @@ class Update:
         self.ranks = everyone()
         amp = config.efficiency.amp
         self.amp = amp == "bf16" or (amp == "auto" and device.type == "cuda")
-        self.tokenizer = None if tokenizer is None else tokenizer.to(device)
-        mean, std = (torch.tensor(v, device=device).view(3, 1, 1) for v in _mean_std(config))
         if config.efficiency.compile:
             state.model.compile()
-        self.objective = ModelWithLoss(state.model, self.tokenizer, mean, std, config.loss)
-        self.wrapped = wrap(self.objective, device)
+        self.objective, self.tokenizer = objective, objective.tokenizer
+        self.sharded = is_sharded(config)  # then it sends gradients by itself
+        self.wrapped = objective if self.sharded else wrap(objective, device)
         self.peak = self.optim.absolute_lr(plan.effective_batch)
         self.warmup = self.optim.warmup_steps(plan.steps_per_epoch)
         self._asked = torch.zeros(0)
@@ -91,7 +90,7 @@ class Update:
         finite = loss.isfinite()
         if self.optim.clip_grad or self.optim.skip_nonfinite:
             most = self.optim.clip_grad or math.inf
-            norm = torch.nn.utils.clip_grad_norm_(state.model.parameters(), most)
+            norm = full(torch.nn.utils.clip_grad_norm_(state.model.parameters(), most))
             finite = finite & norm.isfinite()
         state.step += 1
         if self._waits and not bool(finite):
@@ -111,6 +110,11 @@ class Update:
 
     def _explain(self, inputs: list[Inputs], shares: Tensor) -> str:
         """The first thing that is not finite, from the first rank that finds one."""
+        if self.sharded:  # a rank cannot run a block again without the others
+            return (
+                "the loss or a gradient is not finite (to hear of which module and samples, go on "
+                "from the last checkpoint with efficiency.sharding=ddp)"
+            )
         found = ""
         for parts, share in zip(inputs, shares, strict=True):
             arguments = (*parts[:3], share.unbind())
@@ -158,7 +162,3 @@ class Update:
             results.append(result._replace(loss=result.loss.detach()))
         self._begun = True
         return results
-
-
-def _mean_std(config: TrainConfig) -> tuple[Any, Any]:
-    return config.data.mean, config.data.std

@@ -20,6 +20,7 @@ import threading
 from pathlib import Path
 
 import torch
+import torch.distributed.fsdp
 
 from clustermim_fast import train
 from clustermim_fast.tokenizers import PixelTokenizer
@@ -39,12 +40,15 @@ CASES = {
     "nan_ccvit": {"method": "ccvit", "model__encoder": "beit_base_patch16_224", "accum_iter": 2},
 }
 CUT = {"log__checkpoint_every_steps": 2, "log__every_steps": 3, "optim__ema_decay": 0.9}
-# Ranks, and cases; "1>3" stops at CUT_AT, and "1<3" goes on from there.
+FSDP = hasattr(torch.distributed.fsdp, "fully_shard")
+SHARDED = ["ccvit", "shared"]
+SHARDED_RUNS = ["fsdp_ccvit", "fsdp_shared", "fsdp_broken", "1<f", "f>1"] if FSDP else []
+# Ranks, and cases; "1>3" stops at CUT_AT, and "1<3" goes on from there; f: two ranks with fsdp.
 PHASES = [
-    (1, [*CASES, "whole", "1>3"]),
-    (2, [*CASES, "broken", "2>1"]),
+    (1, [*CASES, "whole", "1>f", "1>3"]),
+    (2, [*CASES, *SHARDED_RUNS, "broken", "2>1"]),
     (3, [*CASES, "1<3"]),
-    (1, ["2<1"]),
+    (1, ["f<1", "2<1"] if FSDP else ["2<1"]),
     (2, ["killed"]),
 ]
 
@@ -90,7 +94,10 @@ def one(name, rank, world, folder, base):
     """Run a case; what it said, how it ended, and which samples this rank saw."""
     halves = name[:1] + name[2:] if name[1:2] in "<>" else ""
     out = folder / (f"cut_{halves}" if halves else f"{name}_{world}")
-    options = {"out": out, "log__every_steps": 1, "steps": STEPS, **CASES.get(name, CUT)}
+    case = name.removeprefix("fsdp_")
+    options = {"out": out, "log__every_steps": 1, "steps": STEPS, **CASES.get(case, CUT)}
+    if world > 1 and ("f" in halves or name.startswith("fsdp_")):
+        options["efficiency__sharding"] = "fsdp"
     config = train.config_from_overrides(
         base, {key.replace("__", "."): value for key, value in options.items()}
     )
@@ -106,7 +113,7 @@ def one(name, rank, world, folder, base):
         if name == "killed" and rank == 1 and number == CUT_AT:
             os.kill(os.getpid(), signal.SIGKILL)
         result = real(model, tokenizer, images, *rest, **more)
-        if name == "broken" and rank == 1 and number >= CUT_AT:
+        if case == "broken" and rank == 1 and number >= CUT_AT:
             return result._replace(loss=result.loss * math.nan)
         return result
 

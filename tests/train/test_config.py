@@ -76,6 +76,8 @@ def test_values_that_are_not_text():
         ({"data.crop_scale": "0,1"}, "data.crop_scale must be a range"),
         ({"data.mean": "1,1,1"}, "data.mean and data.std must be given together"),
         ({"efficiency.amp": "fp8"}, "efficiency.amp must be"),
+        ({"efficiency.sharding": "zero3"}, "efficiency.sharding must be"),
+        ({"efficiency.sharding": "fsdp", "efficiency.compile": True}, "compile=false, got true"),
         ({"optim.ema_decay": 1}, "optim.ema_decay"),
         ({"data.normalize": "cifar"}, "data.normalize must be"),
         ({"data.mean": "0,0,0", "data.std": "0,1,1"}, "data.std must be above 0"),

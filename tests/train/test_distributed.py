@@ -11,17 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp
+from torch import nn
 
 from clustermim_fast import train
+from clustermim_fast.train import loop
 from clustermim_fast.train.batches import Plan
+from clustermim_fast.train.sharding import shard
 from tests.train import rank_runs
-from tests.train.runs import rows
+from tests.train.runs import QUIET, rows
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(
     not torch.distributed.is_available() or not torch.distributed.is_gloo_available(),
     reason="this torch has no gloo",
 )
+NEEDS_FSDP = pytest.mark.skipif(not rank_runs.FSDP, reason="this torch has no fully_shard")
 
 
 @pytest.fixture(scope="module")
@@ -58,14 +63,41 @@ def assert_close(found, expected, tolerance):
 @pytest.mark.parametrize("world", [2, 3])
 @pytest.mark.parametrize("case", sorted(rank_runs.CASES))
 def test_loss_curves_are_those_of_one_process(folder, case, world):
+    compare_curves(folder / f"{case}_1", folder / f"{case}_{world}")
+
+
+def compare_curves(first, second):
     """Every number of every line: float32 sums in another order, through seven updates of AdamW."""
-    alone, shared = (rows(folder / f"{case}_{n}") for n in (1, world))
+    alone, shared = rows(first), rows(second)
     assert len(alone) == rank_runs.STEPS
     discrete = ("predicted_perplexity", "predicted_used", "masked_accuracy")
     for row in [*alone, *shared]:  # an argmax may turn over where two logits are nearly equal
         for key in discrete:
             row.pop(key, None)
     assert_close(shared, alone, 1e-5)
+
+
+@NEEDS_FSDP
+@pytest.mark.parametrize("case", rank_runs.SHARDED)
+def test_sharded_curves_are_those_of_one_process(folder, case):
+    """As above; and rank 0's file holds whole tensors, as that of one process."""
+    folders = folder / f"{case}_1", folder / f"fsdp_{case}_2"
+    compare_curves(*folders)
+    said = ends(folder, 2, rank_runs.PHASES[1][1][-1])[0][f"fsdp_{case}"]["said"]
+    assert "4, 4; each holds a part of the weights (FSDP2)" in "\n".join(said)
+    a, b = (torch.load(f / "checkpoints" / "last.pt", weights_only=True) for f in folders)
+    assert shapes(a["model"]) == shapes(b["model"])
+    assert shapes(a["optimizer"]) == shapes(b["optimizer"])
+    assert shapes(a["ema"]) == shapes(b["ema"])
+
+
+def shapes(value):
+    """A state with the type, the dtype and the shape of each tensor in its place."""
+    if isinstance(value, dict):
+        return {key: shapes(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [shapes(item) for item in value]
+    return (type(value), value.dtype, value.shape) if isinstance(value, torch.Tensor) else None
 
 
 def test_the_codebook_is_that_of_one_process(folder):
@@ -91,6 +123,17 @@ def test_a_signal_to_one_rank_stops_all_at_one_step(folder):
         assert f"stopped by signal 10 at step {rank_runs.CUT_AT}; " in end[last]["end"]
 
 
+@NEEDS_FSDP
+def test_sharded_ranks_end_together_too(folder):
+    last = rank_runs.PHASES[1][1][-1]
+    both = [end["fsdp_broken"]["end"] for end in ends(folder, 2, last)]
+    assert both[0] == both[1]
+    assert "the loss or a gradient is not finite" in both[0]
+    assert "efficiency.sharding=ddp" in both[0]
+    for end in ends(folder, 2, last):
+        assert f"stopped by signal 10 at step {rank_runs.CUT_AT}; " in end["f>1"]["end"]
+
+
 def test_a_loss_of_one_rank_that_is_not_finite_ends_all_with_its_samples(folder):
     first, second = (end["broken"] for end in ends(folder, 2, rank_runs.PHASES[1][1][-1]))
     assert first["end"] == second["end"]
@@ -101,7 +144,9 @@ def test_a_loss_of_one_rank_that_is_not_finite_ends_all_with_its_samples(folder)
     assert train.load_run(folder / "broken_2").step == 2
 
 
-@pytest.mark.parametrize("cut", ["21", "13"])
+@pytest.mark.parametrize(
+    "cut", ["21", "13", pytest.param("f1", marks=NEEDS_FSDP), pytest.param("1f", marks=NEEDS_FSDP)]
+)
 def test_resume_at_another_number_of_ranks(folder, cut):
     whole, resumed = folder / "whole_1", folder / f"cut_{cut}"
     assert_close(rows(resumed), rows(whole), 1e-5)
@@ -128,3 +173,15 @@ def test_parts_of_a_batch():
             assert [i for part in parts for i in part.samples] == whole.samples.tolist()
     with pytest.raises(ValueError, match="64 images of a batch cannot be shared by 65 ranks"):
         plan.part(0, 65)
+
+
+def test_a_torch_without_fully_shard_is_told(monkeypatch):
+    monkeypatch.delattr(torch.distributed.fsdp, "fully_shard", raising=False)
+    with pytest.raises(ValueError, match=r"fsdp needs torch 2.6 or newer .*sharding=ddp"):
+        shard(nn.Linear(2, 2), torch.device("cpu"))
+
+
+def test_sharded_weights_are_not_looked_at_while_training(tiny, monkeypatch):
+    monkeypatch.setattr(loop, "is_sharded", lambda config: True)
+    with pytest.raises(ValueError, match=r"fsdp goes with log.eval_every=0 and log.watch=0"):
+        train.run(tiny(method="mae"), **QUIET, on_epoch=print)
