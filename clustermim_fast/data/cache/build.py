@@ -189,7 +189,8 @@ class _Work:
                 waiting = {pool.submit(self._shard, number) for number in numbers}
                 while waiting:
                     finished, waiting = wait(waiting, return_when=FIRST_COMPLETED)
-                    for future in finished:
+                    # A failure ends this: what is whole by then gets its line first.
+                    for future in sorted(finished, key=lambda one: one.exception() is not None):
                         row = future.result()
                         self._require_repaired(row)
                         rows[row["shard"]] = row
