@@ -82,8 +82,11 @@ def stop_on_signals() -> Iterator[StopFlag]:
 
 
 def all_finite(model: nn.Module) -> bool:
-    """Whether every parameter is finite; one read from the device. All ranks call it."""
-    bad: list[Tensor] = [(~local(p).isfinite()).any() for p in model.parameters()]
+    """Whether every parameter and buffer (running statistics of batch norms) is finite; one read
+    from the device. All ranks call it.
+    """
+    values = [*model.parameters(), *model.buffers()]
+    bad: list[Tensor] = [(~local(value).isfinite()).any() for value in values]
     return not bool(everyone().total(torch.stack(bad).double().sum()[None]))
 
 

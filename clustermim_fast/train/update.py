@@ -64,6 +64,8 @@ class Update:
         self.warmup = self.optim.warmup_steps(plan.steps_per_epoch)
         self._asked = torch.zeros(0)
         self._begun = False
+        # Running statistics of batch norms, which a forward pass changes already.
+        self.buffers = [*state.model.buffers()] if self.optim.skip_nonfinite else []
         # Elsewhere the host learns at its lines of progress that a loss was not finite.
         self._waits = device.type == "cpu" or self.optim.skip_nonfinite > 0
 
@@ -82,6 +84,7 @@ class Update:
         )
         set_learning_rate(state.optimizer, lr)
         inputs = [self._take(passes, skipped) for _ in range(self.plan.accumulate)]
+        before = [buffer.clone() for buffer in self.buffers]
         shares = self._shares(inputs)
         results = self._backward(inputs, shares)
         part = torch.stack([result.loss.detach().double() for result in results]).sum()
@@ -95,6 +98,8 @@ class Update:
         state.step += 1
         if self._waits and not bool(finite):
             state.optimizer.zero_grad(set_to_none=True)
+            for buffer, value in zip(self.buffers, before, strict=True):
+                buffer.copy_(value)
             state.skipped += 1
             if state.skipped > self.optim.skip_nonfinite:
                 raise NonFiniteBatch(self._explain(inputs, shares))

@@ -54,6 +54,31 @@ def test_updates_are_left_out_and_counted(tiny, poisoned):
     assert all(p.isfinite().all() for p in train.load_run(result.run_dir).model.parameters())
 
 
+def test_batch_norms_forget_an_update_that_was_left_out(tiny, monkeypatch):
+    """A forward pass moves their running statistics before the loss is known."""
+    from clustermim_fast.train import step
+
+    real, passes, noted = step.forward_step, [], []
+
+    def breaking(model, tokenizer, images, masks, mean, *rest, **more):
+        passes.append(len(images))
+        norm = model.encoder.bn1
+        noted.append((norm.running_mean.clone(), norm.num_batches_tracked.clone()))
+        mean = mean * torch.nan if len(passes) == 2 else mean
+        return real(model, tokenizer, images, masks, mean, *rest, **more)
+
+    monkeypatch.setattr(step, "forward_step", breaking)
+    network = dict.fromkeys(("patch_size", "embed_dim", "depth", "num_heads"))
+    sizes = {"data__image_size": 64, "mask__unit": 32, "optim__batch_size": 4, "steps": 3}
+    options = {f"model__{name}": value for name, value in network.items()} | sizes
+    options |= {"method": "a2mim", "model__encoder": "resnet10t", "optim__skip_nonfinite": 1}
+    result = train.run(tiny(**options), **QUIET)
+    assert result.metrics["skipped_updates"] == 1
+    assert all(torch.equal(a, b) for a, b in zip(noted[1], noted[2], strict=True))
+    saved = train.load_run(result.run_dir).model.state_dict()
+    assert all(value.isfinite().all() for value in saved.values())
+
+
 class InfiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
