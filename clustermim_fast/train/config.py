@@ -214,6 +214,7 @@ class TrainConfig:
         for name in ("out", "resume", "log", "efficiency"):
             values.pop(name)
         values["data"].pop("in_memory")
+        values["optim"].pop("skip_nonfinite")  # may be given after a loss that was not finite
         return values
 
 

@@ -79,6 +79,14 @@ def test_batch_norms_forget_an_update_that_was_left_out(tiny, monkeypatch):
     assert all(value.isfinite().all() for value in saved.values())
 
 
+def test_a_run_that_ended_goes_on_with_skipping(tiny, poisoned):
+    options = {"log__checkpoint_every_steps": 1, "log__every_steps": 1}
+    with pytest.raises(train.NonFiniteError):
+        train.run(tiny(**options), **QUIET)
+    result = train.run(tiny(**options, optim__skip_nonfinite=2), **QUIET)
+    assert (result.step, result.metrics["skipped_updates"]) == (10, 2)
+
+
 class InfiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
