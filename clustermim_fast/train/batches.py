@@ -167,6 +167,11 @@ class TrainingBatches(Dataset[Batch]):
         """(H, W) of the crops, pixels."""
         return self._images.image_size
 
+    @property
+    def resident(self) -> bool:
+        """Whether crops are made on a device."""
+        return self._images.resident
+
     def __getitem__(self, key: BatchKey) -> Batch:
         return self.make(key)
 
@@ -224,7 +229,7 @@ def make_loader(
         sampler=_Keys(plan, first_step, group),
         batch_size=None,
         num_workers=workers,
-        pin_memory=pin_memory,
+        pin_memory=pin_memory and not batches.resident,  # memory of a GPU cannot be
         prefetch_factor=2 if workers else None,
         worker_init_fn=_init_worker,
     )

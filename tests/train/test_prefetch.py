@@ -7,6 +7,7 @@ import threading
 import pytest
 import torch
 
+from clustermim_fast import train
 from clustermim_fast.data import DataConfig, open_images
 from clustermim_fast.masking import MaskConfig
 from clustermim_fast.train.batches import Plan, TrainingBatches, choose_workers, make_loader
@@ -86,3 +87,14 @@ def test_who_reads(tmp_path):
         assert choose_workers(3, images, cpu) == 3
     files = open_images(tmp_path / "folder", size=128, in_memory="no")
     assert choose_workers(None, files, cpu) >= 1
+
+
+def test_crops_made_on_a_device_are_not_pinned(tiny):
+    """Pinning is for CPU tensors: torch refuses others."""
+    config = tiny()
+    images = train.open_run_images(config)
+    for resident in (False, True):
+        moved = images.to(torch.device("meta")) if resident else images
+        batches = TrainingBatches(moved, config.data, config.mask, 3, 0)
+        loader = make_loader(batches, Plan.of(40, 8, 1, 1, 0), 0, workers=0, pin_memory=True)
+        assert loader.pin_memory is not resident
