@@ -141,7 +141,7 @@ def open_trackers(config: TrainConfig, *, goes_on: bool) -> list[Tracker]:
     file = Path(config.out) / "trackers.json"
     known: dict[str, str] = {}
     if goes_on and file.is_file():
-        known = json.loads(file.read_text(encoding="utf-8"))
+        known = _read_names(file)
     trackers: list[Tracker] = []
     if "tensorboard" in libraries:
         trackers.append(TensorBoard(config, libraries["tensorboard"]))
@@ -152,6 +152,19 @@ def open_trackers(config: TrainConfig, *, goes_on: bool) -> list[Tracker]:
     if known:
         write_text_atomically(file, json.dumps(known) + "\n")
     return trackers
+
+
+def _read_names(file: Path) -> dict[str, str]:
+    try:
+        known = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        known = None
+    if not isinstance(known, dict):
+        raise ValueError(
+            f"{file} is not whole, and tells no longer which runs of the trackers go on; delete it, "
+            "and new ones are begun there"
+        )
+    return known
 
 
 def _flat(settings: Mapping[str, Any]) -> dict[str, Any]:

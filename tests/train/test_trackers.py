@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import sys
 import types
+from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from clustermim_fast import train
-from clustermim_fast.train.trackers import Notes
+from clustermim_fast.train.trackers import Notes, open_trackers
 from tests.train.runs import QUIET, rows
 
 
@@ -92,6 +93,16 @@ def test_a_run_that_goes_on_is_the_same_one_there(tiny, libraries, tmp_path):
     assert len(libraries["mlflow"].named("log_params")) == 1
     train.run(tiny(**options, resume="restart"), **QUIET)  # another run
     assert libraries["wandb"].named("init")[-1][1]["id"] != ids[0]
+
+
+@pytest.mark.parametrize("text", ["{", "[]"])
+def test_a_broken_file_of_names_is_named(tiny, libraries, text):
+    options = {"log__mlflow": "birds", "epochs": 1}
+    train.run(tiny(**options), **QUIET)
+    file = Path(tiny().out) / "trackers.json"
+    file.write_text(text)
+    with pytest.raises(ValueError, match=r"trackers.json is not whole, .*delete it"):
+        open_trackers(tiny(**options), goes_on=True)
 
 
 def test_a_missing_library_names_its_command(tiny, monkeypatch, tmp_path):
