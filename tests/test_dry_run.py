@@ -15,6 +15,7 @@ from PIL import Image
 
 import clustermim_fast
 from clustermim_fast import cli
+from clustermim_fast.api import trying
 from clustermim_fast.train.memory import is_out_of_memory, smaller_batch
 from tests.shapes import TINY, draw_folder
 
@@ -44,6 +45,16 @@ def test_five_steps_leave_a_sheet_and_nothing_else(shapes, tmp_path, capsys, mon
     # 8 lines of an image and 3 x (crop, visible), 128 px and gaps of 6, below the titles
     with Image.open(files[0]) as sheet:
         assert sheet.size == (7 * 134 + 6, 8 * 134 + 6 + 27)
+
+
+def test_the_sheet_lies_beside_the_folder(shapes, tmp_path, monkeypatch):
+    given = {"data": shapes, "dry_run": True, "say": lambda line: None, **TINY, "method": "mae"}
+    clustermim_fast.pretrain(out=f"{tmp_path}/run/", **given)
+    assert [path.name for path in tmp_path.iterdir()] == ["run.dry_run.png"]
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(trying, "run", None)  # refused before a step
+    with pytest.raises(ValueError, match="file is a file"):
+        clustermim_fast.pretrain(out=tmp_path / "file" / "run", **given)
 
 
 def test_its_steps_are_the_runs(shapes, tmp_path, threads):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 
 from clustermim_fast.checkpoint import require_writable
 from clustermim_fast.data import ImageSet
@@ -48,6 +49,8 @@ def try_run(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
     or the config has one, and else a short fit that stands in for it. `metrics` of the result are
     what is printed; nothing is left behind but the sheet, OUT.dry_run.png.
     """
+    sheet = Path(f"{Path(config.out)}.dry_run.png")  # Path: without a slash at the end
+    require_writable(sheet.parent)
     plan = Plan.of_run(config, len(images))
     warmup = config.optim.warmup_steps(plan.steps_per_epoch)  # refuses one longer than the run
     steps = min(STEPS, plan.total_steps)
@@ -90,9 +93,11 @@ def try_run(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
         "effective_batch": plan.effective_batch,
         "encoder_parameters": encoder,
         "parameters": sum(p.numel() for p in model.parameters()),
-        "sheet": str(_draw(config, images, tokenizer, model.patch_size)),
+        "sheet": str(sheet),
         "losses": [row["loss"] for row in rows],
     }
+    sheet.parent.mkdir(parents=True, exist_ok=True)
+    _draw(config, images, tokenizer, model.patch_size).save(sheet)
     for line in _lines(config, plan, facts, device):
         say(line)
     return dataclasses.replace(result, run_dir=Path(config.out), metrics=facts)
@@ -134,7 +139,9 @@ def _peak_bytes(device: torch.device) -> int:
     return unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
-def _draw(config: TrainConfig, images: ImageSet, tokenizer: Tokenizer | None, patch: int) -> Path:
+def _draw(
+    config: TrainConfig, images: ImageSet, tokenizer: Tokenizer | None, patch: int
+) -> Image.Image:
     """Crops and masks of the run's first images, in its first epochs."""
     batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
     ids = next(Plan.of_run(config, len(images)).keys(0)).samples[:SHOWN]
@@ -142,11 +149,7 @@ def _draw(config: TrainConfig, images: ImageSet, tokenizer: Tokenizer | None, pa
     grid = (images.image_size[0] // patch, images.image_size[1] // patch)
     shown = [(b.images[: len(ids)], b.masks.mask[: len(ids)]) for b in made]
     replaced = [None if b.masks.replaced is None else b.masks.replaced[: len(ids)] for b in made]
-    path = Path(f"{config.out}.dry_run.png")
-    require_writable(path.parent)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    crop_sheet(images.images(ids), shown, grid, replaced, tokenizer).save(path)
-    return path
+    return crop_sheet(images.images(ids), shown, grid, replaced, tokenizer)
 
 
 def _lines(config: TrainConfig, plan: Plan, facts: dict[str, Any], device: torch.device) -> Any:
