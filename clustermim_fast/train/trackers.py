@@ -161,8 +161,8 @@ def _read_names(file: Path) -> dict[str, str]:
         known = None
     if not isinstance(known, dict):
         raise ValueError(
-            f"{file} is not whole, and tells no longer which runs of the trackers go on; delete it, "
-            "and new ones are begun there"
+            f"{file} is not whole: which runs of the trackers go on is not known; delete it, and "
+            "new ones are begun there"
         )
     return known
 

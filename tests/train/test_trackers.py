@@ -101,7 +101,7 @@ def test_a_broken_file_of_names_is_named(tiny, libraries, text):
     train.run(tiny(**options), **QUIET)
     file = Path(tiny().out) / "trackers.json"
     file.write_text(text)
-    with pytest.raises(ValueError, match=r"trackers.json is not whole, .*delete it"):
+    with pytest.raises(ValueError, match=r"trackers.json is not whole: .*delete it"):
         open_trackers(tiny(**options), goes_on=True)
 
 
