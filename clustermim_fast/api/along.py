@@ -22,10 +22,11 @@ from clustermim_fast.report import LIVE, paint_epoch, write_report
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train import LoadedRun, TrainConfig
 from clustermim_fast.train.distributed import choose_device
+from clustermim_fast.train.log import read_rows
 from clustermim_fast.train.trackers import Notes
 
 from .looking import few_of
-from .reporting import read_metrics, view_of
+from .reporting import view_of
 from .sources import class_indices
 
 __all__ = ["Along"]
@@ -84,14 +85,14 @@ class Along:
         if self._splits is None:
             self._splits = _Splits(self._config, self._images)
         numbers, text = self._splits.evaluate(model, choose_device(self._config.efficiency.device))
-        progress = read_metrics(self._folder / "metrics.jsonl")
+        progress = read_rows(self._folder / "metrics.jsonl")
         if progress and "predicted_used" in progress[-1]:
             used = {key: progress[-1][key] for key in ("predicted_perplexity", "predicted_used")}
             numbers |= used
             text += f", {used['predicted_used']} tokens predicted at all"
         file = self._folder / "eval" / "epochs.jsonl"
         # A run that goes on repeats the epochs after its checkpoint.
-        rows = [row for row in read_metrics(file) if row["epoch"] < epoch]
+        rows = [row for row in read_rows(file) if row.get("epoch", epoch) < epoch]
         rows.append({"epoch": epoch, **numbers, "images": self._splits.about})
         file.parent.mkdir(exist_ok=True)
         write_text_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
@@ -101,7 +102,7 @@ class Along:
     def _watch(self, epoch: int, model: nn.Module) -> Image.Image:
         still = copy.deepcopy(model).cpu().eval()
         tokenizer = None if self._tokenizer is None else copy.deepcopy(self._tokenizer).to("cpu")
-        rows = read_metrics(self._folder / "metrics.jsonl")
+        rows = read_rows(self._folder / "metrics.jsonl")
         step = int(rows[-1]["step"]) if rows else 0
         loaded = LoadedRun(self._config, still, tokenizer, step, epoch)
         view = view_of(self._folder, loaded, self._images, refresh_s=REFRESH_S)

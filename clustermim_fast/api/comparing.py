@@ -9,8 +9,9 @@ from typing import Any
 
 from clustermim_fast.encoders import is_convolutional
 from clustermim_fast.report import ComparedRun, write_comparison
+from clustermim_fast.train.log import read_rows
 
-from .reporting import has_accuracies, read_metrics
+from .reporting import has_accuracies
 
 __all__ = ["compare_runs"]
 
@@ -67,11 +68,18 @@ def _read(folder: Path, name: str) -> ComparedRun:
     if not file.is_file():
         raise ValueError(f"runs: {folder} is no run folder: it has no config.json")
     config = _json(file)
+    groups = ("data", "model", "optim")
+    if not isinstance(config, dict) or not all(
+        isinstance(config.get(group, {}), dict) for group in groups
+    ):
+        raise ValueError(f"runs: {file} is not the config of a run")
     return ComparedRun(
         name=name,
         path=str(folder),
         config=config,
-        metrics=[line for line in read_metrics(folder / "metrics.jsonl") if "step" in line],
+        metrics=[
+            line for line in read_rows(folder / "metrics.jsonl") if {"step", "epoch"} <= line.keys()
+        ],
         evaluations={
             path.stem: result
             for path in sorted((folder / "eval").glob("*.json"))
@@ -92,5 +100,5 @@ def _convolutional(encoder: str) -> bool:
 def _json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+    except ValueError as error:  # no JSON, or no text
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error

@@ -24,6 +24,7 @@ from clustermim_fast.report import (
 from clustermim_fast.report.charts import usage
 from clustermim_fast.tokenizers import FeatureTokenizer, Tokenizer, load_tokenizer
 from clustermim_fast.train import LoadedRun, load_run, to_dict
+from clustermim_fast.train.log import read_rows
 
 from .card import versions
 
@@ -61,7 +62,7 @@ def view_of(folder: Path, loaded: LoadedRun, images: ImageSet, refresh_s: int = 
         usage, counted = _usage(loaded.tokenizer, images)
     assert config.data.mean is not None
     assert config.data.std is not None
-    metrics = read_metrics(folder / "metrics.jsonl")
+    metrics = read_rows(folder / "metrics.jsonl")
     return RunView(
         run_dir=folder,
         method=config.method,
@@ -78,7 +79,7 @@ def view_of(folder: Path, loaded: LoadedRun, images: ImageSet, refresh_s: int = 
         metrics=metrics,
         config=to_dict(config),
         evaluations=_evaluations(folder / "eval"),
-        epochs=read_metrics(folder / "eval" / "epochs.jsonl"),
+        epochs=read_rows(folder / "eval" / "epochs.jsonl"),
         refresh_s=refresh_s,
         about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
         versions=versions(),
@@ -176,19 +177,6 @@ def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
         tokens = tokenizer(images.images(part)).flatten()
         counts += torch.bincount(tokens[tokens >= 0], minlength=tokenizer.num_clusters)
     return counts, len(ids)
-
-
-def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a metrics.jsonl; none where there is no file."""
-    if not path.is_file():
-        return []
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            continue  # the line a killed process was writing
-    return rows
 
 
 KINDS = ("knn", "linear", "attentive", "finetune")

@@ -29,10 +29,8 @@ from clustermim_fast.train import (
 )
 from clustermim_fast.train.batches import BatchKey, Plan, TrainingBatches
 from clustermim_fast.train.distributed import choose_device
-from clustermim_fast.train.log import format_seconds
+from clustermim_fast.train.log import format_seconds, read_rows
 from clustermim_fast.train.memory import naming_a_smaller_batch
-
-from .reporting import read_metrics
 
 __all__ = ["try_run"]
 
@@ -74,7 +72,7 @@ def try_run(config: TrainConfig, images: ImageSet, say: Say) -> RunResult:
         say(f"{steps} steps of {plan.total_steps:,} ...")
         with naming_a_smaller_batch(config):
             result = run(short, tokenizer, images, say=lambda line: None)
-        rows = read_metrics(Path(folder) / "metrics.jsonl")
+        rows = read_rows(Path(folder) / "metrics.jsonl")
     speed = statistics.median(row["images_per_s"] for row in rows[1:] or rows)
     with torch.device("meta"):
         model: Any = create_model(

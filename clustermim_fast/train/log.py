@@ -168,22 +168,29 @@ class _Usage:
         self.used = int((counts > 0).sum())
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The whole lines of a file of JSON objects, as metrics.jsonl; none where there is no file."""
+    rows = []
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    for line in text.splitlines():
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError:
+            continue  # the line a killed process was writing
+        if isinstance(row, dict):
+            rows.append(row)
+    return rows
+
+
 class MetricsFile:
     """metrics.jsonl: one JSON object per line of progress; cut back to the step a run resumes
     from.
     """
 
     def __init__(self, path: Path, first_step: int) -> None:
-        kept = []
-        if path.exists() and first_step > 0:
-            for line in path.read_text(encoding="utf-8").splitlines():
-                try:
-                    row = json.loads(line)
-                except json.JSONDecodeError:
-                    continue  # the line a killed process was writing
-                if row.get("step", 0) <= first_step:
-                    kept.append(line + "\n")
-        write_text_atomically(path, "".join(kept))
+        known = read_rows(path) if first_step > 0 else []
+        kept = [row for row in known if row.get("step", 0) <= first_step]
+        write_text_atomically(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
 
     def write(self, row: dict[str, Any]) -> None:

@@ -79,6 +79,31 @@ def read(*folders):
     return [_read(folder, folder.name) for folder in folders]
 
 
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("config.json", b"[]", "config.json is not the config of a run"),
+        ("config.json", b'{"model": null}', "config.json is not the config of a run"),
+        ("config.json", b"\xff", "config.json cannot be read as JSON"),
+        ("eval/knn.json", b"\xff", "knn.json cannot be read as JSON"),
+    ],
+)
+def test_what_is_no_run_is_named(folder, tmp_path, file, content, message):
+    run = folder("a")
+    (run / file).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        compare_runs([run], out=tmp_path / "page.html", **QUIET)
+
+
+def test_lines_of_metrics_that_are_not_whole_are_left_out(folder, tmp_path):
+    run = folder("a")
+    whole = _read(run, "a").metrics
+    with open(run / "metrics.jsonl", "ab") as file:
+        file.write(b'3\n"step"\n{"step": 9}\n\xff\n{"st')
+    assert _read(run, "a").metrics == whole
+    compare_runs([run], out=tmp_path / "page.html", **QUIET)
+
+
 def test_a_line_a_run_and_baselines_that_agree_are_one(folder):
     both = read(
         folder("a", results={"knn": result("knn", 60.0), "linear": result("linear", 70.0)}),
