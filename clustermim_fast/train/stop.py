@@ -101,5 +101,6 @@ def non_finite_message(what: str, step: int, lr: float, amp: bool, last_good: st
         advice.append("efficiency.amp=off, to see whether bfloat16 is the cause")
     return (
         f"{what} at step {step}; nothing was written for it. Last good checkpoint: {last_good}. "
-        f"Look at: {'; '.join(advice)}."
+        f"Look at: {'; '.join(advice)}: another run, with another out=. Or leave such updates out: "
+        "the same command with optim.skip_nonfinite=N goes on from there."
     )
