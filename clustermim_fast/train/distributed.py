@@ -68,12 +68,17 @@ def require_one_process(what: str) -> None:
 
 def choose_device(name: str) -> torch.device:
     """The device of efficiency.device, of several ranks on a machine each its own; ValueError where
-    CUDA is asked for and there is none.
+    it is none, or CUDA is asked for and there is none.
     """
     several = os.environ.get("WORLD_SIZE", "1") != "1"
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(
+            f'efficiency.device: expected "auto", "cpu", "cuda" or "cuda:N", got {name!r}'
+        ) from error
     if device.type != "cuda":
         return device
     if not torch.cuda.is_available():

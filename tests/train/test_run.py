@@ -96,6 +96,7 @@ def test_images_on_a_device_change_nothing(tiny, tmp_path):
         ({"mask_ratio": 0.99}, "at least one must be visible"),
         ({"data": ""}, "data: expected a folder"),
         ({"device": "cuda"}, "without CUDA"),
+        ({"device": "gpu"}, "efficiency.device: expected .*, got 'gpu'"),
     ],
 )
 def test_impossible_settings_are_refused_before_anything_is_fitted(tiny, overrides, message):
