@@ -22,7 +22,7 @@ def announce(
     state: TrainState,
     device: torch.device,
     *,
-    amp: bool,
+    dtype: torch.dtype | None,
     say: Callable[[str], None],
 ) -> None:
     """Say the network, the mask, the tokenizer, the batch, the learning rate and where it runs."""
@@ -43,11 +43,12 @@ def announce(
     if "tokens" in model.objective:
         say(f"tokenizer: K = {config.tokenizer.num_clusters}")
     peak = config.optim.absolute_lr(plan.effective_batch)
+    precision = f"{dtype} autocast".removeprefix("torch.") if dtype else "float32"
     say(
         f"effective batch {plan.effective_batch} ({plan.batch_size} x {plan.accumulate}), "
         f"lr {peak:.3e}, {plan.steps_per_epoch} steps per epoch, {plan.total_steps} in all, "
         f"{config.optim.warmup_steps(plan.steps_per_epoch)} of warm-up; {device}, "
-        f"{'bf16 autocast' if amp else 'float32'}, {torch.get_num_threads()} threads"
+        f"{precision}, {torch.get_num_threads()} threads"
     )
     ranks = everyone().count
     if ranks > 1:

@@ -128,7 +128,8 @@ class EfficiencyConfig:
 
     Attributes:
         device: "auto" (CUDA where there is a device), "cpu", "cuda" or "cuda:N".
-        amp: "auto" (bfloat16 autocast on CUDA, none on the CPU), "bf16" or "off".
+        amp: "auto" (autocast on CUDA, to bfloat16 where the device has it, else float16; none on
+            the CPU), "bf16", "fp16" (with a loss scale) or "off".
         workers: DataLoader processes; None: none for a set in memory below 96 pixels, else one per
             core (per two cores where the network runs on the CPU), eight at most.
         compile: torch.compile the model.
@@ -150,8 +151,10 @@ class EfficiencyConfig:
                 "efficiency.sharding=fsdp goes with efficiency.compile=false, got true; leave out "
                 "one of them"
             )
-        if self.amp not in ("auto", "bf16", "off"):
-            raise ValueError(f'efficiency.amp must be "auto", "bf16" or "off", got {self.amp!r}')
+        if self.amp not in ("auto", "bf16", "fp16", "off"):
+            raise ValueError(
+                f'efficiency.amp must be "auto", "bf16", "fp16" or "off", got {self.amp!r}'
+            )
         _require_at_least("efficiency", self, workers=0)
 
 

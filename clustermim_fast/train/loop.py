@@ -187,7 +187,9 @@ class _Trainer:
         goes_on = self.state.step > 0
         listed = self.out / "skipped_files.txt"
         skipped = SkippedFiles(listed, self.images.broken, self.say, goes_on=goes_on)
-        announce(self.config, self.plan, self.state, self.device, amp=self.update.amp, say=self.say)
+        announce(
+            self.config, self.plan, self.state, self.device, dtype=self.update.dtype, say=self.say
+        )
         if self.state.step >= self.plan.total_steps:
             self.say(f"{self.out} is complete: {self.state.step} steps; nothing to do")
             return self._result()
@@ -265,6 +267,8 @@ class _Trainer:
         row |= state.window.of_all().metrics(plan.effective_batch)
         if state.skipped:
             row["skipped_updates"] = state.skipped
+        if state.scaler.is_enabled():
+            row |= {"loss_scale": state.scaler.get_scale(), "overflows": state.overflows}
         if not math.isfinite(row["loss"]):
             raise NonFiniteError(self._non_finite(f"the loss is {row['loss']}"))
         state.last_row = row
@@ -284,7 +288,7 @@ class _Trainer:
         last = self.out / "checkpoints" / "last.pt"
         good = str(last) if last.exists() else "none yet"
         lr = self.state.optimizer.param_groups[0]["lr"]
-        return non_finite_message(what, self.state.step, lr, self.update.amp, good)
+        return non_finite_message(what, self.state.step, lr, self.update.dtype is not None, good)
 
     def _result(self) -> RunResult:
         state = self.state

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from timm.utils.model_ema import ModelEmaV3
 from torch import nn
+from torch.amp import GradScaler
 
 from clustermim_fast.checkpoint import keep_newest, load_checkpoint, save_checkpoint
 from clustermim_fast.optim import create_optimizer
@@ -19,6 +20,7 @@ from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.config import TrainConfig, to_dict
 from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import from_dict
+from clustermim_fast.train.precision import make_scaler
 from clustermim_fast.train.sharding import gathered, is_sharded, load_optimizer, shard
 from clustermim_fast.train.step import ModelWithLoss
 
@@ -31,8 +33,10 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: ModelEmaV3 | None
     window: Window
+    scaler: GradScaler
     step: int = 0
     skipped: int = 0  # updates left out, see optim.skip_nonfinite
+    overflows: int = 0  # updates that the scaler left out
     last_row: dict[str, Any] = field(default_factory=dict)
 
 
@@ -50,6 +54,8 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
         "num_images": plan.num_samples,
         "step": state.step,
         "skipped": state.skipped,
+        "overflows": state.overflows,
+        "scaler": state.scaler.state_dict(),
         "epoch": state.step // steps_per_epoch,
         "model": gathered(state.model.state_dict()),
         "ema": None if state.ema is None else gathered(state.ema.module.state_dict()),
@@ -94,12 +100,16 @@ def begin(
         shard(objective, device)
         if ema is not None:
             shard(ema.module, device)
-    state = TrainState(model, create_optimizer(model, config.optim), ema, window)
+    scaler = make_scaler(config.efficiency.amp, device)
+    state = TrainState(model, create_optimizer(model, config.optim), ema, window, scaler)
     if checkpoint is not None:
         load_optimizer(state.optimizer, checkpoint["optimizer"])
         window.load_state(checkpoint["window"])
         state.step = int(checkpoint["step"])
         state.skipped = int(checkpoint.get("skipped", 0))
+        state.overflows = int(checkpoint.get("overflows", 0))
+        if checkpoint.get("scaler"):  # of a run in float16
+            scaler.load_state_dict(checkpoint["scaler"])
         state.last_row = dict(checkpoint["last_row"])
     return state
 

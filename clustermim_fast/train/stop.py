@@ -98,7 +98,7 @@ def non_finite_message(what: str, step: int, lr: float, amp: bool, last_good: st
         "the images (a constant or corrupt set, data.std)",
     ]
     if amp:
-        advice.append("efficiency.amp=off, to see whether bfloat16 is the cause")
+        advice.append("efficiency.amp=off, to see whether 16 bits are the cause")
     return (
         f"{what} at step {step}; nothing was written for it. Last good checkpoint: {last_good}. "
         f"Look at: {'; '.join(advice)}: another run, with another out=. Or leave such updates out: "

@@ -17,6 +17,7 @@ from clustermim_fast.train.batches import Batch, Plan
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.distributed import synchronised, wrap
+from clustermim_fast.train.precision import choose_dtype
 from clustermim_fast.train.sharding import full, is_sharded
 from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import TrainState
@@ -53,11 +54,14 @@ class Update:
         self.plan, self.state, self.device = plan, state, device
         self.optim = config.optim
         self.ranks = everyone()
-        amp = config.efficiency.amp
-        self.amp = amp == "bf16" or (amp == "auto" and device.type == "cuda")
+        self.dtype = choose_dtype(config.efficiency.amp, device)
         if config.efficiency.compile:
             state.model.compile()
         self.objective, self.tokenizer = objective, objective.tokenizer
+        if is_sharded(config) and state.scaler.is_enabled():
+            raise ValueError(
+                "efficiency.sharding=fsdp goes with efficiency.amp=bf16 or off, got fp16"
+            )
         self.sharded = is_sharded(config)  # then it sends gradients by itself
         self.wrapped = objective if self.sharded else wrap(objective, device)
         self.peak = self.optim.absolute_lr(plan.effective_batch)
@@ -91,15 +95,18 @@ class Update:
         both = torch.cat([part[None] / self.ranks.count, stop.asked(self.device)])
         loss, self._asked = self.ranks.total(both).tensor_split([1])
         finite = loss.isfinite()
+        state.scaler.unscale_(state.optimizer)
         if self.optim.clip_grad or self.optim.skip_nonfinite:
             most = self.optim.clip_grad or math.inf
             norm = full(torch.nn.utils.clip_grad_norm_(state.model.parameters(), most))
-            finite = finite & norm.isfinite()
+            if not state.scaler.is_enabled():  # which leaves out what overflows
+                finite = finite & norm.isfinite()
         state.step += 1
         if self._waits and not bool(finite):
             state.optimizer.zero_grad(set_to_none=True)
             for buffer, value in zip(self.buffers, before, strict=True):
                 buffer.copy_(value)
+            state.scaler.update(state.scaler.get_scale())  # as it was
             state.skipped += 1
             if state.skipped > self.optim.skip_nonfinite:
                 raise NonFiniteBatch(self._explain(inputs, shares))
@@ -107,11 +114,31 @@ class Update:
         for result in results:
             state.window.add(result)
         state.window.end_update(loss[0])
-        state.optimizer.step()
+        taken = self._step()
         state.optimizer.zero_grad(set_to_none=True)
-        if state.ema is not None:
+        if state.ema is not None and taken:
             state.ema.update(state.model, step=state.step)
         return lr
+
+    def _step(self) -> bool:
+        """The optimizer's step, or a smaller loss scale where gradients overflowed."""
+        state, scaler = self.state, self.state.scaler
+        before = scaler.get_scale()  # waits for the device, in float16 alone
+        scaler.step(state.optimizer)
+        scaler.update()
+        taken = scaler.get_scale() >= before
+        state.overflows += not taken
+        if scaler.get_scale() < 1:
+            raise NonFiniteBatch(
+                "gradients are not finite in float16 however small the loss scale (efficiency.amp="
+                "bf16 or off may help)"
+            )
+        return taken
+
+    def _autocast(self) -> torch.autocast:
+        return torch.autocast(
+            self.device.type, self.dtype or torch.bfloat16, enabled=self.dtype is not None
+        )
 
     def _explain(self, inputs: list[Inputs], shares: Tensor) -> str:
         """The first thing that is not finite, from the first rank that finds one."""
@@ -123,7 +150,7 @@ class Update:
         found = ""
         for parts, share in zip(inputs, shares, strict=True):
             arguments = (*parts[:3], share.unbind())
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+            with self._autocast():
                 found = found or where_not_finite(self.objective, arguments, parts.samples)
         texts = self.ranks.texts(found)
         return next((text for text in texts if text), "the gradient's norm is not finite")
@@ -161,9 +188,9 @@ class Update:
         for number, (parts, share) in enumerate(zip(inputs, shares, strict=True), 1):
             # DDP learns its static graph from the first pass, and no_sync would keep it from that.
             with synchronised(self.wrapped, send=number == len(inputs) or not self._begun):
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.amp):
+                with self._autocast():
                     result = self.wrapped(*parts[:3], share.unbind())
-                result.loss.backward()
+                self.state.scaler.scale(result.loss).backward()
             results.append(result._replace(loss=result.loss.detach()))
         self._begun = True
         return results

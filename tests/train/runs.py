@@ -22,7 +22,9 @@ def states_equal(first, second):
             return len(x) == len(y) and all(map(same, x, y))
         return x == y
 
-    return all(same(a[key], b[key]) for key in ("model", "ema", "optimizer", "step", "window"))
+    return all(
+        same(a[key], b[key]) for key in ("model", "ema", "optimizer", "scaler", "step", "window")
+    )
 
 
 def rows(run_dir):

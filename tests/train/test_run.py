@@ -252,7 +252,7 @@ def test_bf16_on_the_cpu_when_asked(tiny):
     said = []
     result = train.run(tiny(efficiency__amp="bf16"), say=said.append)
     assert math.isfinite(result.final_loss)
-    assert any("bf16 autocast" in line for line in said)
+    assert any("bfloat16 autocast" in line for line in said)
 
 
 def test_tensorboard(tiny):
