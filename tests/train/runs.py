@@ -1,12 +1,37 @@
-"""How two runs are compared."""
+"""How a run is cut, and how two runs are compared."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 
+import pytest
 import torch
 
+from clustermim_fast.train import loop
+
 QUIET = {"say": lambda line: None}
+
+
+class Cut(Exception):
+    """A run was ended."""
+
+
+@contextlib.contextmanager
+def cut_after(step):
+    """The run inside ends, as one that is killed, when the checkpoint of ``step`` is written."""
+    real = loop.save_state
+
+    def save_then_die(state, *rest):
+        path = real(state, *rest)
+        if state.step == step:
+            raise Cut
+        return path
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(loop, "save_state", save_then_die)
+        with pytest.raises(Cut):
+            yield
 
 
 def states_equal(first, second):

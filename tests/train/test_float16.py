@@ -9,8 +9,8 @@ import torch
 
 from clustermim_fast import train
 from clustermim_fast.models.masked_autoencoder import MaskedAutoencoder
-from clustermim_fast.train import loop, precision
-from tests.train.runs import QUIET, rows, states_equal
+from clustermim_fast.train import precision
+from tests.train.runs import QUIET, cut_after, rows, states_equal
 from tests.train.test_nonfinite import InfiniteGradient
 
 OVERFLOWS = 2.0**24  # float16 ends at 65504, and gradients of the tiny run are about 1
@@ -34,18 +34,8 @@ def run_from(tiny, tmp_path, monkeypatch):
             config, {"log.every_steps": 1, "log.checkpoint_every_steps": 1}
         )
         if stop_at is not None:
-            real = loop.save_state
-
-            def save_then_die(state, *rest):
-                path = real(state, *rest)
-                if state.step == stop_at:
-                    raise InterruptedError
-                return path
-
-            with pytest.MonkeyPatch.context() as patch:
-                patch.setattr(loop, "save_state", save_then_die)
-                with pytest.raises(InterruptedError):
-                    train.run(config, **QUIET)
+            with cut_after(stop_at):
+                train.run(config, **QUIET)
         return train.run(config, **QUIET)
 
     return run

@@ -8,8 +8,7 @@ import pytest
 import torch
 
 from clustermim_fast import train
-from clustermim_fast.train import loop
-from tests.train.runs import QUIET, rows, states_equal
+from tests.train.runs import QUIET, cut_after, rows, states_equal
 
 
 @pytest.mark.parametrize(
@@ -28,21 +27,8 @@ def test_resume_is_bitwise(tiny, tmp_path, options, stop_at):
     stop_at = min(stop_at, whole.step - 1)
     cut = tiny(out=tmp_path / "cut", log__checkpoint_every_steps=1, **options)
 
-    class Cut(Exception):
-        pass
-
-    real = loop.save_state
-
-    def save_then_die(state, *rest):
-        path = real(state, *rest)
-        if state.step == stop_at:
-            raise Cut
-        return path
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop, "save_state", save_then_die)
-        with pytest.raises(Cut):
-            train.run(cut, **QUIET)
+    with cut_after(stop_at):
+        train.run(cut, **QUIET)
     said = []
     resumed = train.run(cut, say=said.append)
     assert f"going on from step {stop_at}" in "\n".join(said)
