@@ -61,6 +61,12 @@ class OptimConfig:
                 raise ValueError(
                     f"optim.{name} must be at least 0 and finite, got {getattr(self, name)}"
                 )
+        peak = self.absolute_lr(self.batch_size * self.accumulate)
+        if self.min_lr > peak:
+            raise ValueError(
+                f"optim.min_lr must be at most the peak learning rate {peak:.6g}, got "
+                f"{self.min_lr}; give a smaller one, or a larger lr"
+            )
         if not all(0.0 <= beta < 1.0 for beta in self.betas):
             raise ValueError(f"optim.betas must be in [0, 1), got {self.betas}")
         if self.skip_nonfinite < 0:

@@ -30,6 +30,13 @@ def test_flags_and_values():
         "pretrain", "digits", "--epochs=5", "--mask_ratio=0.6", "--norm_pix_loss=true", "data=x",
         "--layer=-1", "--help",
     ]  # fmt: skip
+    # A flag's value may stand as a word of its own; a word that is none is what it was.
+    given = "--norm_pix_loss true digits --pin_mem False --watch 5 --dry_run digits --eval_every 2"
+    assert join_flags(given.split()) == [
+        "--norm_pix_loss=true", "digits", "--pin_mem=False", "--watch=5", "--dry_run=true",
+        "digits", "--eval_every=2",
+    ]  # fmt: skip
+    assert join_flags(["--eval_every"]) == ["--eval_every=true"]
     # Without a value, and not one that means yes: left to be refused.
     assert join_flags(["--epochs", "--lr=1"]) == ["--epochs", "--lr=1"]
 
@@ -57,6 +64,15 @@ def test_maes_command(settings_of, capsys):
     assert "batch_size is that of one forward pass of all processes; MAE's is that of" in printed
     assert "input_size is img_size here" in printed
     assert "world_size is left out: torchrun says it" in printed
+
+
+def test_flags_of_its_launcher_are_answered(settings_of, capsys):
+    given = "--job_dir runs/mae --nodes 2 --ngpus 8 --timeout 60 --partition x --use_volta32"
+    _, settings = settings_of(f"data=digits {given}")
+    assert settings == {"data": "digits", "out": "runs/mae"}
+    printed = capsys.readouterr().out
+    assert "job_dir is out here" in printed
+    assert "ngpus is left out: torchrun" in printed
 
 
 def test_every_translated_name_is_a_setting():

@@ -8,16 +8,23 @@ from collections.abc import Sequence
 __all__ = ["from_mae", "join_flags"]
 
 OWN = ("--help", "--version", "--list")
-BARE = ("norm_pix_loss", "pin_mem", "no_pin_mem", "dist_on_itp", "dry_run", "watch")
+# Without a value they mean yes. A number or yes or no after them is their value all the same.
+BARE = (
+    *("norm_pix_loss", "pin_mem", "no_pin_mem", "dist_on_itp", "use_volta32"),
+    *("dry_run", "watch", "eval_every"),
+)
+VALUE = re.compile(r"true|false|yes|no|on|off|\d+", re.IGNORECASE)
 
 RENAMED = {
     "data_path": "data",
     "output_dir": "out",
+    "job_dir": "out",
     "input_size": "img_size",
     "num_workers": "workers",
     "min_lr": "optim.min_lr",
 }
 BY_TORCHRUN = "torchrun says it to each process"
+BY_SCHEDULER = "torchrun, and the scheduler that starts it, say it"
 LEFT_OUT = {
     "pin_mem": "memory is pinned where there is a GPU",
     "no_pin_mem": "memory is pinned where there is a GPU",
@@ -25,6 +32,8 @@ LEFT_OUT = {
     "local_rank": BY_TORCHRUN,
     "dist_on_itp": BY_TORCHRUN,
     "dist_url": BY_TORCHRUN,
+    **dict.fromkeys(("ngpus", "nodes", "timeout", "partition", "comment"), BY_SCHEDULER),
+    "use_volta32": BY_SCHEDULER,
 }
 MODEL = re.compile(r"mae_vit_(tiny|small|base|large|huge)_patch(\d+)(_dec512d8b)?")
 
@@ -40,7 +49,8 @@ def join_flags(arguments: Sequence[str]) -> list[str]:
             joined.append(text)
             continue
         if not equals and name.replace("-", "_") in BARE:
-            equals, value = "=", "true"
+            given = bool(rest) and VALUE.fullmatch(rest[0]) is not None
+            equals, value = "=", rest.pop(0) if given else "true"
         elif not equals and rest and not rest[0].startswith("--"):
             equals, value = "=", rest.pop(0)
         joined.append(f"--{name.replace('-', '_')}{equals}{value}")

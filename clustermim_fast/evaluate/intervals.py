@@ -41,10 +41,15 @@ def gain_interval(
     """Gain of `ours` over `other` on the same N test images and the half width of its 95 %
     interval, in points. Right or wrong, or the share of seeds that were right.
 
-    Paired: images that both get right or wrong carry no uncertainty. Covers the sampling of test
-    images only, not the seed of the training run.
+    Paired: only images that one side alone gets right tell them apart. Gain ± half width holds the
+    interval of Bonett and Price (2012), which adds an image won and one lost: none is certain
+    because all images agree. Covers the sampling of test images only, not the seed of the training
+    run.
     """
     if ours.shape != other.shape or len(ours) == 0:
         raise ValueError(f"other: expected {ours.shape} like ours and not empty, got {other.shape}")
     difference = ours.astype(np.float64) - other.astype(np.float64)
-    return 100 * float(difference.mean()), 196.0 * float(difference.std()) / math.sqrt(len(ours))
+    added = np.append(difference, [1.0, -1.0])
+    gain, centre = float(difference.mean()), float(added.mean())
+    half = 1.96 * float(added.std()) / math.sqrt(len(added))
+    return 100 * gain, 100 * (half + abs(gain - centre))

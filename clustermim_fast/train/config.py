@@ -188,6 +188,8 @@ class TrainConfig:
             raise ValueError(
                 f"method must be one of {', '.join(list_methods())}; got {self.method!r}"
             )
+        if not 0 <= self.seed < 2**32:  # what numpy's generators take
+            raise ValueError(f"seed must be at least 0 and below 2**32, got {self.seed}")
         if self.resume not in ("auto", "must", "restart"):
             raise ValueError(f'resume must be "auto", "must" or "restart", got {self.resume!r}')
         self._require_pixels_where_centroids_are_shown()

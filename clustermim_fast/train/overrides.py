@@ -91,7 +91,8 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
         raise ValueError(f"{key}: expected {_name(kind)}, got {value!r}") from error
 
 
-_INTERVALS = {"true": 1, "yes": 1, "on": 1, "false": 0, "no": 0, "off": 0}
+_IN_EPOCHS = ("log.watch", "log.eval_every")  # yes: every epoch
+_YES_OR_NO = {"true": 1, "yes": 1, "on": 1, "false": 0, "no": 0, "off": 0}
 
 
 def _parse_as(value: Any, target: Any, key: str = "") -> Any:
@@ -112,8 +113,8 @@ def _parse_as(value: Any, target: Any, key: str = "") -> Any:
             raise ValueError
         return text in ("true", "1", "yes", "on")
     if target is int:
-        if key == "log.watch" and str(value).lower() in _INTERVALS:  # watch=true: every epoch
-            value = _INTERVALS[str(value).lower()]
+        if key in _IN_EPOCHS and str(value).lower() in _YES_OR_NO:
+            value = _YES_OR_NO[str(value).lower()]
         if isinstance(value, bool) or (isinstance(value, float) and not value.is_integer()):
             raise ValueError
         return int(value)

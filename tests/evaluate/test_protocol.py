@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -98,6 +99,35 @@ def test_features_are_computed_once(subject, tmp_path):
     assert three["rows"][1:] == one["rows"][1:]
 
 
+def test_a_gain_that_is_equal_on_all_images_is_not_certain():
+    won, lost = np.ones(10, bool), np.zeros(10, bool)
+    (up, half), (down, other) = gain_interval(won, lost), gain_interval(lost, won)
+    assert (up, down) == (100, -100)
+    assert half == other > 100 * (1 - 0.025**0.1)  # Clopper and Pearson's bound of 10 in 10
+    same, half = gain_interval(won, won)
+    assert same == 0
+    assert half == pytest.approx(196 * np.sqrt(2) / 12)
+    assert gain_interval(np.ones(10_000, bool), np.ones(10_000, bool))[1] < 0.03
+
+
+@pytest.mark.parametrize("images", [10, 25])
+@pytest.mark.parametrize("wins", [(0.0, 0.0), (0.9, 0.05), (0.98, 0.0), (0.3, 0.1), (0.02, 0.02)])
+def test_the_interval_of_a_gain_holds_the_truth(images, wins):
+    """Exactly: over all counts of images that one side alone gets right, with their chances."""
+    win, lose = wins
+    covered = 0.0
+    for won in range(images + 1):
+        for lost in range(images - won + 1):
+            rest = images - won - lost
+            ways = math.comb(images, won) * math.comb(images - won, lost)
+            chance = ways * win**won * lose**lost * (1 - win - lose) ** rest
+            ours = np.repeat([True, False, True], [won, lost, rest])
+            other = np.repeat([False, True, True], [won, lost, rest])
+            gain, half = gain_interval(ours, other)
+            covered += chance * (abs(gain - 100 * (win - lose)) <= half)
+    assert covered >= 0.93
+
+
 def test_large_pixels_are_averaged_down():
     class Large:
         def __len__(self):
@@ -122,8 +152,9 @@ def test_intervals():
     other = np.array([True] * 50 + [False] * 50)
     gain, half = gain_interval(ours, other)
     assert gain == pytest.approx(10)
-    assert half == pytest.approx(196 * np.sqrt(0.1 * 0.9 / 100))
-    assert gain_interval(ours, ours) == (0.0, 0.0)
+    # 10 images won and none lost, and the added one of each: 11 and 1 of 102.
+    spread = 11 / 102 + 1 / 102 - (10 / 102) ** 2
+    assert half == pytest.approx(100 * (0.1 - 10 / 102) + 196 * np.sqrt(spread / 102))
     with pytest.raises(ValueError, match="like ours"):
         gain_interval(ours, other[:-1])
     with pytest.raises(ValueError, match="at least one"):

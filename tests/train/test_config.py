@@ -42,6 +42,13 @@ def test_text_is_read_by_the_fields_type():
     assert config.seed == 7
 
 
+@pytest.mark.parametrize("name", ["watch", "eval_every"])
+@pytest.mark.parametrize(("given", "epochs"), [("true", 1), (True, 1), ("no", 0), ("3", 3), (3, 3)])
+def test_an_interval_may_be_yes_or_no(name, given, epochs):
+    """Yes: every epoch."""
+    assert getattr(config_from_overrides(TrainConfig(), {name: given}).log, name) == epochs
+
+
 def test_values_that_are_not_text():
     config = config_from_overrides(
         TrainConfig(), {"img_size": 32, "optim.lr": 1, "data.crop_scale": [0.5, 1], "epochs": 3.0}
@@ -85,6 +92,10 @@ def test_values_that_are_not_text():
         ({"data.eval_crop": 0}, r"data.eval_crop must be in \(0, 1\]"),
         ({"data.eval_crop": 2}, r"data.eval_crop must be in \(0, 1\]"),
         ({"lr": -1}, "optim.lr must be above 0"),
+        ({"lr": 1e-4, "optim.min_lr": 1e-3}, "optim.min_lr must be at most the .* 0.0001, got"),
+        ({"blr": 1e-3, "batch_size": 64, "optim.min_lr": 3e-4}, "at most the peak .* 0.00025, got"),
+        ({"seed": 2**70}, r"seed must be at least 0 and below 2\*\*32, got 1180591620717411303424"),
+        ({"seed": -1}, "seed must be at least 0"),
         ({"steps": 0}, "optim.steps must be at least 1"),
         ({"max_steps": 9}, "unknown setting 'max_steps'; did you mean .*steps"),
         ({"blr": "nan"}, "optim.blr must be above 0"),
