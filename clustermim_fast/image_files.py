@@ -5,6 +5,7 @@ pretrain` asks first.
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -64,6 +65,46 @@ def image_files(root: Path) -> Iterator[Path]:
             f"data: no images below {root} (looked for {looked_for}, recursively); "
             "give a folder that holds some"
         )
+
+
+def has_test(path: str | Path) -> bool:
+    """Whether a folder or a cache keeps test images apart from those to train on."""
+    parts = cache_parts(path)
+    root = Path(path).expanduser()
+    if parts:
+        return "test" in parts
+    return (root / "train").is_dir() and any((root / name).is_dir() for name in TEST_NAMES)
+
+
+def has_classes(path: str | Path) -> bool | None:
+    """Whether the images to train on have labels, by a look at names; None where nothing is there.
+
+    As `data.folder.list_folder` and a cache's index tell; of a folder two images are looked for.
+    """
+    root = Path(path).expanduser()
+    if str(path) in ("", "digits"):
+        return True if path else None
+    try:
+        parts = cache_parts(path)
+        if parts:
+            index = parts.get("train", next(iter(parts.values()))) / CACHE_INDEX
+            return bool(json.loads(index.read_text(encoding="utf-8"))["classes"])
+        top = root / "train" if (root / "train").is_dir() else root
+        images = image_files(top)
+        first = next(images).relative_to(top).parts
+        if len(first) == 1:
+            return False
+        folders = (top / name for name in os.listdir(top) if name != first[0])
+        return any(_holds_image(folder) for folder in folders if folder.is_dir())
+    except (OSError, ValueError):  # gone, not to be read, or without images
+        return None
+
+
+def _holds_image(folder: Path) -> bool:
+    try:
+        return next(image_files(folder), None) is not None
+    except ValueError:
+        return False
 
 
 def require_folder(path: str | Path) -> Path:

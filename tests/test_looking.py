@@ -47,6 +47,18 @@ def flat(tmp_path):
     return folder
 
 
+def test_a_report_leaves_a_broken_result_out(run):
+    """A watched run would otherwise end with it."""
+    folder = run / "eval"
+    folder.mkdir(exist_ok=True)
+    row = {"name": "pretrained", "accuracy_percent": None}
+    (folder / "knn.json").write_text(json.dumps({"rows": [row]}))
+    (folder / "linear.json").write_text("{")
+    text = api.report_run(run).read_text(encoding="utf-8")
+    assert "knn.json: accuracy_percent of pretrained: expected a number, got null" in text
+    assert "linear.json cannot be read as JSON" in text
+
+
 def test_attention_of_a_run(run, capsys):
     assert cli.main(["evaluate", "attention", str(run), "images=6", "batch_size=4"]) == 0
     printed = capsys.readouterr().out

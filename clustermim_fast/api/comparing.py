@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from clustermim_fast.encoders import is_convolutional
+from clustermim_fast.image_files import has_classes
 from clustermim_fast.report import ComparedRun, write_comparison
-from clustermim_fast.train.log import read_rows
 
-from .reporting import has_accuracies
+from .results import progress_rows, read_result
 
 __all__ = ["compare_runs"]
 
@@ -26,7 +26,8 @@ def compare_runs(
     It shows a table of runs by evaluations (RUN/eval/*.json) with intervals and budgets, the
     random initialisation and raw pixels beside them, loss curves, the settings that differ, and
     the pictures of the runs' reports side by side. What was not measured is shown as missing, with
-    the command that measures it. Neither weights nor images are opened.
+    the command that measures it. Neither weights nor images are opened; whether a run's images
+    have classes is seen from their folders.
 
     Args:
         runs: run folders, at least one; their order is the page's.
@@ -77,15 +78,14 @@ def _read(folder: Path, name: str) -> ComparedRun:
         name=name,
         path=str(folder),
         config=config,
-        metrics=[
-            line for line in read_rows(folder / "metrics.jsonl") if {"step", "epoch"} <= line.keys()
-        ],
+        metrics=progress_rows(folder),
         evaluations={
             path.stem: result
             for path in sorted((folder / "eval").glob("*.json"))
-            if has_accuracies(result := _json(path))
+            if (result := read_result(path)) is not None
         },
         figures={path.stem: path for path in sorted((folder / "figures").glob("*.png"))},
+        labelled=has_classes(str(config.get("data", {}).get("path") or "")) is not False,
         convolutional=_convolutional(config.get("model", {}).get("encoder", "")),
     )
 

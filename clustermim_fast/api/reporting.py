@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from clustermim_fast.train import LoadedRun, load_run, to_dict
 from clustermim_fast.train.log import read_rows
 
 from .card import versions
+from .results import progress_rows, read_result
 
 __all__ = ["report_run", "show_tokenizer"]
 
@@ -62,7 +62,8 @@ def view_of(folder: Path, loaded: LoadedRun, images: ImageSet, refresh_s: int = 
         usage, counted = _usage(loaded.tokenizer, images)
     assert config.data.mean is not None
     assert config.data.std is not None
-    metrics = read_rows(folder / "metrics.jsonl")
+    metrics = progress_rows(folder)
+    evaluations, broken = _evaluations(folder / "eval")
     return RunView(
         run_dir=folder,
         method=config.method,
@@ -78,7 +79,8 @@ def view_of(folder: Path, loaded: LoadedRun, images: ImageSet, refresh_s: int = 
         usage_images=counted,
         metrics=metrics,
         config=to_dict(config),
-        evaluations=_evaluations(folder / "eval"),
+        evaluations=evaluations,
+        broken=broken,
         epochs=read_rows(folder / "eval" / "epochs.jsonl"),
         refresh_s=refresh_s,
         about=_about(loaded, images, metrics, _unreadable(folder / "skipped_files.txt")),
@@ -182,24 +184,20 @@ def _usage(tokenizer: Tokenizer, images: ImageSet) -> tuple[Tensor, int]:
 KINDS = ("knn", "linear", "attentive", "finetune")
 
 
-def _evaluations(folder: Path) -> dict[str, dict[str, Any]]:
-    """Results by kind, low-shot ones after them by what they are."""
+def _evaluations(folder: Path) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """Results by kind, low-shot ones after them by what they are; what is wrong with the others."""
     stems = [*KINDS, *sorted({path.stem for path in folder.glob("*.json")} - {*KINDS})]
-    files = {stem: folder / f"{stem}.json" for stem in stems}
-    found = {
-        stem if stem in KINDS else evaluation_title(stem): json.loads(path.read_text("utf-8"))
-        for stem, path in files.items()
-        if path.is_file()
-    }
-    return {name: result for name, result in found.items() if has_accuracies(result)}
-
-
-def has_accuracies(result: Any) -> bool:
-    """Other results (attention statistics) have no place in a table of accuracies."""
-    rows = result.get("rows") if isinstance(result, dict) else None
-    return isinstance(rows, list) and all(
-        isinstance(row, dict) and {"name", "accuracy_percent"} <= row.keys() for row in rows
-    )
+    found, broken = {}, []
+    for stem in stems:
+        path = folder / f"{stem}.json"
+        try:
+            result = read_result(path) if path.is_file() else None
+        except ValueError as error:
+            broken.append(str(error))
+            continue
+        if result is not None:
+            found[stem if stem in KINDS else evaluation_title(stem)] = result
+    return found, broken
 
 
 def _unreadable(path: Path) -> int:

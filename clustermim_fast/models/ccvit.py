@@ -137,3 +137,12 @@ class CCViT(nn.Module):
     def logits(self, images: Tensor, mask: Tensor) -> Tensor:
         """Cluster logits of every patch, float [B, L, K]; for pictures, not for training."""
         return self.head["tokens"](self(images, mask).tokens[:, 1:])
+
+    @property
+    def has_pixel_branch(self) -> bool:
+        """Not where the branch predicts tokens through the shared classifier."""
+        return "pixels" in self.head
+
+    def branch_patches(self, images: Tensor, mask: Tensor) -> Tensor:
+        """The branch's patches of every position, float [B, L, 3 p^2]; for pictures."""
+        return self.head["pixels"](self(images, mask).branch[:, 1:])

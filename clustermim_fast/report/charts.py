@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -23,6 +23,7 @@ __all__ = [
     "cluster_sizes",
     "evaluation_curve",
     "inertia_curve",
+    "legend_of_all",
     "loss_curve",
     "usage",
     "usage_chart",
@@ -69,6 +70,19 @@ def series(metrics: Sequence[dict[str, Any]], key: str) -> tuple[list[float], li
 def legend(axes: Axes) -> None:
     """Above the plot, where it hides nothing."""
     axes.legend(frameon=False, fontsize=9, loc="lower left", bbox_to_anchor=(-0.02, 0.99))
+
+
+def legend_of_all(panels: Sequence[Axes]) -> None:
+    """One legend for all panels, above them: each name once."""
+    found: dict[str, Any] = {}
+    for axes in panels:
+        for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(name, handle)
+    figure = cast("Figure", panels[0].figure)
+    figure.legend(
+        found.values(), found.keys(), frameon=False, fontsize=10, ncols=len(found),
+        loc="outside upper left",
+    )  # fmt: skip
 
 
 def line(metrics: Sequence[Any]) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -40,8 +41,7 @@ def attention_chart(
             axes.set_title(title, fontsize=9)
         for axes in panels[-columns:]:
             axes.set_xlabel("block", fontsize=9)
-        panels[0].legend(frameon=False, fontsize=8)
-        panels[list(titles).index("cls_entropy")].legend(frameon=False, fontsize=8)
+        charts.legend_of_all(panels)
     return drawn[0]
 
 
@@ -50,6 +50,7 @@ def _by_block(axes: Axes, values: Sequence[float], name: str, number: int) -> No
     style = charts.line(values) | {"color": COLOURS[number % len(COLOURS)]}
     # An odds ratio of a [cls] that sees only itself is infinite: there is no point to draw.
     finite = [value if math.isfinite(value) else math.nan for value in values]
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.plot(blocks, finite, label=ROW_TITLES.get(name, name), **style)
 
 
@@ -72,9 +73,9 @@ def frequency_chart(
             axes.set_xlabel("frequency, π")
             axes.set_ylabel("ln amplitude, less that at 0")
             axes.legend(frameon=False, fontsize=8)
-        low = min(axes.get_ylim()[0] for axes in panels[:-1])
+        low, high = zip(*(axes.get_ylim() for axes in panels[:-1]), strict=True)
         for axes in panels[:-1]:
-            axes.set_ylim(bottom=low)
+            axes.set_ylim(min(low), max(high))
         for number, (name, values) in enumerate(variances.items()):
             _by_block(panels[-1], values, name, number)
         panels[-1].set_title("variance of features over positions", fontsize=10)

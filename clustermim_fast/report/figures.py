@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import cast
+from typing import Any
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from clustermim_fast.losses import patchify
 from clustermim_fast.tokenizers import Tokenizer
 
 from . import charts, pictures
+from .columns import images_of, paints_pixels, pixel_columns, predictions
 from .pictures import Column
 from .view import RunView
 
-__all__ = ["Figure", "codebook_picture", "figures_of", "predictions", "token_map_picture"]
+__all__ = [
+    "Figure",
+    "codebook_picture",
+    "figures_of",
+    "paints_pixels",
+    "predictions",
+    "token_map_picture",
+]
 
 LINES = 5  # samples in one picture of rows; two pictures stand side by side on a wide screen
 
@@ -58,7 +65,8 @@ def _curves(view: RunView) -> Iterator[Figure]:
             charts.loss_curve(view.metrics, classes, perplexity),
         )
     if view.epochs:
-        yield Figure("evaluation", "Training", _ABOUT_EPOCHS, charts.evaluation_curve(view.epochs))
+        caption = _about_epochs(view.epochs[-1])
+        yield Figure("evaluation", "Training", caption, charts.evaluation_curve(view.epochs))
     if tokens is not None and any("masked_accuracy" in line for line in view.metrics):
         majority = None if counts is None else float(counts.max() / max(1, counts.sum()))
         yield Figure(
@@ -72,7 +80,11 @@ def _curves(view: RunView) -> Iterator[Figure]:
         )
 
 
-_ABOUT_EPOCHS = "Features while they were learned: kNN accuracy, 95 % interval, and effective rank."
+def _about_epochs(row: Mapping[str, Any]) -> str:
+    accuracy = "kNN accuracy with its 95 % interval, and " if "knn_percent" in row else ""
+    of = f", of {row['images']}" if "images" in row else ""
+    note = f" {row['note']}." if "note" in row else ""
+    return f"Features while they were learned: {accuracy}effective rank (RankMe){of}.{note}"
 
 
 def _about_loss(view: RunView) -> str:
@@ -110,7 +122,7 @@ def _rows(view: RunView) -> Iterator[Figure]:
 @torch.no_grad()
 def _spectra(view: RunView) -> Figure:
     """Which frequencies of the images a pixel method restores, and which it leaves out."""
-    image, _, restored, predicted = (column.images[:LINES] for column in _pixel_columns(view))
+    image, _, restored, predicted = (column.images[:LINES] for column in pixel_columns(view))
     shown = [Column("image", image), Column("restored", restored), Column("predicted", predicted)]
     columns = [
         part
@@ -128,11 +140,6 @@ def _spectra(view: RunView) -> Figure:
     )
 
 
-def predictions(view: RunView) -> list[Column]:
-    """image, visible, tokens, predicted; of pixels image, visible, restored, predicted."""
-    return _token_columns(view) if view.tokenizer is not None else _pixel_columns(view)
-
-
 _OF_FEATURES = ", each as the patch whose features are nearest to it"
 
 
@@ -146,59 +153,9 @@ def _rows_intro(view: RunView) -> str:
     of_features = _OF_FEATURES if view.tokenizer.kind == "feature" else ""
     return seen + (
         f"every patch as its nearest centroid (the target){of_features}; the model's most likely "
-        "token in each masked patch, decoded."
+        "token in each masked patch, decoded"
+        + ("; the pixels of the second branch in the same patches." if paints_pixels(view) else ".")
     )
-
-
-def _base(view: RunView) -> tuple[Tensor, Tensor, tuple[int, int]]:
-    images = view.samples.float() / 255
-    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
-    rows, columns = cast("tuple[int, int]", view.model.grid)
-    return images, (images - mean) / std, (rows, columns)
-
-
-def _token_columns(view: RunView) -> list[Column]:
-    assert view.tokenizer is not None  # the caller asked for tokens
-    images, _, grid = _base(view)
-    targets = view.tokenizer.decode(view.tokenizer(view.samples), grid)
-    seen = images
-    if view.replaced is not None:
-        seen = pictures.keep_visible(images, targets, view.replaced, grid)
-    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
-    predicted = view.model.logits((seen - mean) / std, view.mask).argmax(-1)  # type: ignore[operator]
-    return [
-        Column("image", images),
-        Column("visible", pictures.hide_patches(seen, view.mask, grid)),
-        Column("tokens", targets),
-        Column(
-            "predicted",
-            pictures.keep_visible(images, view.tokenizer.decode(predicted, grid), view.mask, grid),
-        ),
-    ]
-
-
-def _pixel_columns(view: RunView) -> list[Column]:
-    images, normalised, grid = _base(view)
-    patches = view.model.patches(normalised, view.mask).float()  # type: ignore[operator]
-    side = images.shape[-2] // grid[0]
-    if view.per_patch_norm:
-        # Predicted in units of each patch's own mean and deviation: put those of the image back.
-        target = patchify(normalised, side)
-        deviation = (target.var(-1, keepdim=True) + 1e-6).sqrt()
-        patches = patches * deviation + target.mean(-1, keepdim=True)
-    mean, std = (images.new_tensor(v).view(1, -1, 1, 1) for v in (view.mean, view.std))
-    filled = (_unpatchify(patches, side, grid) * std + mean).clamp(0, 1)
-    return [
-        Column("image", images),
-        Column("visible", pictures.hide_patches(images, view.mask, grid)),
-        Column("restored", pictures.keep_visible(images, filled, view.mask, grid)),
-        Column("predicted", filled),
-    ]
-
-
-def _unpatchify(patches: Tensor, side: int, grid: tuple[int, int]) -> Tensor:
-    cells = patches.view(len(patches), *grid, side, side, -1)
-    return cells.permute(0, 5, 1, 3, 2, 4).reshape(len(patches), -1, grid[0] * side, grid[1] * side)
 
 
 def codebook_picture(tokenizer: Tokenizer, counts: Tensor) -> Image.Image:
@@ -235,7 +192,7 @@ def _map_columns(
 def _tokens(view: RunView) -> Iterator[Figure]:
     tokens = view.tokenizer
     assert tokens is not None  # the caller asked for tokens
-    images, _, grid = _base(view)
+    images, _, grid = images_of(view)
     every = _map_columns(tokens, images, tokens(view.samples), grid)
     for number, start in enumerate(range(0, len(images), LINES), 1):
         columns = [Column(c.title, c.images[start : start + LINES]) for c in every]

@@ -81,6 +81,7 @@ def write_report(view: RunView) -> Path:
         about=view.about,
         sections=sections,
         evaluations=view.evaluations,
+        broken=view.broken,
         row_titles=ROW_TITLES,
         kind_titles=KIND_TITLES,
         settings=list(flat(view.config)),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +12,9 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from . import pictures
-from .figures import Figure, predictions
+from .columns import paints_pixels, predictions
+from .figures import Figure
+from .pictures import Column
 from .view import RunView
 
 __all__ = ["paint_epoch", "painting_of"]
@@ -26,15 +31,15 @@ def paint_epoch(view: RunView, epoch: int) -> Image.Image:
     """Keep this epoch's row in RUN/figures/painting and return the picture of all rows."""
     folder = _folder(view.run_dir)
     folder.mkdir(parents=True, exist_ok=True)
-    for row in folder.glob("epoch_*.png"):  # of a run that was interrupted and went back
-        if int(row.stem.removeprefix("epoch_")) > epoch:
+    for number, row in _painted(folder):  # of a run that was interrupted and went back
+        if number > epoch:
             row.unlink()
     columns = predictions(view)
     for name, column in (("image", columns[0]), ("visible", columns[1])):
         if not (folder / f"{name}.png").is_file():
-            _row(column.images).save(folder / f"{name}.png")
-    painted = columns[3] if view.tokenizer is not None else columns[2]
-    _row(painted.images).save(folder / NAME.format(epoch))
+            _save(_row([column]), folder / f"{name}.png")
+    painted = columns[3:] if view.tokenizer is not None else columns[2:3]
+    _save(_row(painted), folder / NAME.format(epoch))
     picture = _stack(folder)
     assert picture is not None
     return picture
@@ -51,7 +56,8 @@ def painting_of(view: RunView) -> Figure | None:
         "",
         picture,
         "Training images, what the encoder sees of them, and what the model puts into the hidden "
-        "patches after each of these epochs.",
+        "patches after each of these epochs"
+        + (", below them the pixels of the second branch." if paints_pixels(view) else "."),
     )
 
 
@@ -59,20 +65,37 @@ def _folder(run_dir: Path) -> Path:
     return run_dir / "figures" / "painting"
 
 
-def _row(images: torch.Tensor) -> Image.Image:
-    shown = pictures.enlarge(images[:SHOWN].float().cpu(), SIDE)
-    spaced = torch.nn.functional.pad(shown, (0, GAP, 0, GAP), value=1.0)
-    return pictures.to_picture(torch.cat(list(spaced), dim=-1))
+def _painted(folder: Path) -> list[tuple[int, Path]]:
+    """Epochs and their rows; of other names nothing is known."""
+    found = ((re.fullmatch(r"epoch_(\d+)\.png", path.name), path) for path in folder.glob("*.png"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def _row(columns: Sequence[Column]) -> Image.Image:
+    """Images side by side, a line a column."""
+    lines = []
+    for column in columns:
+        shown = pictures.enlarge(column.images[:SHOWN].float().cpu(), SIDE)
+        spaced = torch.nn.functional.pad(shown, (0, GAP, 0, GAP), value=1.0)
+        lines.append(torch.cat(list(spaced), dim=-1))
+    return pictures.to_picture(torch.cat(lines, dim=-2))
+
+
+def _save(image: Image.Image, path: Path) -> None:
+    """Whole or not at all: the next page opens it."""
+    partial = path.with_name(f".{path.name}.partial")
+    image.save(partial, "PNG")
+    os.replace(partial, path)
 
 
 def _stack(folder: Path) -> Image.Image | None:
     """Rows below each other, what they are to the left."""
-    files = sorted(folder.glob("epoch_*.png"))
-    if not files:
+    painted = _painted(folder)
+    if not painted:
         return None
-    few = np.unique(np.linspace(0, len(files) - 1, min(len(files), ROWS)).round().astype(int))
+    few = np.unique(np.linspace(0, len(painted) - 1, min(len(painted), ROWS)).round().astype(int))
     titled = [("image", folder / "image.png"), ("visible", folder / "visible.png")]
-    titled += [(f"epoch {int(files[i].stem.removeprefix('epoch_'))}", files[i]) for i in few]
+    titled += [(f"epoch {painted[i][0]}", painted[i][1]) for i in few]
     rows = []
     for title, file in titled:
         with Image.open(file) as opened:

@@ -44,6 +44,7 @@ class ComparedRun:
         metrics: the lines of metrics.jsonl.
         evaluations: what `evaluate` returned, by the name of its file.
         figures: PNG files of the run's report, by name.
+        labelled: its images have classes, or nobody knows.
         convolutional: its network has no [cls].
     """
 
@@ -53,11 +54,12 @@ class ComparedRun:
     metrics: Sequence[Mapping[str, Any]] = ()
     evaluations: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     figures: Mapping[str, Path] = field(default_factory=dict)
+    labelled: bool = True
     convolutional: bool = False
 
     def can_have(self, column: Column) -> bool:
-        """Whether its network has what the evaluation pools."""
-        return not (self.convolutional and column.pool.startswith(OF_CLS))
+        """Whether its images have labels, and its network has what the evaluation pools."""
+        return self.labelled and not (self.convolutional and column.pool.startswith(OF_CLS))
 
     @property
     def last(self) -> Mapping[str, Any]:
@@ -151,8 +153,9 @@ class Line:
 
 
 def result_columns(runs: Sequence[ComparedRun]) -> list[Column]:
-    """kNN, linear and attentive whether measured or not, then whatever else was."""
-    found: dict[str, dict[str, None]] = {stem: {} for stem in ALWAYS}
+    """kNN, linear and attentive where a run has labels, measured or not; then what else was."""
+    always = ALWAYS if any(run.labelled for run in runs) else ()
+    found: dict[str, dict[str, None]] = {stem: {} for stem in always}
     for run in runs:
         for stem, result in run.evaluations.items():
             for row in result["rows"]:
@@ -168,7 +171,9 @@ def lines_of(runs: Sequence[ComparedRun]) -> Iterator[Line]:
     names = dict.fromkeys(row["name"] for result in results for row in result["rows"])
     others = [name for name in ("random_init", "raw_pixels") if name in names]
     others += [name for name in names if name not in (OF_A_RUN, *others)]
-    for name in others or ["random_init"]:
+    if not others and any(run.labelled for run in runs):
+        others = ["random_init"]
+    for name in others:
         yield from _baselines(runs, name)
 
 

@@ -31,6 +31,7 @@ class RunView:
         metrics: the lines of metrics.jsonl.
         config: the resolved settings, nested dicts.
         evaluations: what `evaluate` returned, by kind.
+        broken: what is wrong with the results that are left out.
         epochs: what `eval_every` measured, a row an epoch.
         refresh_s: of a run that goes on, seconds after which the page loads itself again; 0: ended.
         about: short facts for the head of the page (name, value).
@@ -51,6 +52,7 @@ class RunView:
     metrics: list[dict[str, Any]] = field(default_factory=list)
     config: dict[str, Any] = field(default_factory=dict)
     evaluations: dict[str, dict[str, Any]] = field(default_factory=dict)
+    broken: list[str] = field(default_factory=list)
     epochs: list[dict[str, Any]] = field(default_factory=list)
     refresh_s: int = 0
     about: list[tuple[str, str]] = field(default_factory=list)

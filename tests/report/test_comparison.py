@@ -42,6 +42,16 @@ def result(kind, pretrained, random=40.0, **changes):
     }
 
 
+KNN = "eval/knn.json"
+
+
+def broken(**changes):
+    """A file whose first row has these values."""
+    values = result("knn", 60.0)
+    values["rows"][0].update(changes)
+    return json.dumps(values).encode()
+
+
 @pytest.fixture
 def folder(tmp_path):
     """folder(name, method, results) -> a run folder with a config, two lines of metrics and them.
@@ -86,6 +96,23 @@ def read(*folders):
         ("config.json", b'{"model": null}', "config.json is not the config of a run"),
         ("config.json", b"\xff", "config.json cannot be read as JSON"),
         ("eval/knn.json", b"\xff", "knn.json cannot be read as JSON"),
+        (
+            KNN,
+            broken(accuracy_percent=None),
+            "accuracy_percent of pretrained: .* got null; measure",
+        ),
+        (KNN, broken(accuracy_percent="60"), 'accuracy_percent of .* a number, got "60"'),
+        (KNN, broken(accuracy_percent=float("nan")), "expected a number, got NaN"),
+        (KNN, broken(seed_deviation_points=None), "seed_deviation_points of pretrained: expected"),
+        (
+            KNN,
+            broken(interval95_percent=[None, 2]),
+            "interval95_percent of pretrained: expected two",
+        ),
+        (KNN, broken(interval95_percent=[1]), "expected two numbers, got .1."),
+        (KNN, broken(name=["a"]), "name of a row: expected text, got"),
+        (KNN, json.dumps(result("knn", 60.0, step="10")).encode(), 'step: .* integer, got "10"'),
+        (KNN, json.dumps(result("knn", 60.0, step=None)).encode(), "step: .* integer, got null"),
     ],
 )
 def test_what_is_no_run_is_named(folder, tmp_path, file, content, message):
@@ -99,7 +126,8 @@ def test_lines_of_metrics_that_are_not_whole_are_left_out(folder, tmp_path):
     run = folder("a")
     whole = _read(run, "a").metrics
     with open(run / "metrics.jsonl", "ab") as file:
-        file.write(b'3\n"step"\n{"step": 9}\n\xff\n{"st')
+        file.write(b'3\n"step"\n{"step": 9}\n{"step": null, "epoch": 3, "loss": 2.0}\n')
+        file.write(b'{"step": 30, "epoch": 3, "images_per_s": "x"}\n\xff\n{"st')
     assert _read(run, "a").metrics == whole
     compare_runs([run], out=tmp_path / "page.html", **QUIET)
 
@@ -214,6 +242,37 @@ def test_page(folder, tmp_path):
 def test_settings_that_differ_and_only_they(folder):
     runs = read(folder("a", seed=1), folder("b", seed=2, mask={"ratio": 0.6}))
     assert list(differing_settings(runs)) == [("seed", ["1", "2"]), ("mask.ratio", ["–", "0.6"])]
+
+
+def test_runs_of_images_without_labels_miss_no_accuracies(folder, tmp_path):
+    """A folder without classes, beside one with; a folder that is gone may have had some."""
+    for name in ("flat/1.png", "classes/a/1.png", "classes/b/1.png"):
+        file = tmp_path / "data" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(file)
+
+    def run(name, data=None, **options):
+        return folder(name, data={"path": str(tmp_path / "data" / (data or name))}, **options)
+
+    page = tmp_path / "p.html"
+    flat, classes, gone = run("flat"), run("classes"), run("gone")
+    alone = compare_runs([flat], out=page, **QUIET).read_text(encoding="utf-8")
+    assert "missing" not in Page(alone).texts
+    assert "linear probe" not in alone
+    assert "random initialisation" not in alone
+    assert "The images of flat have no labels" in alone
+    assert f"clustermim evaluate unlabeled {flat}" in alone
+
+    both = compare_runs([flat, classes, gone], out=page, **QUIET).read_text(encoding="utf-8")
+    assert f"clustermim evaluate knn {classes}" in both
+    assert f"clustermim evaluate knn {gone}" in both
+    assert f"clustermim evaluate knn {flat}" not in both
+    assert both.count(">missing<") == 6
+    # Measured on the labels of other images after all.
+    told = run("told", "flat", results={"knn": result("knn", 61.0)})
+    text = compare_runs([told], out=page, **QUIET).read_text(encoding="utf-8")
+    assert "61.0" in text
+    assert "attentive probe" not in text
 
 
 def test_other_protocols_are_said(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import io
 import re
@@ -18,9 +19,23 @@ import numpy as np
 import torch
 from PIL import Image
 
+from clustermim_fast.losses import patchify
 from clustermim_fast.masking import random_mask
 from clustermim_fast.models import ModelConfig, create_model
-from clustermim_fast.report import RunView, attention_maps, charts, figures, pictures, write_report
+from clustermim_fast.report import (
+    RunView,
+    attention_chart,
+    attention_maps,
+    charts,
+    columns,
+    features,
+    figures,
+    frequency_chart,
+    paint_epoch,
+    pictures,
+    write_report,
+)
+from clustermim_fast.report.painting import painting_of
 from clustermim_fast.tokenizers import Iteration, KMeansReport, PixelTokenizer
 from tests.shapes import CLASSES, draw
 
@@ -123,7 +138,7 @@ def test_replaced_patches_are_shown_as_centroids(tmp_path):
     run = view(tmp_path)
     replaced = ~run.mask & (torch.arange(16) < 8)
     before, after = (
-        figures._token_columns(part) for part in (run, dataclasses.replace(run, replaced=replaced))
+        columns.token_columns(part) for part in (run, dataclasses.replace(run, replaced=replaced))
     )
     where = pictures.expand_mask(replaced, (4, 4), (16, 16)).expand(-1, 3, -1, -1)
     (image, seen, tokens), (image2, seen2, tokens2) = (
@@ -171,6 +186,79 @@ def test_mae_shows_reconstructions(tmp_path, norm):
     _, page = read(run)
     names = {image["alt"].replace(" ", "_") for image in page.images}
     assert names == {"loss", "predictions_1", "predictions_2", "spectra"}
+
+
+@pytest.mark.parametrize("norm", [False, True])
+def test_ccvit_shows_its_pixel_branch(tmp_path, norm):
+    """Of a perfect branch the images, in the patches that are predicted, hidden or replaced."""
+    run = view(tmp_path)
+    small = ModelConfig("beit_base_patch16_224", patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    model = create_model("ccvit", small, (16, 16), 6).eval()
+    replaced = ~run.mask & (torch.arange(16) < 8)
+    run = dataclasses.replace(
+        run, method="ccvit", model=model, replaced=replaced, per_patch_norm=norm
+    )
+    shown = {column.title: column.images for column in columns.predictions(run)}
+    assert list(shown) == ["image", "visible", "tokens", "predicted", "pixels"]
+    scaled = run.samples / 255
+    predicted = pictures.expand_mask(run.mask | replaced, (4, 4), (16, 16)).expand(-1, 3, -1, -1)
+    assert torch.equal(shown["pixels"][~predicted], scaled[~predicted])
+    assert not torch.equal(shown["pixels"], scaled)
+
+    def perfect(images, mask):
+        patches = patchify(scaled, 4)
+        if not norm:
+            return patches
+        variance, mean = torch.var_mean(patches, -1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    model.branch_patches = perfect
+    shown = {column.title: column.images for column in columns.predictions(run)}
+    torch.testing.assert_close(shown["pixels"], scaled, rtol=0, atol=1e-5)
+    text, _ = read(run)
+    assert "the pixels of the second branch" in text
+
+    paint_epoch(run, 3)
+    text, _ = read(run)
+    assert "below them the pixels of the second branch" in text
+    with Image.open(run.run_dir / "figures" / "painting" / "epoch_00003.png") as row:
+        assert row.height == 2 * (7 * 16 + 6)
+
+
+def test_a_ccvit_without_a_pixel_head_paints_tokens_alone(tmp_path):
+    small = ModelConfig("beit_base_patch16_224", patch_size=4, embed_dim=32, depth=2, num_heads=2)
+    small = dataclasses.replace(small, shared_head=True)
+    model = create_model("ccvit", small, (16, 16), 6).eval()
+    run = view(tmp_path, model=model)
+    assert [column.title for column in columns.predictions(run)][3:] == ["predicted"]
+
+
+def test_what_lies_beside_the_painted_rows_is_left_alone(tmp_path):
+    run = view(tmp_path)
+    folder = run.run_dir / "figures" / "painting"
+    paint_epoch(run, 1)
+    for name in ("epoch_x.png", "epoch_00001 (copy).png", "epoch_-1.png"):
+        (folder / name).write_bytes(b"no picture")
+    first = paint_epoch(run, 2)
+    assert painting_of(run).image.size == first.size
+    assert (folder / "epoch_x.png").is_file()
+
+
+def test_the_caption_of_evaluations_says_what_was_measured(tmp_path):
+    row = {"epoch": 1, "rankme": 3.0, "images": "20 of the run's images"}
+    text, _ = read(view(tmp_path, epochs=[row]))
+    assert "kNN" not in text.partition('alt="evaluation"')[2].partition("</figcaption>")[0]
+    knn = {"knn_percent": 50.0, "knn_low": 40.0, "knn_high": 60.0, "images": "5 others by 9"}
+    text, _ = read(view(tmp_path, epochs=[row | knn | {"note": "data: x/test has no images"}]))
+    caption = text.partition('alt="evaluation"')[2].partition("</figcaption>")[0]
+    assert "kNN accuracy" in caption
+    assert "5 others by 9" in caption
+    assert "data: x/test has no images" in caption
+
+
+def test_a_broken_result_is_said_on_the_page(tmp_path):
+    text, _ = read(view(tmp_path, broken=["eval/knn.json: accuracy_percent: got null"]))
+    assert "Left out: eval/knn.json: accuracy_percent: got null" in text
 
 
 def test_the_loss_is_called_what_it_is(tmp_path):
@@ -223,9 +311,6 @@ def test_the_fit_is_told(tmp_path):
 
 def test_mae_rows_of_a_perfect_model_are_the_images(tmp_path):
     """Un-normalising is right: a model that predicts the target exactly restores the picture."""
-    from clustermim_fast.losses import patchify
-    from clustermim_fast.report import figures
-
     for norm in (False, True):
         run = view(tmp_path, "mae", per_patch_norm=norm)
 
@@ -237,9 +322,44 @@ def test_mae_rows_of_a_perfect_model_are_the_images(tmp_path):
             return patches
 
         run.model.patches = perfect
-        columns = {column.title: column.images for column in figures._pixel_columns(run)}
-        torch.testing.assert_close(columns["predicted"], run.samples / 255, rtol=0, atol=1e-5)
-        torch.testing.assert_close(columns["restored"], run.samples / 255, rtol=0, atol=1e-5)
+        shown = {column.title: column.images for column in columns.pixel_columns(run)}
+        torch.testing.assert_close(shown["predicted"], run.samples / 255, rtol=0, atol=1e-5)
+        torch.testing.assert_close(shown["restored"], run.samples / 255, rtol=0, atol=1e-5)
+
+
+@pytest.fixture
+def drawn_axes(monkeypatch):
+    """The axes of the charts that a test draws."""
+    kept = []
+    real = charts.panels
+
+    @contextlib.contextmanager
+    def panels(*arguments, **options):
+        with real(*arguments, **options) as (axes, drawn):
+            kept.extend(axes)
+            yield axes, drawn
+
+    monkeypatch.setattr(features.charts, "panels", panels)
+    return kept
+
+
+def test_attention_by_block_counts_blocks_and_hides_no_line(drawn_axes):
+    titles = {"cls_entropy": "entropy of [cls]", "cls_self": "[cls] to itself"}
+    curves = {name: [0.1 * (block + 1) for block in range(12)] for name in titles}
+    attention_chart({"pretrained": curves, "random_init": curves}, titles, 64)
+    for axes in drawn_axes[:2]:
+        assert all(float(tick).is_integer() for tick in axes.get_xticks())
+        assert axes.get_legend() is None
+    (legend,) = drawn_axes[0].figure.legends
+    names = [text.get_text() for text in legend.get_texts()]
+    assert names == ["pretrained", "random initialisation", "ln 64: all alike"]
+
+
+def test_frequencies_of_all_encoders_have_one_scale(drawn_axes):
+    blocks = {"pretrained": [[0, -3.0]], "random_init": [[0.5, -1.0]]}
+    frequency_chart(blocks, {"pretrained": [1.0, 2.0], "random_init": [1.0, 1.5]})
+    assert drawn_axes[0].get_ylim() == drawn_axes[1].get_ylim()
+    assert all(float(tick).is_integer() for tick in drawn_axes[2].get_xticks())
 
 
 def test_masked_patches_are_hidden_and_only_they():
