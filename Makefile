@@ -26,7 +26,7 @@ endif
 # cmake, ninja and clang-format come with the environment when the machine has none
 export PATH := $(dir $(abspath $(PY))):$(PATH)
 
-CPP_FILES = $(shell find csrc tests/cpp -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
+CPP_FILES = $(shell find csrc tests/cpp tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help venv core test test-wheel wheel release-wheel audit demo lint format types layers bench check clean \
         check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor \

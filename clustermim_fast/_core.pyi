@@ -4,7 +4,7 @@ Addresses are ``tensor.data_ptr()``, 0 for "not given"; strides in elements; dty
 of ``ops/_backend.py``. Tier counts are rows decided in float64, rows decided exactly, invalid rows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 _Tiers = tuple[int, int, int, int]
@@ -238,3 +238,29 @@ def linear_cross_entropy_rows(
     grad_bias: int,
     threads: int,
 ) -> None: ...
+def gpu_problem() -> str: ...
+def nvrtc_version(*, library: str) -> tuple[int, int]: ...
+def compile_gpu_kernels(
+    *, library: str, name: str, source: str, headers: Mapping[str, str], options: Sequence[str]
+) -> tuple[bytes, str]: ...
+def load_gpu_kernel(*, cubin: bytes, name: str, shared_bytes: int, device: int) -> int: ...
+def launch_gpu_kernel(
+    *,
+    kernel: int,
+    grid: tuple[int, int, int],
+    block: tuple[int, int, int],
+    cluster: tuple[int, int, int],
+    shared_bytes: int,
+    stream: int,
+    device: int,
+    arguments: Sequence[bytes],
+) -> None: ...
+def encode_tensor_map(
+    *,
+    address: int,
+    dtype: int,
+    sizes: Sequence[int],
+    strides: Sequence[int],
+    box: Sequence[int],
+    swizzle: int,
+) -> bytes: ...

@@ -51,7 +51,7 @@ LIBRARY_FILE = Path("ops/_library.py")
 PICKLES = {"pickle", "dill", "cloudpickle", "joblib", "shelve"}
 PICKLE_ERRORS = {"pickle", "pickle.UnpicklingError", "pickle.PickleError"}  # to catch torch.load's
 
-CPP_BASE, CPP_ENGINES, CPP_BINDINGS = {"core"}, {"assign"}, {"bindings"}
+CPP_BASE, CPP_ENGINES, CPP_BINDINGS = {"core"}, {"assign", "gpu", "hopper"}, {"bindings"}
 INCLUDE = re.compile(r'^\s*#\s*include\s*([<"])([^>"]+)[>"]', re.MULTILINE)
 ISA_SOURCE = re.compile(r"_avx(2|512)\.cpp$")
 

@@ -23,6 +23,7 @@ void register_lloyd_step(py::module_& m);
 void register_replace_patches(py::module_& m);
 void register_resized_crop(py::module_& m);
 void register_masked_cross_entropy(py::module_& m);
+void register_gpu(py::module_& m);
 }  // namespace clustermim::bindings
 
 PYBIND11_MODULE(_core, m) {
@@ -35,6 +36,7 @@ PYBIND11_MODULE(_core, m) {
   bindings::register_replace_patches(m);
   bindings::register_resized_crop(m);
   bindings::register_masked_cross_entropy(m);
+  bindings::register_gpu(m);
 
   m.def("build_info", [] {
     py::dict isas;
