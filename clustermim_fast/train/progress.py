@@ -39,7 +39,7 @@ class Progress:
         self.plan, self.first_step, self.say = plan, first_step, say
         self._advice, self._lines = advice, 0
         self._every = config.log.interval(plan.total_steps)
-        self._trackers = open_trackers(config, goes_on=first_step > 0)
+        self._trackers = open_trackers(config, first_step)
         self._file = MetricsFile(Path(config.out) / "metrics.jsonl", first_step)
         self._started = self._last_line = time.perf_counter()
 

@@ -40,10 +40,11 @@ class Tracker(Protocol):
 
 
 class TensorBoard:
-    """Events in RUN/tensorboard."""
+    """Events in RUN/tensorboard; those after `first_step` were of steps that are now repeated."""
 
-    def __init__(self, config: TrainConfig, library: Any) -> None:
-        self._writer = library.SummaryWriter(str(Path(config.out) / "tensorboard"))
+    def __init__(self, config: TrainConfig, library: Any, first_step: int) -> None:
+        folder = Path(config.out) / "tensorboard"
+        self._writer = library.SummaryWriter(str(folder), purge_step=first_step + 1)
 
     def log_numbers(self, numbers: Mapping[str, float], step: int) -> None:
         """Scalars."""
@@ -135,16 +136,19 @@ def import_trackers(config: TrainConfig) -> dict[str, Any]:
     return found
 
 
-def open_trackers(config: TrainConfig, *, goes_on: bool) -> list[Tracker]:
-    """The trackers of a run whose folder exists; its names there are in RUN/trackers.json."""
+def open_trackers(config: TrainConfig, first_step: int) -> list[Tracker]:
+    """The trackers of a run whose folder exists; its names there are in RUN/trackers.json.
+
+    first_step: finished steps; above 0 it goes on.
+    """
     libraries = import_trackers(config)
     file = Path(config.out) / "trackers.json"
     known: dict[str, str] = {}
-    if goes_on and file.is_file():
+    if first_step > 0 and file.is_file():
         known = _read_names(file)
     trackers: list[Tracker] = []
     if "tensorboard" in libraries:
-        trackers.append(TensorBoard(config, libraries["tensorboard"]))
+        trackers.append(TensorBoard(config, libraries["tensorboard"], first_step))
     if "wandb" in libraries:
         trackers.append(WandB(config, libraries["wandb"], known))
     if "mlflow" in libraries:

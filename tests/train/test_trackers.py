@@ -102,7 +102,7 @@ def test_a_broken_file_of_names_is_named(tiny, libraries, text):
     file = Path(tiny().out) / "trackers.json"
     file.write_text(text)
     with pytest.raises(ValueError, match=r"trackers.json is not whole: .*delete it"):
-        open_trackers(tiny(**options), goes_on=True)
+        open_trackers(tiny(**options), 5)
 
 
 def test_a_missing_library_names_its_command(tiny, monkeypatch, tmp_path):
@@ -120,3 +120,25 @@ def test_tensorboard_takes_pictures(tiny, tmp_path):
     assert events.Tags()["images"] == ["watch"]
     assert [event.value for event in events.Scalars("eval/knn")] == [41.0]
     assert len(events.Scalars("train/loss")) == 3
+
+
+@pytest.mark.parametrize("stops_after", [1, 3])
+def test_steps_that_are_repeated_are_there_once(tiny, tmp_path, stops_after):
+    """Before the first checkpoint, and after one: it goes on from the epochs 0 and 2."""
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    def stop(epoch, model):
+        if epoch == stops_after:
+            raise KeyboardInterrupt
+        return picture_after(epoch, model)
+
+    options = {"log__tensorboard": True, "epochs": 4, "log__checkpoint_every_epochs": 2}
+    with pytest.raises(KeyboardInterrupt):
+        train.run(tiny(**options), **QUIET, on_epoch=stop)
+    train.run(tiny(**options), **QUIET, on_epoch=picture_after)
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    steps = [row["step"] for row in rows(tmp_path / "run")]
+    assert [event.step for event in events.Scalars("train/loss")] == steps
+    assert [event.step for event in events.Scalars("eval/knn")] == [5, 10, 15, 20]
+    assert [event.step for event in events.Images("watch")] == [5, 10, 15, 20]
