@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import shutil
 
 import pytest
@@ -167,3 +168,43 @@ def test_the_page_costs_a_tenth_of_the_time_at_most(pretrain, monkeypatch):
     run = pretrain("run", watch=1, method="mae", epochs=4)
     drawn = sorted(path.name for path in (run / "figures" / "painting").glob("epoch_*.png"))
     assert drawn == ["epoch_00001.png", "epoch_00004.png"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ("empty", "no images below"),
+        ("flat", "has no class sub-folders"),
+        ("other classes", "has classes that .* lacks: disc_2"),
+    ],
+)
+def test_test_images_that_cannot_be_asked_are_said(shapes, tmp_path, pretrain, changes, reason):
+    """And the run goes on: it is asked about its own images, in log and report too."""
+    data = shutil.copytree(shapes, tmp_path / "data")
+    if changes == "empty":
+        shutil.rmtree(data / "test")
+        (data / "test").mkdir()
+    elif changes == "flat":
+        for number, file in enumerate(sorted((data / "test").rglob("*.png"))):
+            shutil.move(file, data / "test" / f"{number}.png")
+    else:
+        (data / "test" / "disc").rename(data / "test" / "disc_2")
+    said = []
+    options = {"eval_every": 1, "method": "mae", "say": said.append, "report": True}
+    run = pretrain("run", data=data, **options)
+    told = [line for line in said if line.startswith("eval_every: ")]
+    assert len(told) == 1
+    assert re.search(reason, told[0])
+    assert "others of the run's images" in told[0]
+    assert all(re.search(reason, row["note"]) for row in epochs_of(run))
+    page = (run / "report.html").read_text(encoding="utf-8")
+    caption = page.partition('alt="evaluation"')[2].partition("</figcaption>")[0]
+    assert re.search(reason, caption)
+
+
+def test_nothing_held_out_is_no_failure(shapes, pretrain):
+    """A folder without test/ is what most have."""
+    said = []
+    run = pretrain("run", data=shapes / "train", eval_every=2, method="mae", say=said.append)
+    assert not [line for line in said if line.startswith("eval_every: ")]
+    assert "note" not in epochs_of(run)[0]

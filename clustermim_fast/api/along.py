@@ -18,6 +18,7 @@ from torch import nn
 from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.image_files import has_test
 from clustermim_fast.report import LIVE, paint_epoch, write_report
 from clustermim_fast.tokenizers import Tokenizer
 from clustermim_fast.train import LoadedRun, TrainConfig
@@ -84,6 +85,8 @@ class Along:
         before = time.perf_counter()
         if self._splits is None:
             self._splits = _Splits(self._config, self._images)
+            if self._splits.note:
+                self._say(f"eval_every: {self._splits.about}, since {self._splits.note}")
         numbers, text = self._splits.evaluate(model, choose_device(self._config.efficiency.device))
         progress = read_rows(self._folder / "metrics.jsonl")
         if progress and "predicted_used" in progress[-1]:
@@ -93,7 +96,8 @@ class Along:
         file = self._folder / "eval" / "epochs.jsonl"
         # A run that goes on repeats the epochs after its checkpoint.
         rows = [row for row in read_rows(file) if row.get("epoch", epoch) < epoch]
-        rows.append({"epoch": epoch, **numbers, "images": self._splits.about})
+        row = {"epoch": epoch, **numbers, "images": self._splits.about}
+        rows.append(row | ({"note": self._splits.note} if self._splits.note else {}))
         file.parent.mkdir(exist_ok=True)
         write_text_atomically(file, "".join(json.dumps(row) + "\n" for row in rows))
         self._say(f"after epoch {epoch}: {text} ({time.perf_counter() - before:.1f} s)")
@@ -112,7 +116,10 @@ class Along:
 
 
 class _Splits:
-    """Images to classify and images that vote; without labels some images to look at."""
+    """Images to classify and images that vote; without labels some images to look at.
+
+    about: how many of which they are; note: why held-out ones are not asked, where there are some.
+    """
 
     def __init__(self, config: TrainConfig, images: ImageSet) -> None:
         assert config.data.mean is not None
@@ -120,11 +127,12 @@ class _Splits:
         self._norm: dict[str, Any] = {"mean": config.data.mean, "std": config.data.std}
         self._batch = config.optim.batch_size
         self._labels: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.note = ""
         if images.labels is None or len(np.unique(images.labels)) < 2:
             self._asked = few_of(images, QUERIES)
             self.about = f"{len(self._asked):,} of the run's images"
             return
-        held_out = _test_images(config, images)
+        held_out, self.note = _test_images(config, images)
         if held_out is None:  # every fifth of the run's own is asked, the others vote
             self._bank = few_of(images, BANK + QUERIES)
             fifth = torch.arange(len(self._bank)) % 5 == 0
@@ -165,9 +173,11 @@ class _Splits:
         return numbers, ", ".join(text)
 
 
-def _test_images(config: TrainConfig, images: ImageSet) -> ImageSet | None:
-    """The held-out images with labels, read as they are needed; None where there are none."""
+def _test_images(config: TrainConfig, images: ImageSet) -> tuple[ImageSet | None, str]:
+    """The held-out images with labels, read as they are needed, or why what is there is none."""
     data = config.data
+    if not (data.path == "digits" or data.holdout or has_test(data.path)):
+        return None, ""
     try:
         test = open_images(
             data.path,
@@ -177,6 +187,7 @@ def _test_images(config: TrainConfig, images: ImageSet) -> ImageSet | None:
             holdout=data.holdout,
             eval_crop=data.eval_crop,
         )
-    except ValueError:  # no test/ and nothing held out
-        return None
-    return test if test.labels is not None else None
+        class_indices(images, test, data.path)  # refuses classes that nothing was learned of
+    except (ValueError, OSError) as error:
+        return None, str(error)
+    return test, ""

@@ -16,6 +16,7 @@ from torch import Tensor
 from clustermim_fast import evaluate
 from clustermim_fast.checkpoint import write_text_atomically
 from clustermim_fast.data import ImageSet, open_images
+from clustermim_fast.image_files import has_test
 from clustermim_fast.report import attention_chart, frequency_chart, neighbour_sheet
 from clustermim_fast.train.distributed import choose_device
 
@@ -198,8 +199,7 @@ def _open(
     holdout = source.holdout if path == source.data else 0.0
     split = "test" if holdout or path == "digits" else "all"
     if path != "digits" and (Path(path) / "train").is_dir():
-        kept = any((Path(path) / name).is_dir() for name in ("test", "val", "valid", "validation"))
-        split = "test" if kept else "train"
+        split = "test" if has_test(path) else "train"
     whole = open_images(
         path, size=source.image_size, split=split, holdout=holdout, eval_crop=source.eval_crop,
         in_memory="no",

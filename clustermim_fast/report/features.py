@@ -36,6 +36,8 @@ def attention_chart(
                 axes.axhline(
                     math.log(patches), color=charts.GREY, linestyle=":", linewidth=1, label=label
                 )
+            elif axes.dataLim.ymax > 30 * axes.dataLim.minposy:
+                axes.set_yscale("log")
             else:
                 axes.set_ylim(0, 1.06 * axes.dataLim.ymax)
             axes.set_title(title, fontsize=9)

@@ -344,10 +344,12 @@ def drawn_axes(monkeypatch):
 
 
 def test_attention_by_block_counts_blocks_and_hides_no_line(drawn_axes):
-    titles = {"cls_entropy": "entropy of [cls]", "cls_self": "[cls] to itself"}
+    titles = {"cls_entropy": "entropy of [cls]", "cls_self": "[cls] to itself", "ratio": "ratio"}
     curves = {name: [0.1 * (block + 1) for block in range(12)] for name in titles}
+    curves["ratio"] = [26.0, *[0.2] * 11]  # what is drawn at 0 cannot be read
     attention_chart({"pretrained": curves, "random_init": curves}, titles, 64)
-    for axes in drawn_axes[:2]:
+    assert [axes.get_yscale() for axes in drawn_axes[:3]] == ["linear", "linear", "log"]
+    for axes in drawn_axes[:3]:
         assert all(float(tick).is_integer() for tick in axes.get_xticks())
         assert axes.get_legend() is None
     (legend,) = drawn_axes[0].figure.legends
