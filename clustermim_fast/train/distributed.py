@@ -17,8 +17,11 @@ from torch.nn.parallel import DistributedDataParallel
 
 from clustermim_fast.ranks import everyone
 
-# For others while rank 0 looks at features or writes; torchrun ends those whose fellow died.
+# For others until the first update, and while rank 0 looks at features or writes.
 PATIENCE = timedelta(hours=1)
+# In an update, where all have the same to do. A machine or a cable that is lost sends no word.
+STEP_PATIENCE = timedelta(minutes=10)
+_FAILURE = "clustermim_fast/failure"  # a key of the store in which ranks find one another
 # Its name before torch 2.15, where using that warns.
 _SYNC_BUFFERS = (
     "forward_sync_buffers"
@@ -52,9 +55,58 @@ def process_group(device_name: str) -> Iterator[None]:
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, timeout=PATIENCE)
     try:
-        yield
+        with _naming_who_failed():
+            yield
     finally:
         torch.distributed.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _naming_who_failed() -> Iterator[None]:
+    """A rank that fails leaves its reason to torchrun and to the others, before they lose their
+    connection to it.
+    """
+    try:
+        yield
+    except Exception as error:
+        text, here, reason = str(error), everyone(), ""
+        store = torch.distributed.distributed_c10d._get_default_store()
+        lost = isinstance(error, torch.distributed.DistError) or "gloo" in text
+        # The store may be gone too: without torchrun it is rank 0's.
+        with contextlib.suppress(RuntimeError):
+            if not lost:
+                _leave_to_torchrun(error)
+                store.set(_FAILURE, f"rank {here.rank} of {here.count} failed: {text}")
+            elif "imed out" not in text and store.check([_FAILURE]):
+                reason = store.get(_FAILURE).decode()
+        if not lost:
+            raise
+        unknown = f"no answer of another rank, killed or out of reach: {text.partition('. ')[0]}"
+        raise RuntimeError(f"{reason or unknown}. This rank ends with it") from error
+
+
+def _leave_to_torchrun(error: Exception) -> None:
+    """What its summary of the job shows of this rank."""
+    from torch.distributed.elastic.multiprocessing.errors import get_error_handler
+
+    get_error_handler().record_exception(error)
+
+
+def wait_at_most(limit: timedelta) -> None:
+    """For the other ranks in whatever comes next, before that is an error."""
+    if everyone().count > 1:
+        set_timeout = getattr(torch.distributed, "set_timeout", None)
+        # Its name before torch 2.15, where using that warns.
+        (set_timeout or torch.distributed.distributed_c10d._set_pg_timeout)(limit)
+
+
+@contextlib.contextmanager
+def while_rank_0_works() -> Iterator[None]:
+    """Around what others have no part in: they wait for its end."""
+    wait_at_most(PATIENCE)
+    yield
+    everyone().total(torch.zeros(1))
+    wait_at_most(STEP_PATIENCE)
 
 
 def require_one_process(what: str) -> None:

@@ -8,6 +8,7 @@ import math
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +29,13 @@ from clustermim_fast.train.batches import (
 )
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.distributed import (
+    PATIENCE,
+    STEP_PATIENCE,
     choose_device,
     process_group,
     share_batch_norm,
+    wait_at_most,
+    while_rank_0_works,
 )
 from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import save_config
@@ -43,7 +48,7 @@ from clustermim_fast.train.prepare import (
     resolve,
 )
 from clustermim_fast.train.progress import Progress
-from clustermim_fast.train.sharding import is_sharded
+from clustermim_fast.train.sharding import whole
 from clustermim_fast.train.skipped import SkippedFiles
 from clustermim_fast.train.state import begin, find_checkpoint, save_state
 from clustermim_fast.train.step import ModelWithLoss
@@ -136,11 +141,6 @@ class _Trainer:
         say: Say,
         on_epoch: OnEpoch | None,
     ) -> None:
-        if on_epoch is not None and is_sharded(config):
-            raise ValueError(
-                "efficiency.sharding=fsdp goes with log.eval_every=0 and log.watch=0, since no "
-                "rank has all weights; evaluate checkpoints, or take efficiency.sharding=ddp"
-            )
         self.config, self.images, self.say, self.on_epoch = config, images, say, on_epoch
         self.out = Path(config.out)
         self.ranks = everyone()
@@ -154,9 +154,10 @@ class _Trainer:
         self._require_one_run(checkpoint)
 
         clusters = config.tokenizer.num_clusters
-        model = create_model(
-            config.method, config.model, images.image_size, clusters, seed=config.seed
+        self.create = partial(
+            create_model, config.method, config.model, images.image_size, clusters, seed=config.seed
         )
+        model = self.create()
         if config.model.weights and checkpoint is None:
             say(f"encoder weights: {load_encoder_weights(model, config.model.weights).line()}")
         model = share_batch_norm(model, self.device).to(self.device).train()
@@ -207,6 +208,7 @@ class _Trainer:
                 advice = reading_advice(self.config.data, self.images)
                 progress = Progress(self.config, self.plan, self.state.step, self.say, advice)
                 stack.callback(progress.close)
+            stack.callback(wait_at_most, PATIENCE)
             self._loop(stack.enter_context(stop_on_signals()), skipped, progress)
         return self._result()
 
@@ -223,6 +225,7 @@ class _Trainer:
         )
         passes = iter(loader)
         state.window.restart_clock()
+        wait_at_most(STEP_PATIENCE)
         while state.step < plan.total_steps:
             try:
                 lr = self.update(passes, skipped, stop)
@@ -247,8 +250,11 @@ class _Trainer:
             ):
                 skipped.write()
                 self._save()
-            if in_epoch == 0 and self.on_epoch is not None and progress is not None:
-                progress.note(state.step, self.on_epoch(epoch, state.model))
+            if in_epoch == 0 and self.on_epoch is not None:
+                with while_rank_0_works():
+                    model = whole(state.model, self.create, self.device)
+                    if progress is not None:
+                        progress.note(state.step, self.on_epoch(epoch, model))
                 state.model.train()
                 state.window.restart_clock()
             # A GPU is asked at its lines of progress alone: to ask is to wait for it.
@@ -282,7 +288,8 @@ class _Trainer:
             raise NonFiniteError(self._non_finite("the loss is not finite"))
         if not all_finite(state.model) or (state.ema is not None and not all_finite(state.ema)):
             raise NonFiniteError(self._non_finite("a weight is not finite"))
-        return save_state(state, self.config, self.fingerprint, self.plan)
+        with while_rank_0_works():
+            return save_state(state, self.config, self.fingerprint, self.plan)
 
     def _non_finite(self, what: str) -> str:
         last = self.out / "checkpoints" / "last.pt"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor, nn
 
 from clustermim_fast.ranks import everyone
 from clustermim_fast.train.config import TrainConfig
+
+_ON_RANK_0 = {"full_state_dict": True, "cpu_offload": True}
 
 
 def is_sharded(config: TrainConfig) -> bool:
@@ -51,38 +54,69 @@ def full(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
-def gathered(state: Any) -> Any:
-    """A state of nested dicts and lists with sharded tensors put together one by one, on the CPU of
-    rank 0; None in their place elsewhere. Every rank calls it.
+def model_state(module: nn.Module) -> dict[str, Any]:
+    """Whole tensors; of a sharded module on the CPU of rank 0, nothing elsewhere. All ranks call
+    it.
     """
-    if isinstance(state, dict):
-        return {key: gathered(value) for key, value in state.items()}
-    if isinstance(state, list):
-        return [gathered(value) for value in state]
-    if hasattr(state, "full_tensor"):
-        whole = state.full_tensor()
-        return whole.cpu() if everyone().rank == 0 else None
-    return state
+    if not _has_parts(module):
+        return module.state_dict()
+    dcp = _dcp()
+    return dcp.get_model_state_dict(module, options=dcp.StateDictOptions(**_ON_RANK_0))
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
-    """Load a state of whole tensors, numbered as `optimizer.state_dict()`; every rank calls it.
+def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """The same of an optimizer of `module`, in which parameters have numbers, sharded or not."""
+    if not _has_parts(module) or not optimizer.state:  # dcp would make a step, to have a state
+        return optimizer.state_dict()
+    dcp = _dcp()
+    options = dcp.StateDictOptions(**_ON_RANK_0)
+    state = dcp.get_optimizer_state_dict(module, optimizer, options=options)
+    numbers = {name: number for number, name in enumerate(_names(module, optimizer))}
+    return _renamed(state, numbers) if state else {}
 
-    `torch.distributed.checkpoint.state_dict` names them by parameter instead, and makes a step of
-    an optimizer that made none.
-    """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
 
-    def part(value: Any, parameter: Any) -> Any:
-        if not hasattr(parameter, "placements") or value.shape != parameter.shape:
-            return value  # not sharded, or the count of steps
-        from torch.distributed.tensor import distribute_tensor
+def load_optimizer(
+    module: nn.Module, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Load what `optimizer_state` returned on rank 0; all ranks call it, with all of it."""
+    if not _has_parts(module) or not state["state"]:
+        optimizer.load_state_dict(state)
+        return
+    dcp = _dcp()
+    named = _renamed(state, dict(enumerate(_names(module, optimizer))))
+    options = dcp.StateDictOptions(full_state_dict=True)
+    dcp.set_optimizer_state_dict(module, optimizer, named, options=options)
 
-        mesh, places = parameter.device_mesh, parameter.placements
-        return distribute_tensor(value.to(parameter.device), mesh, places)
 
-    state = {
-        number: {name: part(value, parameters[number]) for name, value in entry.items()}
-        for number, entry in saved["state"].items()
-    }
-    optimizer.load_state_dict({**saved, "state": state})
+def whole(module: nn.Module, create: Callable[[], nn.Module], device: torch.device) -> nn.Module:
+    """`module`; of a sharded one a copy on rank 0, in what `create` returns. All ranks call it."""
+    if not _has_parts(module):
+        return module
+    state = model_state(module)
+    if everyone().rank > 0:
+        return module
+    copy = create()
+    copy.load_state_dict(state)
+    return copy.to(device)
+
+
+def _has_parts(module: nn.Module) -> bool:
+    return any(hasattr(parameter, "full_tensor") for parameter in module.parameters())
+
+
+def _dcp() -> Any:
+    from torch.distributed.checkpoint import state_dict  # not in a torch without torch.distributed
+
+    return state_dict
+
+
+def _names(module: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Of parameters, in the order of their numbers."""
+    name_of = {parameter: name for name, parameter in module.named_parameters()}
+    return [name_of[p] for group in optimizer.param_groups for p in group["params"]]
+
+
+def _renamed(state: dict[str, Any], names: dict[Any, Any]) -> dict[str, Any]:
+    """The state of an optimizer under other names of its parameters."""
+    groups = [{**g, "params": [names[p] for p in g["params"]]} for g in state["param_groups"]]
+    return {"state": {names[p]: v for p, v in state["state"].items()}, "param_groups": groups}

@@ -21,7 +21,13 @@ from clustermim_fast.train.config import TrainConfig, to_dict
 from clustermim_fast.train.log import Window
 from clustermim_fast.train.overrides import from_dict
 from clustermim_fast.train.precision import make_scaler
-from clustermim_fast.train.sharding import gathered, is_sharded, load_optimizer, shard
+from clustermim_fast.train.sharding import (
+    is_sharded,
+    load_optimizer,
+    model_state,
+    optimizer_state,
+    shard,
+)
 from clustermim_fast.train.step import ModelWithLoss
 
 
@@ -57,9 +63,9 @@ def save_state(state: TrainState, config: TrainConfig, fingerprint: str, plan: P
         "overflows": state.overflows,
         "scaler": state.scaler.state_dict(),
         "epoch": state.step // steps_per_epoch,
-        "model": gathered(state.model.state_dict()),
-        "ema": None if state.ema is None else gathered(state.ema.module.state_dict()),
-        "optimizer": gathered(state.optimizer.state_dict()),
+        "model": model_state(state.model),
+        "ema": None if state.ema is None else model_state(state.ema.module),
+        "optimizer": optimizer_state(state.model, state.optimizer),
         "window": state.window.of_all().state(),
         "last_row": state.last_row,
     }
@@ -103,7 +109,7 @@ def begin(
     scaler = make_scaler(config.efficiency.amp, device)
     state = TrainState(model, create_optimizer(model, config.optim), ema, window, scaler)
     if checkpoint is not None:
-        load_optimizer(state.optimizer, checkpoint["optimizer"])
+        load_optimizer(model, state.optimizer, checkpoint["optimizer"])
         window.load_state(checkpoint["window"])
         state.step = int(checkpoint["step"])
         state.skipped = int(checkpoint.get("skipped", 0))

@@ -58,10 +58,6 @@ class Update:
         if config.efficiency.compile:
             state.model.compile()
         self.objective, self.tokenizer = objective, objective.tokenizer
-        if is_sharded(config) and state.scaler.is_enabled():
-            raise ValueError(
-                "efficiency.sharding=fsdp goes with efficiency.amp=bf16 or off, got fp16"
-            )
         self.sharded = is_sharded(config)  # then it sends gradients by itself
         self.wrapped = objective if self.sharded else wrap(objective, device)
         self.peak = self.optim.absolute_lr(plan.effective_batch)

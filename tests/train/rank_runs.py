@@ -8,6 +8,7 @@ how a case ended to FOLDER/<world>_<rank>.json.
 
 from __future__ import annotations
 
+import functools
 import itertools
 import json
 import math
@@ -16,15 +17,14 @@ import os
 import signal
 import socket
 import sys
-import threading
 from pathlib import Path
 
 import torch
 import torch.distributed.fsdp
 
-from clustermim_fast import train
+from clustermim_fast import api, train
 from clustermim_fast.tokenizers import PixelTokenizer
-from clustermim_fast.train import step
+from clustermim_fast.train import precision, step
 
 CUT_AT = 4  # updates
 STEPS = 7
@@ -39,17 +39,29 @@ CASES = {
     "nan": {"accum_iter": 2, "data__repeats": 2},
     "nan_ccvit": {"method": "ccvit", "model__encoder": "beit_base_patch16_224", "accum_iter": 2},
 }
+# Compared by what they leave, not by their curves alone.
+OTHERS = {
+    "float16": {"method": "mae", "efficiency__amp": "fp16", "optim__clip_grad": 1.0},
+    "looks": {"log__eval_every": 1, "log__watch": 1},
+    "features": {"tokenizer__kind": "feature", "log__keep": 0},
+}
 CUT = {"log__checkpoint_every_steps": 2, "log__every_steps": 3, "optim__ema_decay": 0.9}
 FSDP = hasattr(torch.distributed.fsdp, "fully_shard")
 SHARDED = ["ccvit", "shared"]
-SHARDED_RUNS = ["fsdp_ccvit", "fsdp_shared", "fsdp_broken", "1<f", "f>1"] if FSDP else []
+SHARDED_RUNS = [
+    *(f"fsdp_{case}" for case in [*SHARDED, "float16", "looks", "broken"]),
+    "1<f",
+    "f>1",
+]
+SHARDED_RUNS = SHARDED_RUNS if FSDP else []
+ENDS = {"killed": [1, -signal.SIGKILL], "refused": [1, 1]}  # of runs that end as one rank does
 # Ranks, and cases; "1>3" stops at CUT_AT, and "1<3" goes on from there; f: two ranks with fsdp.
 PHASES = [
-    (1, [*CASES, "whole", "1>f", "1>3"]),
-    (2, [*CASES, *SHARDED_RUNS, "broken", "2>1"]),
+    (1, [*CASES, *OTHERS, "whole", "1>f", "1>3"]),
+    (2, [*CASES, *OTHERS, *SHARDED_RUNS, "broken", "2>1"]),
     (3, [*CASES, "1<3"]),
     (1, ["f<1", "2<1"] if FSDP else ["2<1"]),
-    (2, ["killed"]),
+    *((2, [case]) for case in ENDS),
 ]
 
 
@@ -74,8 +86,7 @@ def main() -> None:
         if hanging:
             sys.exit(f"phase {world} {names}: a rank hangs")
         codes = [process.exitcode for process in ranks]
-        expected = [[0] * world] if names != ["killed"] else [[1, -signal.SIGKILL]]
-        if codes not in expected:
+        if codes != ENDS.get(names[-1], [0] * world):
             sys.exit(f"phase {world} {names}: ranks ended with {codes}")
 
 
@@ -84,10 +95,15 @@ def rank_main(rank, world, port, names, folder, base) -> None:
     os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE=str(world))
     os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     ends = {}
-    with train.process_group("cpu"):
-        for name in names:
-            ends[name] = one(name, rank, world, folder, base)
-    (folder / f"{world}_{rank}_{names[-1]}.json").write_text(json.dumps(ends))
+    try:
+        with train.process_group("cpu"):
+            for name in names:
+                ends[name] = one(name, rank, world, folder, base)
+    except Exception as error:
+        ends[name] = {"end": str(error)}
+        raise
+    finally:
+        (folder / f"{world}_{rank}_{names[-1]}.json").write_text(json.dumps(ends))
 
 
 def one(name, rank, world, folder, base):
@@ -95,9 +111,12 @@ def one(name, rank, world, folder, base):
     halves = name[:1] + name[2:] if name[1:2] in "<>" else ""
     out = folder / (f"cut_{halves}" if halves else f"{name}_{world}")
     case = name.removeprefix("fsdp_")
-    options = {"out": out, "log__every_steps": 1, "steps": STEPS, **CASES.get(case, CUT)}
+    settings = {**CASES, **OTHERS}.get(case, CUT)
+    options = {"out": out, "log__every_steps": 1, "steps": STEPS, **settings}
     if world > 1 and ("f" in halves or name.startswith("fsdp_")):
         options["efficiency__sharding"] = "fsdp"
+    if case == "features":
+        options["tokenizer__model"] = folder / "looks_1"
     config = train.config_from_overrides(
         base, {key.replace("__", "."): value for key, value in options.items()}
     )
@@ -112,7 +131,12 @@ def one(name, rank, world, folder, base):
             os.kill(os.getpid(), signal.SIGUSR1)
         if name == "killed" and rank == 1 and number == CUT_AT:
             os.kill(os.getpid(), signal.SIGKILL)
+        if case == "refused" and rank == 1 and number == CUT_AT:
+            raise ValueError("one rank alone has no memory left")
         result = real(model, tokenizer, images, *rest, **more)
+        if case == "float16" and rank == world - 1 and number == CUT_AT:
+            loss = result.loss  # the same number, whose gradient is beyond float32 when scaled
+            return result._replace(loss=loss + 1e38 * (loss - loss.detach()))
         if case == "broken" and rank == 1 and number >= CUT_AT:
             return result._replace(loss=result.loss * math.nan)
         return result
@@ -124,14 +148,19 @@ def one(name, rank, world, folder, base):
     step.forward_step = forward_step
     if name.startswith("nan"):
         PixelTokenizer.__call__ = without_the_first
+    precision.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=1024.0)
+    metrics = {}
     try:
-        result = train.run(config, say=said.append)
-        end = result.step
+        if case == "looks":
+            result = api.pretrain(config, say=said.append, report=False, export=world == 1)
+        else:
+            result = train.run(config, say=said.append)
+        end, metrics = result.step, result.metrics
     except (train.Interrupted, train.NonFiniteError) as stop:
         end = str(stop)
     finally:
         step.forward_step, PixelTokenizer.__call__ = real, tokens
-    return {"said": said, "end": end, "samples": samples, "threads": threading.active_count()}
+    return {"said": said, "end": end, "samples": samples, "metrics": metrics}
 
 
 if __name__ == "__main__":
