@@ -25,6 +25,7 @@ import torch.distributed.fsdp
 from clustermim_fast import api, train
 from clustermim_fast.tokenizers import PixelTokenizer
 from clustermim_fast.train import precision, step
+from tests.train.test_methods import RESNET, convolutional
 
 CUT_AT = 4  # updates
 STEPS = 7
@@ -44,16 +45,13 @@ OTHERS = {
     "float16": {"method": "mae", "efficiency__amp": "fp16", "optim__clip_grad": 1.0},
     "looks": {"log__eval_every": 1, "log__watch": 1},
     "features": {"tokenizer__kind": "feature", "log__keep": 0},
+    "resnet": convolutional(RESNET),
 }
 CUT = {"log__checkpoint_every_steps": 2, "log__every_steps": 3, "optim__ema_decay": 0.9}
 FSDP = hasattr(torch.distributed.fsdp, "fully_shard")
 SHARDED = ["ccvit", "shared"]
-SHARDED_RUNS = [
-    *(f"fsdp_{case}" for case in [*SHARDED, "float16", "looks", "broken"]),
-    "1<f",
-    "f>1",
-]
-SHARDED_RUNS = SHARDED_RUNS if FSDP else []
+SHARDED_RUNS = [f"fsdp_{case}" for case in [*SHARDED, "float16", "looks", "resnet", "broken"]]
+SHARDED_RUNS = [*SHARDED_RUNS, "1<f", "f>1"] if FSDP else []
 ENDS = {"killed": [1, -signal.SIGKILL], "refused": [1, 1]}  # of runs that end as one rank does
 # Ranks, and cases; "1>3" stops at CUT_AT, and "1<3" goes on from there; f: two ranks with fsdp.
 PHASES = [

@@ -8,6 +8,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import torch.distributed.fsdp
 from torch import nn
 
 from clustermim_fast import train
+from clustermim_fast.train import distributed
 from clustermim_fast.train.batches import Plan
 from clustermim_fast.train.sharding import shard
 from tests.train import rank_runs
@@ -127,6 +129,24 @@ def test_what_is_seen_while_several_ranks_train(folder, case):
     names = [sorted(file.name for file in (f / "figures").iterdir()) for f in (alone, shared)]
     assert names[0] == names[1]
     assert "painting" in names[0]
+
+
+@pytest.mark.parametrize("case", with_fsdp("resnet"))
+def test_batch_norms_of_several_ranks(folder, case):
+    """On the CPU each has its own batch's, and rank 0 says so; on CUDA they have one."""
+    said, *others = (end[case] for end in ends(folder, 2, rank_runs.PHASES[1][1][-1]))
+    assert [end["end"] for end in (said, *others)] == [rank_runs.STEPS] * 2
+    assert any("batch norm sees the batch of one rank on the CPU" in line for line in said["said"])
+
+
+def test_batch_norms_become_synchronised_on_cuda(monkeypatch):
+    model = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4))
+    assert distributed.share_batch_norm(model, torch.device("cuda")) is model
+    monkeypatch.setattr(distributed, "everyone", lambda: SimpleNamespace(count=2))
+    assert distributed.share_batch_norm(model, torch.device("cpu")) is model
+    shared = distributed.share_batch_norm(model, torch.device("cuda"))
+    assert isinstance(shared[1], nn.SyncBatchNorm)
+    assert shared.state_dict().keys() == model.state_dict().keys()
 
 
 def test_the_codebook_of_features_is_that_of_one_process(folder):
