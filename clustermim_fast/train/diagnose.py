@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from clustermim_fast.train.sharding import local
+
 SHOWN = 8  # sample ids of a message
 
 
-def where_not_finite(module: nn.Module, arguments: tuple[Any, ...], samples: Tensor) -> str:
+def where_not_finite(
+    module: nn.Module,
+    arguments: tuple[Any, ...],
+    samples: Tensor,
+    anywhere: Callable[[bool], bool] = bool,
+) -> str:
     """What of one forward and backward pass is not finite first, and of which samples; "" for none.
 
     Weights first, then outputs of modules in the order they run, the loss, and gradients in theirs.
@@ -20,10 +27,12 @@ def where_not_finite(module: nn.Module, arguments: tuple[Any, ...], samples: Ten
         module: returns what has a `loss`; its gradients are lost.
         arguments: of a call.
         samples: int64 [B], the ids of the images.
+        anywhere: whether something is so on any of the ranks that run the module together.
     """
-    for name, parameter in module.named_parameters():
-        if not bool(parameter.detach().isfinite().all()):
-            return f"the weight {_plain(name)} is not finite"
+    weights = module.named_parameters()
+    bad = [name for name, weight in weights if not bool(local(weight.detach()).isfinite().all())]
+    if anywhere(bool(bad)):
+        return f"the weight {_plain(bad[0])} is not finite" if bad else ""
     found: list[tuple[str, Tensor]] = []
 
     def look(what: str, tensor: Tensor) -> None:
@@ -43,7 +52,7 @@ def where_not_finite(module: nn.Module, arguments: tuple[Any, ...], samples: Ten
     try:
         loss = module(*arguments).loss
         look("the loss", loss)
-        if not found:
+        if not anywhere(bool(found)):
             loss.backward()
     finally:
         for handle in handles:
@@ -54,8 +63,8 @@ def where_not_finite(module: nn.Module, arguments: tuple[Any, ...], samples: Ten
     what, tensor = found[0]
     ids = samples.tolist()
     if tensor.dim() and len(tensor) == len(ids):
-        bad = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
-        ids = [number for number, here in zip(ids, bad.tolist(), strict=True) if here]
+        of = (~tensor.isfinite()).flatten(1).any(1) if tensor.dim() > 1 else ~tensor.isfinite()
+        ids = [number for number, here in zip(ids, of.tolist(), strict=True) if here]
     more = f" and {len(ids) - SHOWN} more" if len(ids) > SHOWN else ""
     return f"{what} is not finite first, of samples {ids[:SHOWN]}{more}"
 

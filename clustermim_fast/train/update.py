@@ -138,18 +138,18 @@ class Update:
 
     def _explain(self, inputs: list[Inputs], shares: Tensor) -> str:
         """The first thing that is not finite, from the first rank that finds one."""
-        if self.sharded:  # a rank cannot run a block again without the others
-            return (
-                "the loss or a gradient is not finite (to hear of which module and samples, go on "
-                "from the last checkpoint with efficiency.sharding=ddp)"
-            )
-        found = ""
+        together = self._anywhere if self.sharded else bool  # else each runs its own
         for parts, share in zip(inputs, shares, strict=True):
             arguments = (*parts[:3], share.unbind())
             with self._autocast():
-                found = found or where_not_finite(self.objective, arguments, parts.samples)
-        texts = self.ranks.texts(found)
-        return next((text for text in texts if text), "the gradient's norm is not finite")
+                found = where_not_finite(self.objective, arguments, parts.samples, together)
+            for text in self.ranks.texts(found):
+                if text:
+                    return text
+        return "the gradient's norm is not finite"
+
+    def _anywhere(self, here: bool) -> bool:
+        return bool(self.ranks.total(torch.tensor([float(here)])))
 
     def stop_asked(self) -> int:
         """The signal that a rank got before this update's end, the same on all; waits for it."""
