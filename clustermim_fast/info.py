@@ -42,7 +42,8 @@ class Info:
     ``backends`` maps an op to its back-ends, each with None when it can run here, else the reason
     why not. ``gpu_runs`` maps an op to the architectures and back-ends of recorded correct runs on
     a GPU; ``gpu_choice`` a CUDA device to what serves each op there if no back-end is named.
-    ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``.
+    ``core`` is ``_core.build_info()``, or None with the reason in ``core_error``. ``cuda`` says
+    whether there is a driver, and which compiler the CUDA C++ kernels would have.
     """
 
     version: str
@@ -51,6 +52,7 @@ class Info:
     platform: str
     core: dict[str, Any] | None
     core_error: str | None
+    cuda: str
     torch: str | None
     torch_error: str | None
     threads: int | None
@@ -85,7 +87,7 @@ class Info:
         return [
             f"  core        {self.core['compiler']}, {self.core['build_type']} build",
             f"  flags       {self.core['flags']}",
-            f"  CUDA core   {self.core['cuda']}",
+            f"  CUDA        {self.cuda}",
             f"  ISA path    {self.core['isa']} ({paths})",
         ]
 
@@ -118,6 +120,13 @@ class Info:
         if not self.gpu_runs:
             lines.append("  triton: no GPU has run our kernels in our hands; they were interpreted")
             lines.append("    and compiled, and are checked against the reference at first use")
+        ops = [op for op, reasons in self.backends.items() if "no such" not in str(reasons["cuda"])]
+        run = any("cuda" in names for runs in self.gpu_runs.values() for names in runs.values())
+        if ops and not run:
+            lines.append("  cuda: CUDA C++ for Hopper, compiled at first use; no GPU has run it in")
+            lines.append(
+                "    our hands: it serves where it is named, if it agrees with plain torch"
+            )
         for device, choices in self.gpu_choice.items():
             groups: dict[str, list[str]] = {}
             for op, choice in choices.items():
@@ -135,27 +144,34 @@ def _core_facts() -> tuple[dict[str, Any] | None, str | None]:
     return dict(core.build_info()), None
 
 
+def _cuda_facts(core_error: str | None, torch_error: str | None) -> str:
+    if core_error:
+        return core_error
+    driver = importlib.import_module("clustermim_fast._core").gpu_problem() or "a CUDA driver"
+    if torch_error:
+        return driver
+    nvrtc = importlib.import_module("clustermim_fast.ops._nvrtc")
+    found = nvrtc.compiler()
+    if found is None:
+        return f"{driver}; {nvrtc.unavailable_reason()}"
+    return f"{driver}; NVRTC {'.'.join(map(str, found.version))} ({found.path})"
+
+
 def _op_names() -> list[str]:
     """The folders of ``ops``: an op has one home and one name everywhere."""
     folder = Path(__file__).with_name("ops")
     return sorted(path.parent.name for path in folder.glob("[a-z]*/op.py"))
 
 
-def _backends(torch: Any, has_cuda: bool) -> dict[str, dict[str, str | None]]:
+def _backends(torch: Any) -> dict[str, dict[str, str | None]]:
     """For each op and back-end, None or the reason why it cannot run on any device here."""
     availability = importlib.import_module("clustermim_fast.ops._backend").availability
     answers: dict[str, dict[str, str | None]] = {}
     for op in _op_names():
         module = importlib.import_module(f"clustermim_fast.ops.{op}.op")
         on_cpu = availability(torch.device("cpu"), module.IMPLEMENTED)
-        on_cuda = availability(torch.device("cuda"), module.IMPLEMENTED) if has_cuda else on_cpu
-        answers[op] = {}
-        for name in BACKENDS:
-            reason = None if on_cpu[name] is None else on_cuda[name]
-            if reason is not None and name in {"triton", "cuda"} and not has_cuda:
-                absent = name not in module.IMPLEMENTED
-                reason = f"{reason}; no CUDA device is visible" if absent else "no CUDA device"
-            answers[op][name] = reason
+        on_cuda = availability(torch.device("cuda"), module.IMPLEMENTED)
+        answers[op] = {n: None if on_cpu[n] is None else on_cuda[n] for n in BACKENDS}
     return answers
 
 
@@ -201,7 +217,7 @@ def info() -> Info:
         has_cuda = torch.cuda.is_available()
         gpus = range(torch.cuda.device_count() if has_cuda else 0)
         devices = ("cpu", *(f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in gpus))
-        backends = _backends(torch, has_cuda)
+        backends = _backends(torch)
         gpu_runs = importlib.import_module("clustermim_fast.ops._choice").RECORDED_RUNS
         gpu_choice = _gpu_choice(torch, len(gpus))
     return Info(
@@ -211,6 +227,7 @@ def info() -> Info:
         platform=f"{platform.system()} {platform.machine()}",
         core=core,
         core_error=core_error,
+        cuda=_cuda_facts(core_error, torch_error),
         torch=torch_version,
         torch_error=torch_error,
         threads=threads,

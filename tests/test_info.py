@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
 import os
 import subprocess
 import sys
@@ -22,6 +24,9 @@ OPS = {
     "replace_patches",
     "resized_crop",
 }
+
+ABSENT = "this release has no such back-end for this op"
+NO_DEVICE = "no CUDA device is visible"
 
 
 def fresh_process(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,16 +62,27 @@ def test_every_op_has_an_answer_for_every_backend() -> None:
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="says what a machine without CUDA is told")
 def test_unavailable_backends_say_why() -> None:
-    for reasons in info().backends.values():
-        for name in ("triton", "cuda"):
-            assert reasons[name] is not None
-            assert "no CUDA device" in reasons[name]
+    for op, reasons in info().backends.items():
+        assert reasons["triton"] == (ABSENT if op == "resized_crop" else NO_DEVICE)
+        # A machine without a GPU may still have the driver's library.
+        assert reasons["cuda"] in (ABSENT, "no CUDA driver", NO_DEVICE)
+
+
+def test_cuda_kernels_that_no_gpu_has_run_say_so(monkeypatch) -> None:
+    op = importlib.import_module("clustermim_fast.ops.nearest_centroid.op")
+    monkeypatch.setattr(op, "IMPLEMENTED", ("reference", "cpu", "triton", "cuda"))
+    facts = info()
+    assert "CUDA C++ for Hopper" in str(facts)
+    ran = dataclasses.replace(facts, gpu_runs={"nearest_centroid": {"sm_90": ("cuda", "triton")}})
+    assert "CUDA C++ for Hopper" not in str(ran)
+    if not torch.cuda.is_available():
+        assert facts.backends["nearest_centroid"]["cuda"] in ("no CUDA driver", NO_DEVICE)
 
 
 def test_printed_page() -> None:
     result = fresh_process("-m", "clustermim_fast.info")
     assert result.returncode == 0, result.stderr
-    for expected in (clustermim_fast.__version__, "ISA path", "CUDA core", "nearest_centroid"):
+    for expected in (clustermim_fast.__version__, "ISA path", "CUDA  ", "nearest_centroid"):
         assert expected in result.stdout
 
 
@@ -86,7 +102,8 @@ def test_what_serves_each_op_on_a_gpu_is_shown(monkeypatch) -> None:
         monkeypatch.setattr(torch.cuda, name, lambda *_, answer=answer: answer)
     monkeypatch.setattr(_triton, "properties", lambda device: h200)
     ops = ("lloyd_step", "lloyd_step_images", "patch_tokens")
-    checked = {(op, "cuda:0"): why for op, why in zip(ops, ("", "3 ids differ", ""), strict=True)}
+    problems = zip(ops, ("", "3 ids differ", ""), strict=True)
+    checked = {(op, "cuda:0", "triton"): problem for op, problem in problems}
     monkeypatch.setattr(_choice, "_verdicts", checked)
     monkeypatch.setattr(_choice, "RECORDED_RUNS", {"replace_patches": {"sm_90": ("triton",)}})
     page = str(info())

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _choice, _triton
+from clustermim_fast.ops import _choice, _cuda, _triton
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "CLUSTERMIM_BACKEND"
@@ -113,7 +113,7 @@ def _unavailable_reason(
         return f"it needs CPU tensors, got {device}"
     if name == "triton":
         return _triton.unavailable_reason(device)
-    return None if device.type == "cuda" else f"it needs CUDA tensors, got {device}"
+    return _cuda.unavailable_reason(device)
 
 
 def named(backend: str | None) -> str | None:
@@ -168,8 +168,14 @@ def _on_gpu(
         return _settled[key]
     found = torch.device(device)
     if name is not None:
-        _settled[key] = _require(op, name, found, implemented)
-        return _settled[key]
+        _require(op, name, found, implemented)
+        problem = _choice.agreement(op, device, compiling) if name == "cuda" else ""
+        if problem == _choice.NOT_CHECKED:
+            return name
+        if problem:
+            raise RuntimeError(f"{op}: backend {name!r} is not available on {device}: {problem}")
+        _settled[key] = name
+        return name
     usable = [n for n in ("cuda", "triton") if not _unavailable_reason(n, found, implemented)]
     chosen = _choice.fastest(op, device, tuple(usable), compiling)
     if chosen != "reference":  # that may be until a check passes

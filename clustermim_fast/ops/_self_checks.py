@@ -1,4 +1,4 @@
-"""A small problem for each op on which its Triton kernels must agree with its reference."""
+"""A small problem for each op on which its GPU kernels must agree with its reference."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def _same(op: str, got: Any, expected: Any) -> None:
             raise AssertionError(f"{op}: {differing} of {a.numel()} values differ")
 
 
-def _check_replace_patches(device: torch.device) -> None:
+def _check_replace_patches(device: torch.device, backend: str = "triton") -> None:
     draw = torch.Generator().manual_seed(0)
     images = torch.rand(2, 3, 8, 12, generator=draw).to(device)
     centroids = torch.rand(5, 48, generator=draw).to(device)
@@ -44,7 +44,7 @@ def _check_replace_patches(device: torch.device) -> None:
     for pictures in (images, (images * 255).to(torch.uint8)):
         got, expected = (
             _replace_patches.replace_patches(pictures, ids, centroids, where, 4, backend=name)
-            for name in ("triton", "reference")
+            for name in (backend, "reference")
         )
         _same("replace_patches", got, expected)
 
@@ -61,7 +61,7 @@ def _close(op: str, got: tuple[torch.Tensor, ...], expected: tuple[torch.Tensor,
             raise AssertionError(f"{op}: differs by {error:.3g} of its size")
 
 
-def _check_masked_cross_entropy(device: torch.device) -> None:
+def _check_masked_cross_entropy(device: torch.device, backend: str = "triton") -> None:
     draw = torch.Generator().manual_seed(0)
     mask = torch.rand(3, 50, generator=draw).to(device) < 0.7
     for classes in (100, 1000):
@@ -69,7 +69,7 @@ def _check_masked_cross_entropy(device: torch.device) -> None:
         values = torch.randn(3, 50, classes, generator=draw).to(device)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             found = []
-            for name in ("triton", "reference"):
+            for name in (backend, "reference"):
                 logits = values.to(dtype).requires_grad_()
                 with torch.enable_grad():
                     loss = _masked_cross_entropy.masked_cross_entropy(
@@ -79,7 +79,7 @@ def _check_masked_cross_entropy(device: torch.device) -> None:
             _close("masked_cross_entropy", *found)
 
 
-def _check_masked_linear_cross_entropy(device: torch.device) -> None:
+def _check_masked_linear_cross_entropy(device: torch.device, backend: str = "triton") -> None:
     draw = torch.Generator().manual_seed(0)
     masked = 35
     mask = torch.rand(3, 50, generator=draw).argsort(1).to(device) < masked
@@ -90,7 +90,7 @@ def _check_masked_linear_cross_entropy(device: torch.device) -> None:
         b = torch.randn(classes, generator=draw).to(device)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
             found = []
-            for name in ("triton", "reference"):
+            for name in (backend, "reference"):
                 leaves = [t.to(dtype).requires_grad_() for t in (x, w, b)]
                 with torch.enable_grad():
                     loss = _masked_linear_cross_entropy.masked_linear_cross_entropy(
@@ -120,11 +120,11 @@ def _patch_cases(
         yield pictures.to(device), centroids, {**common, **options}
 
 
-def _check_patch_tokens(device: torch.device) -> None:
+def _check_patch_tokens(device: torch.device, backend: str = "triton") -> None:
     for images, centroids, options in _patch_cases(device):
         got, expected = (
             _patch_tokens.patch_tokens(images, centroids, 4, **options, backend=name)
-            for name in ("triton", "reference")
+            for name in (backend, "reference")
         )
         _same("patch_tokens", got, expected)
 
@@ -144,7 +144,7 @@ def _check_sums(op: str, got: Any, expected: Any, dim: int, quantum: float = 0.0
             raise AssertionError(f"{op}: sums differ by more than their rounding")
 
 
-def _check_lloyd_step(device: torch.device) -> None:
+def _check_lloyd_step(device: torch.device, backend: str = "triton") -> None:
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(700, 48, generator=draw).to(device)
     rows[5, 3] = float("nan")
@@ -154,24 +154,24 @@ def _check_lloyd_step(device: torch.device) -> None:
         for weight in (None, weights):
             got, expected = (
                 _lloyd_step.lloyd_step(rows, centroids, weights=weight, metric=metric, backend=name)
-                for name in ("triton", "reference")
+                for name in (backend, "reference")
             )
             _same("lloyd_step", got[0], expected[0])
             _check_sums("lloyd_step", got, expected, 48)
 
 
-def _check_lloyd_step_images(device: torch.device) -> None:
+def _check_lloyd_step_images(device: torch.device, backend: str = "triton") -> None:
     op = _lloyd_step.OP_IMAGES
     for images, centroids, options in _patch_cases(device):
         got, expected = (
             _lloyd_step.lloyd_step_images(images, centroids, 4, **options, backend=name)
-            for name in ("triton", "reference")
+            for name in (backend, "reference")
         )
         _same(op, got[0], expected[0])
         _check_sums(op, got, expected, 48, IMAGE_QUANTUM if images.dtype == torch.uint8 else 0.0)
 
 
-def _check_nearest_centroid(device: torch.device) -> None:
+def _check_nearest_centroid(device: torch.device, backend: str = "triton") -> None:
     from clustermim_fast.ops.nearest_centroid.triton_probe import worst_product
 
     worst = worst_product(device, _triton.properties(device).arch)
@@ -188,12 +188,12 @@ def _check_nearest_centroid(device: torch.device) -> None:
                     _nearest_centroid.nearest_centroid(
                         x.to(device, dtype), centroids.to(device), metric=metric, backend=name
                     )
-                    for name in ("triton", "reference")
+                    for name in (backend, "reference")
                 )
                 _same("nearest_centroid", got, expected)
 
 
-CHECKS: dict[str, Callable[[torch.device], None]] = {
+CHECKS: dict[str, Callable[..., None]] = {
     "lloyd_step": _check_lloyd_step,
     "lloyd_step_images": _check_lloyd_step_images,
     "patch_tokens": _check_patch_tokens,

@@ -87,7 +87,8 @@ CUresult cuDevicePrimaryCtxRetain(CUcontext* context, CUdevice device) {
 }
 
 CUresult cuModuleLoadData(CUmodule* module, const void* image) {
-  note("cuModuleLoadData %s in %ld", static_cast<const char*>(image),
+  const bool is_elf = std::memcmp(image, "\177ELF", 4) == 0;
+  note("cuModuleLoadData %s in %ld", is_elf ? "ELF" : static_cast<const char*>(image),
        reinterpret_cast<intptr_t>(current));
   *module = handle<CUmodule>(2);
   return result_of("cuModuleLoadData");

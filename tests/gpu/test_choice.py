@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,7 +13,15 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from clustermim_fast import ops
-from clustermim_fast.ops import _backend, _choice, _self_checks, _triton
+from clustermim_fast.ops import (
+    _backend,
+    _choice,
+    _cuda,
+    _nvrtc,
+    _self_checks,
+    _triton,
+    _user_cache,
+)
 
 OP = "replace_patches"
 H200 = _triton.Device("sm_90", 90, 132, 232_448)
@@ -27,11 +36,11 @@ def _fresh(monkeypatch, tmp_path):
 
 
 def checks(monkeypatch, outcome=None):
-    """Replace the check of OP; returns the list of devices it is asked for."""
+    """Replace the check of OP; returns the list of devices and back-ends it is asked for."""
     asked = []
 
-    def check(device):
-        asked.append(str(device))
+    def check(device, backend):
+        asked.append(f"{device} {backend}")
         if outcome is not None:
             raise outcome
 
@@ -47,10 +56,10 @@ def choose(compiling=False, usable=("triton",)):
 def test_checked_once_and_remembered_by_the_next_process(monkeypatch):
     asked = checks(monkeypatch)
     assert [choose(), choose()] == ["triton", "triton"]
-    assert asked == ["cpu"]
+    assert asked == ["cpu triton"]
     monkeypatch.setattr(_choice, "_verdicts", {})  # a new process
     assert choose() == "triton"
-    assert asked == ["cpu"]
+    assert asked == ["cpu triton"]
 
 
 def test_another_version_is_checked_again(monkeypatch):
@@ -59,14 +68,14 @@ def test_another_version_is_checked_again(monkeypatch):
     monkeypatch.setattr(_choice, "_verdicts", {})
     monkeypatch.setattr(_choice, "__version__", "99")
     choose()
-    assert asked == ["cpu", "cpu"]
+    assert asked == ["cpu triton", "cpu triton"]
 
 
 def test_a_failed_check_means_the_reference_and_one_line(monkeypatch, caplog):
     asked = checks(monkeypatch, AssertionError("3 of 9 ids differ"))
     with caplog.at_level(logging.WARNING, "clustermim_fast"):
         assert [choose(), choose()] == ["reference", "reference"]
-    assert asked == ["cpu"]
+    assert asked == ["cpu triton"]
     assert len(caplog.records) == 1
     assert "3 of 9 ids differ" in caplog.text
 
@@ -93,7 +102,7 @@ def test_a_graph_that_cannot_hold_the_reference_is_an_error(monkeypatch):
     with _triton.stand_in(H200):  # plain torch's losses can be captured
         assert _choice.fastest("masked_cross_entropy", "cpu", ("triton",), False) == "reference"
     assert asked == []
-    monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu"): ""})
+    monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu", "triton"): ""})
     assert choose() == "triton"
 
 
@@ -111,17 +120,105 @@ def test_a_check_that_ends_the_device_says_so(monkeypatch, lost):
         with pytest.raises(
             RuntimeError, match=r"cuda:0 usable, got .*CLUSTERMIM_BACKEND=reference"
         ):
-            _choice._check(OP, "cuda:0")
+            _choice._check(OP, "cuda:0", "triton")
     else:
-        assert "failed their check" in _choice._check(OP, "cuda:0")
+        assert "failed their check" in _choice._check(OP, "cuda:0", "triton")
 
 
 def test_a_recorded_run_needs_no_check(monkeypatch):
     asked = checks(monkeypatch, AssertionError)
     monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": ("cuda", "triton")}})
     assert choose() == "triton"  # cuda cannot run here
-    assert choose(usable=("cuda", "triton")) == "cuda"
     assert asked == []
+
+
+BOTH = ("cuda", "triton")
+
+
+def test_cuda_serves_after_a_recorded_run_alone(monkeypatch):
+    asked = checks(monkeypatch)
+    assert [choose(usable=BOTH), choose(usable=("cuda",))] == ["triton", "reference"]
+    assert asked == ["cpu triton"]
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_100": BOTH}})  # of another GPU
+    assert choose(usable=BOTH) == "triton"
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": BOTH}})
+    assert [choose(usable=BOTH), choose(usable=BOTH)] == ["cuda", "cuda"]
+    assert asked == ["cpu triton", "cpu cuda"]
+
+
+def test_recorded_cuda_is_checked_first(monkeypatch, caplog):
+    asked = checks(monkeypatch, AssertionError("3 of 9 ids differ"))
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": BOTH}})
+    with _triton.stand_in(H200):
+        assert "cuda: such GPUs" in _choice.standing(OP, "cpu", BOTH)
+    with caplog.at_level(logging.WARNING, "clustermim_fast"):
+        assert choose(compiling=True, usable=BOTH) == "triton"
+        assert caplog.text == ""
+        assert choose(usable=BOTH) == "triton"
+    assert "its CUDA kernels failed their check: AssertionError: 3 of 9" in caplog.text
+    assert asked == ["cpu cuda"]
+    with _triton.stand_in(H200):
+        assert "triton: such GPUs" in _choice.standing(OP, "cpu", BOTH)
+
+
+NAMES = ("reference", "cpu", "triton", "cuda")
+
+
+@pytest.fixture
+def hopper(monkeypatch):
+    """cuda:0 is an H200 on which every back-end can run."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "H200")
+    monkeypatch.setattr(_triton, "properties", lambda device: H200)
+    monkeypatch.setattr(_cuda, "unavailable_reason", lambda device: None)
+    return torch.device("cuda:0")
+
+
+def test_cuda_that_is_named_has_to_agree_with_the_reference(monkeypatch, hopper):
+    asked = checks(monkeypatch, AssertionError("3 of 9 ids differ"))
+    for _ in range(2):
+        with pytest.raises(RuntimeError, match=r"'cuda' is not available on cuda:0: .*3 of 9 ids"):
+            _backend.resolve(OP, "cuda", hopper, NAMES)
+    assert asked == ["cuda:0 cuda"]
+    monkeypatch.setattr(_choice, "_verdicts", {})
+    asked = checks(monkeypatch)
+    assert [_backend.resolve(OP, "cuda", hopper, NAMES) for _ in range(2)] == ["cuda", "cuda"]
+    assert asked == ["cuda:0 cuda"]
+
+
+def test_named_cuda_cannot_be_checked_in_a_compiler_or_a_graph(monkeypatch, hopper):
+    asked = checks(monkeypatch, AssertionError)
+    assert _backend._on_gpu(OP, "cuda", "cuda:0", NAMES, True) == "cuda"
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert _backend.resolve(OP, "cuda", hopper, NAMES) == "cuda"
+    assert asked == []
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    with pytest.raises(RuntimeError, match="failed their check"):
+        _backend.resolve(OP, "cuda", hopper, NAMES)
+
+
+def test_a_check_of_cuda_does_not_wait_for_itself(monkeypatch, hopper):
+    def check(device, backend):
+        assert _backend.resolve(OP, backend, device, NAMES) == "cuda"
+        raise AssertionError("3 of 9 ids differ")
+
+    monkeypatch.setitem(_self_checks.CHECKS, OP, check)
+    for _ in range(2):  # what the check used is not settled by it
+        with pytest.raises(RuntimeError, match="3 of 9 ids differ"):
+            _backend.resolve(OP, "cuda", hopper, NAMES)
+
+
+def test_a_verdict_on_cuda_belongs_to_its_sources(monkeypatch, hopper, tmp_path):
+    before = _choice._identity(OP, "cuda:0", "cuda")
+    assert before != _choice._identity(OP, "cuda:0", "triton")
+    monkeypatch.setattr(_nvrtc, "KERNELS", tmp_path)
+    (tmp_path / "another.cu").write_text("// another kernel")
+    changed = _choice._identity(OP, "cuda:0", "cuda")
+    assert before != changed
+    monkeypatch.setattr(_nvrtc, "compiler", lambda: _nvrtc.Compiler("", (14, 0)))
+    assert changed != _choice._identity(OP, "cuda:0", "cuda")
 
 
 def test_without_a_kernel_the_reference_says_why(monkeypatch, caplog):
@@ -165,7 +262,7 @@ def test_the_check_is_out_of_reach_of_the_caller_s_modes(monkeypatch):
     """Each of these alone would make it fail, for the life of the process."""
     seen = []
 
-    def check(device):
+    def check(device, backend):
         leaf = torch.randn(3, 3, generator=torch.Generator()).requires_grad_()
         grad = torch.autograd.grad((leaf @ leaf).sum(), leaf)[0]
         seen.append((grad.dtype, type(grad), float(grad.sum()), ops._stats.recording()))
@@ -194,19 +291,19 @@ def test_a_check_without_memory_is_made_another_time(monkeypatch):
     assert choose() == "reference"
     asked = checks(monkeypatch)
     assert choose() == "triton"
-    assert asked == ["cpu"]
+    assert asked == ["cpu triton"]
 
 
 @pytest.mark.parametrize("content", ["", "{", "[[1], 2, null]", '{"a": 1}', b"\xff\xfe"])
 def test_a_damaged_cache_is_an_empty_one(monkeypatch, content):
     asked = checks(monkeypatch)
-    file = _choice._passed_file()
+    file = _user_cache.file(_choice.PASSED)
     file.parent.mkdir(parents=True)
     file.write_bytes(content if isinstance(content, bytes) else content.encode())
     assert choose() == "triton"
     monkeypatch.setattr(_choice, "_verdicts", {})
     assert choose() == "triton"
-    assert asked == ["cpu"]
+    assert asked == ["cpu triton"]
     assert [f.name for f in file.parent.iterdir()] == [file.name]
 
 
@@ -221,16 +318,16 @@ def test_a_home_that_is_missing_or_cannot_be_written_costs_a_check(monkeypatch, 
         raise RuntimeError("Could not determine home directory.")
 
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setattr(_choice.Path, "home", nobody)
+    monkeypatch.setattr(Path, "home", nobody)
     assert choose() == "triton"
-    assert asked == ["cpu", "cpu"]
+    assert asked == ["cpu triton", "cpu triton"]
 
 
 def test_processes_that_finish_at_once_leave_a_whole_cache(monkeypatch):
-    monkeypatch.setattr(_choice, "_identity", lambda op, device: op * 1000)
+    monkeypatch.setattr(_choice, "_identity", lambda op, device, backend: op * 1000)
     with ThreadPoolExecutor(8) as threads:
-        list(threads.map(lambda i: _choice._remember(f"op {i % 8} ", "cpu"), range(200)))
-    file = _choice._passed_file()
+        list(threads.map(lambda i: _choice._remember(f"op {i % 8} ", "cpu", "triton"), range(200)))
+    file = _user_cache.file(_choice.PASSED)
     assert set(json.loads(file.read_text())) <= {f"op {i} " * 1000 for i in range(8)}
     assert len(_choice._passed()) >= 1
     assert [f.name for f in file.parent.iterdir()] == [file.name]
@@ -301,7 +398,7 @@ def test_standing_is_said_without_a_check(monkeypatch):
         assert asked == []
         choose()
         assert _choice.standing(OP, "cpu", ("triton",)) == "triton: agreed with plain torch here"
-        monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu"): "3 ids differ"})
+        monkeypatch.setattr(_choice, "_verdicts", {(OP, "cpu", "triton"): "3 ids differ"})
         assert _choice.standing(OP, "cpu", ("triton",)) == "plain torch: 3 ids differ"
         monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": ("triton",)}})
         assert "in our hands" in _choice.standing(OP, "cpu", ("triton",))
