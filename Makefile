@@ -9,7 +9,6 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3.12 || command -v python3.13 || echo python3)
 VENV ?= .venv
 BUILD ?= build/dev
-CLUSTERMIM_CUDA ?= auto
 PYTEST_ARGS ?=
 # Tests in as many processes as there are processors (JOBS=0: in one). Two threads each, asleep while
 # they wait: the ops' own default is then the same two on every machine, and nobody spins.
@@ -52,7 +51,7 @@ core: $(BUILD)/build.ninja  ## compile csrc/ in place; seconds after an edit
 $(BUILD)/build.ninja: CMakeLists.txt $(READY)
 	cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release -DCMAKE_EXPORT_COMPILE_COMMANDS=ON \
 	  -DPython_EXECUTABLE=$$($(PY) -c 'import sys; print(sys.executable)') \
-	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir) -DCLUSTERMIM_CUDA=$(CLUSTERMIM_CUDA)
+	  -Dpybind11_DIR=$$($(PY) -m pybind11 --cmakedir)
 	@touch $@
 
 test: core  ## build in place and run the tests; skips are counted with their reasons
@@ -125,4 +124,4 @@ print-python:
 	@echo $(PYTHON)
 
 clean:  ## remove builds, not environments or runs
-	rm -rf build dist *.egg-info clustermim_fast/*.so
+	rm -rf build dist *.egg-info clustermim_fast/*.so clustermim_fast/kernels

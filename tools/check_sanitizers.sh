@@ -6,7 +6,7 @@ cd "$(dirname "$0")/.."
 
 for sanitizer in address thread; do
   build=build/$sanitizer
-  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCLUSTERMIM_CUDA=off \
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo \
     -DCLUSTERMIM_MODULE=OFF -DCLUSTERMIM_TESTS=ON -DCLUSTERMIM_SANITIZE=$sanitizer >/dev/null
   cmake --build "$build"
   echo "--- $sanitizer sanitizer"

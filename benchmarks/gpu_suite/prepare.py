@@ -42,8 +42,8 @@ def build_core() -> None:
     if not (build / "build.ninja").exists():
         subprocess.run(
             ["cmake", "-S", REPOSITORY, "-B", build, "-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release",
-             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}",
-             "-DCLUSTERMIM_CUDA=off"], check=True)  # fmt: skip
+             f"-DPython_EXECUTABLE={sys.executable}", f"-Dpybind11_DIR={pybind11}"],
+            check=True)  # fmt: skip
     subprocess.run(["cmake", "--build", build], check=True)
     subprocess.run(["cmake", "--install", build, "--prefix", REPOSITORY], check=True)
 

@@ -50,7 +50,6 @@ PYBIND11_MODULE(_core, m) {
     info["compiler"] = build_compiler();
     info["build_type"] = build_type();
     info["flags"] = build_flags();
-    info["cuda"] = build_cuda_status();
     info["isa_paths"] = isas;
     info["isa"] = isa_name(current_isa());
     return info;

@@ -15,8 +15,5 @@ const char* build_type() {
 const char* build_flags() {
   return CLUSTERMIM_BUILD_FLAGS;
 }
-const char* build_cuda_status() {
-  return CLUSTERMIM_CUDA_STATUS;
-}
 
 }  // namespace clustermim

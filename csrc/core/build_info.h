@@ -6,6 +6,5 @@ namespace clustermim {
 const char* build_compiler();
 const char* build_type();
 const char* build_flags();  // of all units; the ISA units add theirs
-const char* build_cuda_status();
 
 }  // namespace clustermim
