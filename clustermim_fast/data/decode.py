@@ -1,4 +1,4 @@
-"""One image file -> uint8 RGB. The only place that knows about file formats."""
+"""One image file -> uint8 planes of RGB. The only place that knows about file formats."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ UInt8Array = npt.NDArray[np.uint8]
 def decode_image(
     source: str | Path | bytes, max_short_side: int | None = None, decoder: str | None = None
 ) -> UInt8Array:
-    """Read an image file, or the bytes of one, as uint8 [H, W, 3].
+    """Read an image file, or the bytes of one, as uint8 [3, H, W].
 
     The EXIF orientation is applied. Grey becomes three equal channels, 16-bit grey is scaled to
     8 bits (65535 -> 255), transparency is composited on white, CMYK and palettes are converted.
@@ -73,30 +73,39 @@ def to_pixels(
     pixels = None
     if decoder != "pillow" and plain and image.size == size:
         pixels = _decode_jpeg(data, decoder)
-    if pixels is None or pixels.shape != (size[1], size[0], 3):
+    if pixels is None or pixels.shape != (3, size[1], size[0]):
         image.load()
         # Looking for a tag costs a third of the time of a JPEG of 32 pixels.
         if image.format != "JPEG" or "exif" in image.info:
             image = ImageOps.exif_transpose(image)
         image = _to_rgb(image)
     elif max_short_side is None or min(size) <= max_short_side:
-        return pixels
+        return np.ascontiguousarray(pixels)
     else:
-        image = Image.fromarray(pixels)
+        image = Image.fromarray(np.ascontiguousarray(pixels.transpose(1, 2, 0)))
     if max_short_side is not None and min(image.size) > max_short_side:
         factor = max_short_side / min(image.size)
         width, height = (max(max_short_side, round(side * factor)) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3.0)
-    return np.array(image, dtype=np.uint8)
+    return _planes(image)
+
+
+def _planes(image: Image.Image) -> UInt8Array:
+    """uint8 [3, H, W] of an RGB image, in half the time of an array and its transposition."""
+    width, height = image.size
+    planes = bytearray().join(image.tobytes("raw", band) for band in "RGB")
+    return np.frombuffer(planes, dtype=np.uint8).reshape(3, height, width)
 
 
 def _decode_jpeg(data: bytes, decoder: str) -> UInt8Array | None:
-    """uint8 [H, W, 3] of a JPEG in RGB or YCbCr; None where the library refuses it."""
+    """uint8 [3, H, W], in any order of memory, of a JPEG in RGB or YCbCr; None where the library
+    refuses it.
+    """
     if decoder == "simplejpeg":
         import simplejpeg
 
         try:
-            return np.asarray(simplejpeg.decode_jpeg(data, "RGB"))
+            return np.asarray(simplejpeg.decode_jpeg(data, "RGB")).transpose(2, 0, 1)
         except ValueError:
             return None
     if not data.rstrip(b"\0").endswith(b"\xff\xd9"):  # libjpeg would paint what is missing grey
@@ -108,7 +117,7 @@ def _decode_jpeg(data: bytes, decoder: str) -> UInt8Array | None:
         planar = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8))
     except RuntimeError:
         return None
-    return planar.permute(1, 2, 0).contiguous().numpy()
+    return planar.numpy()
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -47,8 +47,7 @@ class MaskedImages:
                 pixels = decode_image(self.pairs[index][0])
             except DECODE_ERRORS as error:
                 raise ValueError(f"data: {self.pairs[index][0]} cannot be read: {error}") from error
-            image = torch.from_numpy(pixels).permute(2, 0, 1)
-            views.append(evaluation_view(image, self.image_size, self.eval_crop))
+            views.append(evaluation_view(torch.from_numpy(pixels), self.image_size, self.eval_crop))
         return torch.stack(views)
 
     def masks(self, indices: Tensor) -> Tensor:

@@ -48,18 +48,16 @@ class MemoryStore:
 
     @classmethod
     def from_arrays(cls, arrays: list[UInt8Array]) -> MemoryStore:
-        """Pack uint8 [h, w, 3] arrays; the list is emptied on the way, so that memory is not held
+        """Pack uint8 [3, h, w] arrays; the list is emptied on the way, so that memory is not held
         twice.
         """
-        shapes = np.array([array.shape[:2] for array in arrays], dtype=np.int64).reshape(-1, 2)
+        shapes = np.array([array.shape[1:] for array in arrays], dtype=np.int64).reshape(-1, 2)
         offsets = _offsets(shapes)
         pixels = np.empty(int(offsets[-1]), dtype=np.uint8)
         for index in range(len(arrays)):
             array = arrays[index]
-            arrays[index] = np.empty((0, 0, 3), dtype=np.uint8)
-            height, width = array.shape[:2]
-            target = pixels[offsets[index] : offsets[index + 1]].reshape(3, height, width)
-            target[...] = array.transpose(2, 0, 1)
+            arrays[index] = np.empty((3, 0, 0), dtype=np.uint8)
+            pixels[offsets[index] : offsets[index + 1]] = array.reshape(-1)
         return cls(torch.from_numpy(pixels), shapes, offsets)
 
     def __len__(self) -> int:
@@ -113,7 +111,7 @@ class FileStore:
                 self._known.add(place)
                 self.broken.append((self._paths[place], reason_of(error)))
                 continue
-            return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+            return torch.from_numpy(array)
         raise RuntimeError(f"data: none of the {len(self._paths)} images can be read")
 
     def _root(self) -> str:

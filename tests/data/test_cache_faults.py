@@ -5,6 +5,10 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
+import shutil
+import subprocess
+import sys
 import warnings
 from concurrent.futures import ALL_COMPLETED
 
@@ -123,6 +127,47 @@ def test_a_short_shard_is_named_and_made_again(folder, whole, tmp_path, harm):
         data.open_images(tmp_path, size=8)
     make(folder, tmp_path)
     assert contents(tmp_path) == whole
+
+
+READS = """
+import os, sys
+from clustermim_fast import data
+images = data.open_images(sys.argv[1], size=8, in_memory="no")
+images.pixels(4).sum()
+shard = os.path.join(sys.argv[1], "shard-00001.bin")
+{}
+print(int(images.pixels(4).sum()))
+"""
+
+
+def reading_after(change, folder):
+    """A process that reads an image of the second shard, before and after a change to its file."""
+    script = READS.format(change)
+    return subprocess.run(
+        [sys.executable, "-c", script, str(folder)], capture_output=True, text=True, check=False
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_a_shard_that_is_cut_while_it_is_mapped_is_named(folder, tmp_path, size):
+    """What lies beyond the last page of a mapped file ends a process with SIGBUS; what lies in it,
+    beyond the end, reads as zeros.
+    """
+    make(folder, tmp_path)
+    ended = reading_after(f"os.truncate(shard, {size})", tmp_path)
+    assert ended.returncode == 1, ended.returncode
+    said = rf"ValueError: data: .*shard-00001.bin has {size} bytes, not [\d,]+: it was cut after it"
+    assert re.search(said, ended.stderr)
+    assert f"`clustermim cache data={folder} out={tmp_path} size=0` makes missing" in ended.stderr
+
+
+@pytest.mark.parametrize("change", ["os.unlink(shard)", "os.replace(shard + '.copy', shard)"])
+def test_a_shard_that_is_removed_or_replaced_is_still_read(folder, tmp_path, change):
+    make(folder, tmp_path)
+    shutil.copy(tmp_path / "shard-00001.bin", tmp_path / "shard-00001.bin.copy")
+    wanted = int(data.open_images(tmp_path, size=8, in_memory="no").pixels(4).sum())
+    ended = reading_after(change, tmp_path)
+    assert ended.stdout == f"{wanted}\n", ended.stderr
 
 
 def test_an_altered_shard_is_found_by_its_checksum(folder, tmp_path):

@@ -57,15 +57,15 @@ def test_16_bit_grey_is_scaled_not_clipped(odd_folder):
     values = np.asarray(Image.open(odd_folder / "grey16.png")).astype(np.float64)
     decoded = data.decode_image(odd_folder / "grey16.png")
     assert abs(decoded.mean() - values.mean() / 257) < 0.3  # clipping would give about 254
-    assert (decoded[..., 0] == decoded[..., 1]).all()
-    assert np.abs(decoded[..., 0] - values / 257).max() <= 0.5
+    assert (decoded[0] == decoded[1]).all()
+    assert np.abs(decoded[0] - values / 257).max() <= 0.5
 
 
 def test_alpha_is_composited_on_white(odd_folder):
     decoded = data.decode_image(odd_folder / "alpha.png")
-    assert (decoded[:20] == 255).all()
+    assert (decoded[:, :20] == 255).all()
     source = np.asarray(Image.open(odd_folder / "alpha.png"))
-    assert np.array_equal(decoded[20:], source[20:, :, :3])
+    assert np.array_equal(decoded[:, 20:], source[20:, :, :3].transpose(2, 0, 1))
 
 
 def test_one_pixel_becomes_an_even_image(odd_folder):
@@ -80,7 +80,7 @@ def test_exif_orientation(tmp_path):
     exif = picture.getexif()
     exif[0x0112] = 6  # to be rotated by 90 degrees
     picture.save(tmp_path / "a.jpg", exif=exif)
-    assert data.decode_image(tmp_path / "a.jpg").shape == (30, 20, 3)
+    assert data.decode_image(tmp_path / "a.jpg").shape == (3, 30, 20)
 
 
 def test_float_image_is_refused_with_a_reason(tmp_path):
@@ -96,7 +96,7 @@ def test_every_mode_has_three_channels(mode, tmp_path):
     picture = Image.fromarray(noise(8, 9, 3))
     picture = picture.convert("L").convert("I").convert(mode) if mode == "I;16" else picture
     picture.convert(mode).save(tmp_path / "a.tiff")
-    assert data.decode_image(tmp_path / "a.tiff").shape == (8, 9, 3)
+    assert data.decode_image(tmp_path / "a.tiff").shape == (3, 8, 9)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 5])
@@ -116,8 +116,8 @@ def test_tiffs_of_other_numbers_of_channels(channels, tmp_path):
 
 def test_large_images_are_reduced(tmp_path):
     Image.fromarray(noise(300, 500, 3)).save(tmp_path / "a.jpg")
-    assert data.decode_image(tmp_path / "a.jpg", 64).shape == (64, 107, 3)
-    assert data.decode_image(tmp_path / "a.jpg").shape == (300, 500, 3)
+    assert data.decode_image(tmp_path / "a.jpg", 64).shape == (3, 64, 107)
+    assert data.decode_image(tmp_path / "a.jpg").shape == (3, 300, 500)
 
 
 def make_classes(root, classes=("b", "a"), count=10):
@@ -237,7 +237,7 @@ def test_a_set_on_a_device_gives_the_same_crops():
 
 
 def test_a_set_of_many_sizes_goes_to_no_device():
-    pixels = [np.zeros((8, width, 3), dtype=np.uint8) for width in (8, 9)]
+    pixels = [np.zeros((3, 8, width), dtype=np.uint8) for width in (8, 9)]
     stored = ImageSet(MemoryStore.from_arrays(pixels), (8, 8), source="photos")
     with pytest.raises(ValueError, match="images of one size, those of photos are of several"):
         stored.to(torch.device("cpu"))

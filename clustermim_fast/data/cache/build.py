@@ -244,11 +244,10 @@ class _Work:
                 if isinstance(pixels, str):
                     broken.append([entry, pixels])
                     continue
-                planar = np.ascontiguousarray(pixels.transpose(2, 0, 1))
-                file.write(planar.data)
-                digest.update(planar.data)
-                shapes.append(planar.shape[1:])
-                more, more_squares = exact_sums(planar.reshape(3, -1))
+                file.write(pixels.data)
+                digest.update(pixels.data)
+                shapes.append(pixels.shape[1:])
+                more, more_squares = exact_sums(pixels.reshape(3, -1))
                 sums += more
                 squares += more_squares
             file.flush()

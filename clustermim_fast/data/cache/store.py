@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +45,7 @@ class CacheStore:
             for cache in caches
             for n, size in enumerate(cache.shard_bytes().tolist())
         ]
+        self._remedies = [cache.remedy() for cache in caches for _ in cache.facts["shards"]]
         self._maps: list[Tensor | None] = [None] * len(self._files)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -57,8 +59,26 @@ class CacheStore:
         place = int(self._keep[index])
         height, width = self._shapes[place].tolist()
         start = int(self._offset[place])
-        whole = self._map(int(self._shard[place]))
+        number = int(self._shard[place])
+        whole = self._map(number)
+        self._require_whole(number)
         return whole[start : start + 3 * height * width].view(3, height, width)
+
+    def _require_whole(self, number: int) -> None:
+        """A look at the file's size, 1 us: to read a map beyond its file's end kills the process.
+
+        A shard may be removed or replaced: the map keeps what it had.
+        """
+        path, size = self._files[number]
+        try:
+            found = os.stat(path).st_size
+        except FileNotFoundError:
+            return
+        if found < size:
+            raise ValueError(
+                f"data: {path} has {found:,} bytes, not {size:,}: it was cut after it was opened; "
+                f"{self._remedies[number]}, and the same command goes on from the last checkpoint"
+            )
 
     def _map(self, number: int) -> Tensor:
         found = self._maps[number]
