@@ -1,0 +1,233 @@
+// The instructions of Hopper (sm_90a) that the kernels are written over, as inline PTX.
+//
+// tests/cpp/emulated/hopper/instructions.h has the same names for the CPU: each effect is held back
+// until it is waited for, so that a body that waits too little reads garbage there too. Bodies
+// include nothing else, and so the source that runs on the GPU is the source under the sanitizers.
+#pragma once
+
+#define CMIM_DEVICE __device__ __forceinline__
+
+namespace clustermim::hopper {
+
+using int8 = signed char;
+using uint8 = unsigned char;
+using uint16 = unsigned short;
+using uint32 = unsigned int;
+using int64 = long long;
+using uint64 = unsigned long long;
+
+// A byte of this block's shared memory.
+using Address = uint32;
+
+struct alignas(16) Words {
+  uint32 w[4];
+};
+
+// What cuTensorMapEncodeTiled makes; passed as a __grid_constant__.
+struct alignas(64) TensorMap {
+  uint64 opaque[16];
+};
+
+// ---- where a thread is
+CMIM_DEVICE int thread_index() { return threadIdx.x; }
+CMIM_DEVICE int block_index() { return blockIdx.x; }
+CMIM_DEVICE int num_blocks() { return gridDim.x; }
+// ptxas has to see that a warp's threads agree, or it cannot keep registers of products in flight.
+CMIM_DEVICE int uniform(int value) { return __shfl_sync(~0u, value, 0); }
+
+// ---- shared memory
+CMIM_DEVICE Address shared_address(const void* p) {
+  return static_cast<Address>(__cvta_generic_to_shared(p));
+}
+CMIM_DEVICE void store_words(Address to, Words v) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(v.w[0]), "r"(v.w[1]),
+               "r"(v.w[2]), "r"(v.w[3])
+               : "memory");
+}
+CMIM_DEVICE void store_float(Address to, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
+}
+CMIM_DEVICE float load_float(Address from) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
+  return v;
+}
+CMIM_DEVICE void load_float2(Address from, float& a, float& b) {
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "r"(from) : "memory");
+}
+
+// ---- threads of a block, of a warp, of a cluster of blocks
+CMIM_DEVICE void block_sync() { __syncthreads(); }
+CMIM_DEVICE void warp_sync() { __syncwarp(); }
+CMIM_DEVICE float from_lane_xor(float v, int with) { return __shfl_xor_sync(~0u, v, with); }
+CMIM_DEVICE int from_lane_xor(int v, int with) { return __shfl_xor_sync(~0u, v, with); }
+CMIM_DEVICE int from_lane(int v, int lane) { return __shfl_sync(~0u, v, lane); }
+CMIM_DEVICE uint32 lanes_where(bool predicate) { return __ballot_sync(~0u, predicate); }
+CMIM_DEVICE int count_bits(uint32 v) { return __popc(v); }
+CMIM_DEVICE int cluster_rank() {
+  int rank;
+  asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+CMIM_DEVICE void cluster_sync() {
+  asm volatile("barrier.cluster.arrive.release.aligned;\nbarrier.cluster.wait.acquire.aligned;" ::
+                   : "memory");
+}
+
+// ---- global memory
+template <class T>
+CMIM_DEVICE T load(const T* from) {
+  return __ldg(from);
+}
+CMIM_DEVICE Words load_words(const void* from) {  // 16 bytes, aligned
+  const uint4 v = __ldg(static_cast<const uint4*>(from));
+  return {{v.x, v.y, v.z, v.w}};
+}
+CMIM_DEVICE uint64 load_8_bytes(const void* from) {  // aligned
+  return __ldg(static_cast<const uint64*>(from));
+}
+CMIM_DEVICE int add_atomically(int* to, int value) { return atomicAdd(to, value); }
+
+// ---- numbers
+CMIM_DEVICE float float_of_bits(uint32 v) { return __uint_as_float(v); }
+CMIM_DEVICE float square_root(float v) { return __fsqrt_rn(v); }
+CMIM_DEVICE float larger(float a, float b) { return fmaxf(a, b); }  // the number, of one and a NaN
+CMIM_DEVICE float smaller(float a, float b) { return fminf(a, b); }
+// Two float16, rounded to nearest; `low` in the low half.
+CMIM_DEVICE uint32 to_halves(float low, float high) {
+  uint32 v;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+CMIM_DEVICE float low_half(uint32 v) {
+  float out;
+  asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\ncvt.f32.f16 %0, l;}" : "=f"(out) : "r"(v));
+  return out;
+}
+CMIM_DEVICE float high_half(uint32 v) {
+  float out;
+  asm("{.reg .b16 l, h;\nmov.b32 {l, h}, %1;\ncvt.f32.f16 %0, h;}" : "=f"(out) : "r"(v));
+  return out;
+}
+CMIM_DEVICE uint32 subtract_halves(uint32 a, uint32 b) {
+  uint32 v;
+  asm("sub.f16x2 %0, %1, %2;" : "=r"(v) : "r"(a), "r"(b));
+  return v;
+}
+// Byte i of the result is byte `selector >> 4 i & 7` of the eight of (low, high).
+CMIM_DEVICE uint32 pick_bytes(uint32 low, uint32 high, uint32 selector) {
+  return __byte_perm(low, high, selector);
+}
+CMIM_DEVICE int dot_of_signed_bytes(uint32 a, uint32 b, int sum) {
+  return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
+}
+
+// ---- mbarriers: 8 bytes of shared memory each. A phase ends when its arrivals and all announced
+// bytes have come; waiting for parity p returns once the phase of that parity has ended.
+CMIM_DEVICE void barrier_init(Address barrier, int arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
+}
+CMIM_DEVICE void barrier_init_done() {
+  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+CMIM_DEVICE void barrier_arrive(Address barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+CMIM_DEVICE void barrier_arrive_of(Address barrier, int rank) {  // of a block of the cluster
+  asm volatile(
+      "{.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
+}
+CMIM_DEVICE void barrier_arrive_expect(Address barrier, int bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+               : "memory");
+}
+CMIM_DEVICE void barrier_wait(Address barrier, int parity) {
+  asm volatile(
+      "{.reg .pred done;\nAGAIN:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@!done bra AGAIN;\n}" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
+}
+
+// ---- copies to shared memory that end at a barrier
+// A box of a 2-d map from (column, row) on, to the same place of each block in `blocks` (a bit
+// each), and its bytes to the same barrier of each.
+CMIM_DEVICE void load_box(Address to, const TensorMap* map, int column, int row, Address barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      " [%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+CMIM_DEVICE void load_box_of(Address to, const TensorMap* map, int column, int row,
+                             Address barrier, int blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16>(blocks))
+      : "memory");
+}
+// `bytes`: a multiple of 16, as are both addresses.
+CMIM_DEVICE void load_bytes(Address to, const void* from, int bytes, Address barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(to),
+      "l"(from), "r"(bytes), "r"(barrier)
+      : "memory");
+}
+// Between a thread's own stores to shared memory and the tensor cores' reads of them.
+CMIM_DEVICE void make_visible_to_products() {
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+// ---- registers of a warpgroup
+template <int N>
+CMIM_DEVICE void give_registers() {
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(N));
+}
+template <int N>
+CMIM_DEVICE void take_registers() {
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
+}
+
+// ---- products of a warpgroup
+CMIM_DEVICE void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+CMIM_DEVICE void products_commit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Until at most `Left` of the committed groups are under way.
+template <int Left>
+CMIM_DEVICE void products_wait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
+}
+// The compiler must not read them before this.
+CMIM_DEVICE void products_are_in(float (&sums)[64]) {
+#pragma unroll
+  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
+}
+
+#define CMIM_SUMS_8(i)                                                                      \
+  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
+      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
+// sums = A B^T, or += where `add`: A 64 x 16, B 128 x 16, float16 in shared memory, by descriptor.
+// Thread t of the warpgroup has row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2) and column
+// 8 (i / 4) + 2 (t % 4) + i % 2 in sums[i].
+CMIM_DEVICE void product_64x128x16(float (&sums)[64], uint64 a, uint64 b, bool add) {
+  asm volatile(
+      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
+      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"
+      "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,"
+      "%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0,"
+      " 0;}\n"
+      : CMIM_SUMS_8(0), CMIM_SUMS_8(8), CMIM_SUMS_8(16), CMIM_SUMS_8(24), CMIM_SUMS_8(32),
+        CMIM_SUMS_8(40), CMIM_SUMS_8(48), CMIM_SUMS_8(56)
+      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
+}
+#undef CMIM_SUMS_8
+
+}  // namespace clustermim::hopper

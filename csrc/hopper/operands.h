@@ -1,0 +1,27 @@
+// Where the values of a product's operands lie in shared memory: swizzles and descriptors
+// (PTX ISA, "asynchronous warpgroup matrix", shared memory layout). The same for GPU and CPU.
+#pragma once
+
+#include "hopper/instructions.h"
+
+namespace clustermim::hopper {
+
+// Rows of 64 or 32 float16, in groups of 8 rows; 16-byte chunks of a row are exchanged so that 8
+// rows of one column of chunks lie in different banks.
+enum class Swizzle : uint64 { bytes_128 = 1, bytes_64 = 2 };
+
+CMIM_DEVICE constexpr int row_bytes(Swizzle s) { return s == Swizzle::bytes_128 ? 128 : 64; }
+
+// Byte of 16-byte chunk `chunk` of row `row`, in a tile that begins at a multiple of 1024.
+CMIM_DEVICE constexpr Address swizzled_128(int row, int chunk) {
+  return row * 128 + ((chunk ^ (row % 8)) * 16);
+}
+
+// Of 64 or 128 rows by 16 values from `at` on, which is the tile plus the bytes of the values
+// before.
+CMIM_DEVICE uint64 operand(Address at, Swizzle s) {
+  const uint64 group = 8 * row_bytes(s);
+  return uint64((at & 0x3ffff) >> 4) | uint64(1) << 16 | (group >> 4) << 32 | uint64(s) << 62;
+}
+
+}  // namespace clustermim::hopper
