@@ -29,11 +29,26 @@ struct alignas(64) TensorMap {
 };
 
 // ---- where a thread is
-CMIM_DEVICE int thread_index() { return threadIdx.x; }
-CMIM_DEVICE int block_index() { return blockIdx.x; }
-CMIM_DEVICE int num_blocks() { return gridDim.x; }
+CMIM_DEVICE int thread_index() {
+  return threadIdx.x;
+}
+// The same, asked for again: not kept in a register since it was last.
+CMIM_DEVICE int thread_index_again() {
+  int index;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(index));
+  return index;
+}
+CMIM_DEVICE int block_index() {
+  return blockIdx.x;
+}
+CMIM_DEVICE int num_blocks() {
+  return gridDim.x;
+}
 // ptxas has to see that a warp's threads agree, or it cannot keep registers of products in flight.
-CMIM_DEVICE int uniform(int value) { return __shfl_sync(~0u, value, 0); }
+template <class T>
+CMIM_DEVICE T uniform(T value) {
+  return __shfl_sync(~0u, value, 0);
+}
 
 // ---- shared memory
 CMIM_DEVICE Address shared_address(const void* p) {
@@ -57,13 +72,30 @@ CMIM_DEVICE void load_float2(Address from, float& a, float& b) {
 }
 
 // ---- threads of a block, of a warp, of a cluster of blocks
-CMIM_DEVICE void block_sync() { __syncthreads(); }
-CMIM_DEVICE void warp_sync() { __syncwarp(); }
-CMIM_DEVICE float from_lane_xor(float v, int with) { return __shfl_xor_sync(~0u, v, with); }
-CMIM_DEVICE int from_lane_xor(int v, int with) { return __shfl_xor_sync(~0u, v, with); }
-CMIM_DEVICE int from_lane(int v, int lane) { return __shfl_sync(~0u, v, lane); }
-CMIM_DEVICE uint32 lanes_where(bool predicate) { return __ballot_sync(~0u, predicate); }
-CMIM_DEVICE int count_bits(uint32 v) { return __popc(v); }
+CMIM_DEVICE void block_sync() {
+  __syncthreads();
+}
+CMIM_DEVICE void warp_sync() {
+  __syncwarp();
+}
+CMIM_DEVICE float from_lane_xor(float v, int with) {
+  return __shfl_xor_sync(~0u, v, with);
+}
+CMIM_DEVICE int from_lane_xor(int v, int with) {
+  return __shfl_xor_sync(~0u, v, with);
+}
+CMIM_DEVICE float from_lane(float v, int lane) {
+  return __shfl_sync(~0u, v, lane);
+}
+CMIM_DEVICE int from_lane(int v, int lane) {
+  return __shfl_sync(~0u, v, lane);
+}
+CMIM_DEVICE uint32 lanes_where(bool predicate) {
+  return __ballot_sync(~0u, predicate);
+}
+CMIM_DEVICE int count_bits(uint32 v) {
+  return __popc(v);
+}
 CMIM_DEVICE int cluster_rank() {
   int rank;
   asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
@@ -86,13 +118,27 @@ CMIM_DEVICE Words load_words(const void* from) {  // 16 bytes, aligned
 CMIM_DEVICE uint64 load_8_bytes(const void* from) {  // aligned
   return __ldg(static_cast<const uint64*>(from));
 }
-CMIM_DEVICE int add_atomically(int* to, int value) { return atomicAdd(to, value); }
+// To L2. 16 bytes are the unit of both.
+CMIM_DEVICE void prefetch_bytes(const void* from, int bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+CMIM_DEVICE int add_atomically(int* to, int value) {
+  return atomicAdd(to, value);
+}
 
 // ---- numbers
-CMIM_DEVICE float float_of_bits(uint32 v) { return __uint_as_float(v); }
-CMIM_DEVICE float square_root(float v) { return __fsqrt_rn(v); }
-CMIM_DEVICE float larger(float a, float b) { return fmaxf(a, b); }  // the number, of one and a NaN
-CMIM_DEVICE float smaller(float a, float b) { return fminf(a, b); }
+CMIM_DEVICE float float_of_bits(uint32 v) {
+  return __uint_as_float(v);
+}
+CMIM_DEVICE float square_root(float v) {
+  return __fsqrt_rn(v);
+}
+CMIM_DEVICE float larger(float a, float b) {
+  return fmaxf(a, b);
+}  // the number, of one and a NaN
+CMIM_DEVICE float smaller(float a, float b) {
+  return fminf(a, b);
+}
 // Two float16, rounded to nearest; `low` in the low half.
 CMIM_DEVICE uint32 to_halves(float low, float high) {
   uint32 v;
@@ -122,6 +168,8 @@ CMIM_DEVICE int dot_of_signed_bytes(uint32 a, uint32 b, int sum) {
   return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
 }
 
+// No thread reads what a thread of the other block wrote, so that a block's own order is enough:
+// with the cluster's, each arrival would wait for all memory.
 // ---- mbarriers: 8 bytes of shared memory each. A phase ends when its arrivals and all announced
 // bytes have come; waiting for parity p returns once the phase of that parity has ended.
 CMIM_DEVICE void barrier_init(Address barrier, int arrivals) {
@@ -136,7 +184,7 @@ CMIM_DEVICE void barrier_arrive(Address barrier) {
 CMIM_DEVICE void barrier_arrive_of(Address barrier, int rank) {  // of a block of the cluster
   asm volatile(
       "{.reg .b32 remote;\nmapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];}" ::"r"(barrier),
       "r"(rank)
       : "memory");
 }
@@ -147,7 +195,7 @@ CMIM_DEVICE void barrier_arrive_expect(Address barrier, int bytes) {
 CMIM_DEVICE void barrier_wait(Address barrier, int parity) {
   asm volatile(
       "{.reg .pred done;\nAGAIN:\n"
-      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
       "@!done bra AGAIN;\n}" ::"r"(barrier),
       "r"(parity)
       : "memory");
@@ -163,8 +211,8 @@ CMIM_DEVICE void load_box(Address to, const TensorMap* map, int column, int row,
       "l"(map), "r"(column), "r"(row), "r"(barrier)
       : "memory");
 }
-CMIM_DEVICE void load_box_of(Address to, const TensorMap* map, int column, int row,
-                             Address barrier, int blocks) {
+CMIM_DEVICE void load_box_of(Address to, const TensorMap* map, int column, int row, Address barrier,
+                             int blocks) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
       ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
@@ -195,7 +243,9 @@ CMIM_DEVICE void take_registers() {
 }
 
 // ---- products of a warpgroup
-CMIM_DEVICE void products_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+CMIM_DEVICE void products_fence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 CMIM_DEVICE void products_commit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -210,9 +260,16 @@ CMIM_DEVICE void products_are_in(float (&sums)[64]) {
   for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
 }
 
-#define CMIM_SUMS_8(i)                                                                      \
+#define CMIM_SUMS_8(i)                                                                       \
   "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
       "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
+// The value, of which the compiler is to assume nothing.
+template <class T>
+CMIM_DEVICE T opaque(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
+
 // sums = A B^T, or += where `add`: A 64 x 16, B 128 x 16, float16 in shared memory, by descriptor.
 // Thread t of the warpgroup has row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2) and column
 // 8 (i / 4) + 2 (t % 4) + i % 2 in sums[i].

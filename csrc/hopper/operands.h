@@ -10,18 +10,27 @@ namespace clustermim::hopper {
 // rows of one column of chunks lie in different banks.
 enum class Swizzle : uint64 { bytes_128 = 1, bytes_64 = 2 };
 
-CMIM_DEVICE constexpr int row_bytes(Swizzle s) { return s == Swizzle::bytes_128 ? 128 : 64; }
+CMIM_DEVICE constexpr int row_bytes(Swizzle s) {
+  return s == Swizzle::bytes_128 ? 128 : 64;
+}
 
 // Byte of 16-byte chunk `chunk` of row `row`, in a tile that begins at a multiple of 1024.
 CMIM_DEVICE constexpr Address swizzled_128(int row, int chunk) {
   return row * 128 + ((chunk ^ (row % 8)) * 16);
 }
 
-// Of 64 or 128 rows by 16 values from `at` on, which is the tile plus the bytes of the values
-// before.
-CMIM_DEVICE uint64 operand(Address at, Swizzle s) {
-  const uint64 group = 8 * row_bytes(s);
-  return uint64((at & 0x3ffff) >> 4) | uint64(1) << 16 | (group >> 4) << 32 | uint64(s) << 62;
-}
+// The descriptor of 64 or 128 rows by 16 values; `at`: the tile, plus the bytes of the values
+// before. Two halves, so that another place in shared memory is one addition away.
+struct Operand {
+  uint32 low, high;
+
+  CMIM_DEVICE Operand(Address at, Swizzle s)
+      : low((at & 0x3ffff) >> 4 | 1u << 16),
+        high(static_cast<uint32>(8 * row_bytes(s) / 16) | static_cast<uint32>(s) << 30) {}
+  // `bytes` further on: a multiple of 16.
+  CMIM_DEVICE uint64 descriptor(int bytes) const {
+    return static_cast<uint64>(high) << 32 | (low + static_cast<uint32>(bytes) / 16);
+  }
+};
 
 }  // namespace clustermim::hopper
