@@ -27,5 +27,6 @@ struct FilterArguments {
   int column_tiles;  // of 128 centroids
   float accumulation, factor, tiny, rho_square;
 };
+static_assert(sizeof(FilterArguments) == 160, "cuda_filter.py packs it");
 
 }  // namespace clustermim::hopper

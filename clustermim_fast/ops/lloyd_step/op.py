@@ -215,7 +215,7 @@ def lloyd_step(
         weights = weights.detach()
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, x=x, centroids=centroids, weights=weights)
-    name = choose_backend(OP, backend, device, centroids)
+    name = choose_backend(OP, backend, device, centroids, IMPLEMENTED)
     outputs: Outputs = _op(x.detach(), centroids.detach(), weights, metric, name)
     return outputs
 
@@ -260,7 +260,7 @@ def lloyd_step_images(
     _checks.require_choice(OP_IMAGES, "patch_order", patch_order, _images.PATCH_ORDERS)
     _checks.require_choice(OP_IMAGES, "metric", metric, METRICS)
     device = _checks.require_same_device(OP_IMAGES, images=images, centroids=centroids)
-    name = choose_backend(OP_IMAGES, backend, device, centroids)
+    name = choose_backend(OP_IMAGES, backend, device, centroids, IMPLEMENTED)
     outputs: Outputs = _images_op(
         images.detach(),
         centroids.detach(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal, overload
 
 import torch
@@ -12,9 +13,10 @@ from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_refe
 
 OP = "nearest_centroid"
 METRICS = ("euclidean", "cosine", "dot")
-IMPLEMENTED = ("reference", "cpu", "triton")
+IMPLEMENTED = ("reference", "cpu", "triton", "cuda")
 # Of a row: more could overflow the integers of the exact tier (triton_integers.py).
 MOST_TRITON_VALUES = 2**19
+MOST_CUDA_VALUES = 768  # of 128 rows at a time, which stay in shared memory
 
 
 def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
@@ -27,19 +29,47 @@ def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
     return centroids
 
 
+# What a back-end does not take of a call: the argument, what it has to be, what it is.
+Refusal = tuple[str, str, object]
+
+
+def refused_by_cuda(x: torch.Tensor, centroids: torch.Tensor) -> Refusal | None:
+    if x.dtype == torch.float64:
+        return "x", 'float32, float16 or bfloat16 for backend "cuda"', _checks.describe(x)
+    return too_wide("cuda", centroids, MOST_CUDA_VALUES)
+
+
+def too_wide(backend: str, centroids: torch.Tensor, most: int) -> Refusal | None:
+    if centroids.shape[1] <= most:
+        return None
+    expected = f'[K, D] with D <= {most} for backend "{backend}"'
+    return "centroids", expected, _checks.describe(centroids)
+
+
 def choose_backend(
-    op: str, backend: str | None, device: torch.device, centroids: torch.Tensor
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    centroids: torch.Tensor,
+    implemented: tuple[str, ...],
+    refused: Callable[[], Refusal | None] = lambda: None,
 ) -> str:
-    """The back-end of an op that assigns; rows too wide for Triton are left to the reference,
-    unless Triton was named."""
-    name = _backend.resolve(op, backend, device, IMPLEMENTED)
-    if name != "triton" or centroids.shape[1] <= MOST_TRITON_VALUES:
-        return name
-    if _backend.named(backend) is None:
-        return "reference"
-    expected = f'[K, D] with D <= {MOST_TRITON_VALUES} for backend "triton"'
-    got = _checks.describe(centroids)
-    raise _checks.bad_value(op, "centroids", expected, got, 'pass backend="reference"')
+    """The back-end of an op that assigns. A call that the fastest does not take (CUDA C++ where
+    ``refused`` says so, Triton if rows are too wide) is left to the next, unless it was named."""
+    name = _backend.resolve(op, backend, device, implemented)
+    problem, remedy = None, "triton"
+    if name == "cuda":
+        problem = refused()
+        if problem and _backend.named(backend) is None:
+            implemented = tuple(other for other in implemented if other != "cuda")
+            return choose_backend(op, None, device, centroids, implemented)
+    elif name == "triton":
+        problem, remedy = too_wide("triton", centroids, MOST_TRITON_VALUES), "reference"
+        if problem and _backend.named(backend) is None:
+            return "reference"
+    if problem:
+        raise _checks.bad_value(op, *problem, f'pass backend="{remedy}"')
+    return name
 
 
 def _assign(
@@ -49,11 +79,11 @@ def _assign(
     rows = x.reshape(-1, x.shape[-1]) if x.shape[-1] else x.new_empty(x.shape[:-1].numel(), 0)
     if backend == "reference":
         ids, distance, counts = nearest_centroid_reference(rows, centroids, metric)
-    elif backend == "triton":
+    elif backend in ("triton", "cuda"):
         from clustermim_fast.ops.nearest_centroid import triton_kernel
 
         ids, distance, tiers = triton_kernel.nearest_centroid(
-            rows, centroids, metric, want_distance
+            rows, centroids, metric, want_distance, hopper=backend == "cuda"
         )
         counts = triton_kernel.counts_of(tiers) if _stats.recording() else (0, 0, 0, 0)
     else:
@@ -162,7 +192,8 @@ def nearest_centroid(
             vector has cosine 0 with everything) or "dot" (largest ``x.c``).
         return_distance: also return the squared distance (or the similarity), computed from the row
             and its winner directly, not from the expanded formula. Not differentiable.
-        backend: "reference", "cpu", "triton" or None (chosen by device).
+        backend: "reference", "cpu", "triton", "cuda" (Hopper; not float64, D <= 768) or None
+            (chosen by device).
 
     Returns:
         int64 ids of shape [...]; with ``return_distance`` also float32 [...] (float64 if an input
@@ -186,7 +217,9 @@ def nearest_centroid(
         raise _checks.bad_value(OP, "x", expected, _checks.describe(x))
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, x=x, centroids=centroids)
-    name = choose_backend(OP, backend, device, centroids)
+    name = choose_backend(
+        OP, backend, device, centroids, IMPLEMENTED, lambda: refused_by_cuda(x, centroids)
+    )
     op = _distance_op if return_distance else _ids_op
     result: torch.Tensor | tuple[torch.Tensor, torch.Tensor] = op(
         x.detach(), centroids.detach(), metric, name

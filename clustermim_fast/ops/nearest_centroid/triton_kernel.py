@@ -10,10 +10,9 @@ import torch
 import triton
 
 from clustermim_fast.ops import _triton
-from clustermim_fast.ops.nearest_centroid import triton_sizes
+from clustermim_fast.ops.nearest_centroid import cuda_filter, triton_filter, triton_sizes
 from clustermim_fast.ops.nearest_centroid.triton_candidates import list_candidates
 from clustermim_fast.ops.nearest_centroid.triton_exact import decide_exactly
-from clustermim_fast.ops.nearest_centroid.triton_filter import filter_rows
 from clustermim_fast.ops.nearest_centroid.triton_lists import EXACT, NUM_COUNTERS, Lists
 from clustermim_fast.ops.nearest_centroid.triton_prepare import Codebook, prepare
 from clustermim_fast.ops.nearest_centroid.triton_rescore import _rescore_kernel
@@ -23,24 +22,32 @@ from clustermim_fast.ops.nearest_centroid.triton_value import _value_kernel
 
 
 def nearest_centroid(
-    x: torch.Tensor, centroids: torch.Tensor, metric: str, want_distance: bool
+    x: torch.Tensor,
+    centroids: torch.Tensor,
+    metric: str,
+    want_distance: bool,
+    hopper: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of rows [N, D]: ids int64, distances float64 (empty if not wanted), and the tiers' counts.
 
-    counts: int32 [4] on the device, in the order of ``triton_lists.OPEN`` and the names after it.
+    hopper: the filter is the one in CUDA C++. counts: int32 [4] on the device, in the order of ``triton_lists.OPEN`` and the names after it.
     """
     rows = matrix_rows(x)
     ids = x.new_empty(rows.num_rows, dtype=torch.int64)
     distance = x.new_empty(rows.num_rows if want_distance else 0, dtype=torch.float64)
     with _triton.launching_on(x):
-        counts = assign(rows, centroids, metric, ids)
+        counts = assign(rows, centroids, metric, ids, hopper)
         if want_distance:
             store_values(rows, centroids, metric, ids, distance)
     return ids, distance, counts
 
 
 def assign(
-    rows: RowSource, centroids: torch.Tensor, metric: str, ids: torch.Tensor
+    rows: RowSource,
+    centroids: torch.Tensor,
+    metric: str,
+    ids: torch.Tensor,
+    hopper: bool = False,
 ) -> torch.Tensor:
     """Stores the ids of all rows; returns the tiers' counts."""
     if rows.num_rows == 0 or rows.dim == 0:
@@ -48,22 +55,27 @@ def assign(
         return ids.new_zeros(NUM_COUNTERS, dtype=torch.int32)
     device = _triton.properties(ids.device)
     sizes = triton_sizes.choose(device, rows, centroids.shape[0])
+    if hopper:
+        sizes = cuda_filter.sizes_for(sizes)
     parts = list(rows.chunks())
     counters = ids.new_empty(len(parts), NUM_COUNTERS, dtype=torch.int32)
     book = prepare(centroids, rows, metric, sizes, counters)
     for own, (first, part) in zip(counters, parts, strict=True):
-        _assign_part(part, book, sizes, Lists.of(own, part.num_rows), ids[first:])
+        lists = Lists.of(own, part.num_rows)
+        (cuda_filter if hopper else triton_filter).filter_rows(
+            part, book, sizes, lists, ids[first:]
+        )
+        _decide_open_rows(part, book, sizes, lists, ids[first:])
     return counters[0] if len(parts) == 1 else counters.sum(0)
 
 
-def _assign_part(
+def _decide_open_rows(
     rows: RowSource,
     book: Codebook,
     sizes: triton_sizes.Sizes,
     lists: Lists,
     ids: torch.Tensor,
 ) -> None:
-    filter_rows(rows, book, sizes, lists, ids)
     list_candidates(rows, book, sizes, lists)
     x, c, K, D = rows.arguments, book.centroids.arguments, book.centroids.num_rows, rows.dim
     kinds = dict(KIND=rows.kind, C_KIND=book.centroids.kind, METRIC=book.metric)

@@ -8,12 +8,19 @@ import torch
 
 from clustermim_fast.ops import _backend, _checks, _images, _stats
 from clustermim_fast.ops._library import define_op
-from clustermim_fast.ops.nearest_centroid.op import METRICS, choose_backend, require_centroids
+from clustermim_fast.ops.nearest_centroid.op import (
+    METRICS,
+    MOST_CUDA_VALUES,
+    Refusal,
+    choose_backend,
+    require_centroids,
+    too_wide,
+)
 from clustermim_fast.ops.nearest_centroid.reference import nearest_centroid_reference
 from clustermim_fast.ops.patch_tokens.reference import patch_rows_reference
 
 OP = "patch_tokens"
-IMPLEMENTED = ("reference", "cpu", "triton")
+IMPLEMENTED = ("reference", "cpu", "triton", "cuda")
 
 
 def _impl(
@@ -32,13 +39,14 @@ def _impl(
         rows = patch_rows_reference(images, patch_size, mean, std, per_patch_norm, patch_order)
         ids, _, counts = nearest_centroid_reference(rows.flatten(0, 1), centroids, metric)
         ids = ids.reshape(images.shape[0], length)
-    elif backend == "triton":
+    elif backend in ("triton", "cuda"):
         from clustermim_fast.ops.nearest_centroid.triton_kernel import counts_of
         from clustermim_fast.ops.patch_tokens import triton_kernel
 
         ids, tiers = triton_kernel.patch_tokens(
-            images, centroids, patch_size, mean, std, per_patch_norm, patch_order, metric
-        )
+            images, centroids, patch_size, mean, std, per_patch_norm, patch_order, metric,
+            hopper=backend == "cuda",
+        )  # fmt: skip
         ids = ids.reshape(images.shape[0], length)
         counts = counts_of(tiers) if _stats.recording() else (0, 0, 0, 0)
     else:
@@ -81,6 +89,27 @@ _op = define_op(
 )
 
 
+def _refused_by_cuda(
+    images: torch.Tensor,
+    centroids: torch.Tensor,
+    patch_size: int,
+    mean: Sequence[float] | None,
+    std: Sequence[float] | None,
+    per_patch_norm: bool,
+    metric: str,
+) -> Refusal | None:
+    if not per_patch_norm:  # which makes rows of a matrix
+        if images.dtype != torch.uint8:
+            return "images", 'uint8 for backend "cuda"', _checks.describe(images)
+        if metric != "euclidean":
+            return "metric", '"euclidean" for backend "cuda" and uint8 images', metric
+        from clustermim_fast.ops.nearest_centroid.triton_pixels import pixel_line
+
+        if pixel_line(patch_size, images.shape[1], mean, std) is None:
+            return "std", 'of channels within a factor of 16 for backend "cuda"', std
+    return too_wide("cuda", centroids, MOST_CUDA_VALUES)
+
+
 def patch_tokens(
     images: torch.Tensor,
     centroids: torch.Tensor,
@@ -109,7 +138,8 @@ def patch_tokens(
             taken in float64, result rounded to float32.
         patch_order: "hwc" = (row, column, channel), as MAE; "chw" = (channel, row, column).
         metric: as in :func:`nearest_centroid`.
-        backend: "reference", "cpu", "triton" or None (chosen by device).
+        backend: "reference", "cpu", "triton", "cuda" (Hopper; uint8 images, or per_patch_norm,
+            D <= 768) or None (chosen by device).
 
     Returns:
         int64 [B, L], L = (H / patch_size) * (W / patch_size), row-major; -1 for a patch with NaN
@@ -127,7 +157,10 @@ def patch_tokens(
     _checks.require_choice(OP, "patch_order", patch_order, _images.PATCH_ORDERS)
     _checks.require_choice(OP, "metric", metric, METRICS)
     device = _checks.require_same_device(OP, images=images, centroids=centroids)
-    name = choose_backend(OP, backend, device, centroids)
+    name = choose_backend(
+        OP, backend, device, centroids, IMPLEMENTED,
+        lambda: _refused_by_cuda(images, centroids, patch_size, means, stds, per_patch_norm, metric),
+    )  # fmt: skip
     ids: torch.Tensor = _op(
         images.detach(),
         centroids.detach(),

@@ -137,6 +137,7 @@ def patch_tokens(
     per_patch_norm: bool,
     patch_order: str,
     metric: str,
+    hopper: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Ids int64 of all patches in turn, and the tiers' counts on the device."""
     with _triton.launching_on(images):
@@ -144,7 +145,7 @@ def patch_tokens(
         ids = images.new_empty(patches.num_rows, dtype=torch.int64)
         ordered = in_order(centroids, images.shape[1], patch_order, patches.order)
         counts = [
-            nearest.assign(rows, ordered, metric, ids[first : first + rows.num_rows])
+            nearest.assign(rows, ordered, metric, ids[first : first + rows.num_rows], hopper)
             for first, rows in patches
         ]
         tiers = counts[0] if len(counts) == 1 else ids.new_zeros(NUM_COUNTERS)
