@@ -68,6 +68,7 @@ def sizes_for(sizes: Sizes) -> Sizes:
 
 
 def kind_of(rows: RowSource, book: Codebook) -> Kind:
+    """The kernel for these rows and centroids."""
     columns, depth = book.packed.shape
     return Kind(
         source=_source(rows, book.metric == "euclidean"),
@@ -124,6 +125,7 @@ def pack_arguments(
 
 
 def launch(kind: Kind, blocks: int, arguments: bytes, packed: torch.Tensor) -> None:
+    """Run it; ``packed``: the centroids."""
     box = (COLUMNS // kind.cluster, 32)
     centroids = _cuda.tensor_map(packed, box, swizzle=64)
     kind.kernel.launch(packed.device, blocks, (arguments, centroids))

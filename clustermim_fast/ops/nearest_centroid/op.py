@@ -34,12 +34,14 @@ Refusal = tuple[str, str, object]
 
 
 def refused_by_cuda(x: torch.Tensor, centroids: torch.Tensor) -> Refusal | None:
+    """What CUDA C++ does not take of a call with rows ``x``."""
     if x.dtype == torch.float64:
         return "x", 'float32, float16 or bfloat16 for backend "cuda"', _checks.describe(x)
     return too_wide("cuda", centroids, MOST_CUDA_VALUES)
 
 
 def too_wide(backend: str, centroids: torch.Tensor, most: int) -> Refusal | None:
+    """That rows have more than ``most`` values."""
     if centroids.shape[1] <= most:
         return None
     expected = f'[K, D] with D <= {most} for backend "{backend}"'

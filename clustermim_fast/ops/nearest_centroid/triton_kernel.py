@@ -30,7 +30,8 @@ def nearest_centroid(
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Of rows [N, D]: ids int64, distances float64 (empty if not wanted), and the tiers' counts.
 
-    hopper: the filter is the one in CUDA C++. counts: int32 [4] on the device, in the order of ``triton_lists.OPEN`` and the names after it.
+    hopper: the filter is the one in CUDA C++. counts: int32 [4] on the device, in the order of
+    ``triton_lists.OPEN`` and the names after it.
     """
     rows = matrix_rows(x)
     ids = x.new_empty(rows.num_rows, dtype=torch.int64)

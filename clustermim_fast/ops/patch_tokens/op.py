@@ -159,7 +159,9 @@ def patch_tokens(
     device = _checks.require_same_device(OP, images=images, centroids=centroids)
     name = choose_backend(
         OP, backend, device, centroids, IMPLEMENTED,
-        lambda: _refused_by_cuda(images, centroids, patch_size, means, stds, per_patch_norm, metric),
+        lambda: _refused_by_cuda(
+            images, centroids, patch_size, means, stds, per_patch_norm, metric
+        ),
     )  # fmt: skip
     ids: torch.Tensor = _op(
         images.detach(),
