@@ -39,7 +39,7 @@ class Kernel:
 
     source: str
     name: str
-    defines: tuple[tuple[str, int], ...] = ()
+    defines: tuple[tuple[str, int | str], ...] = ()
     threads: int = 128
     cluster: int = 1
     shared_bytes: int = 0

@@ -37,7 +37,7 @@ struct Filter {
   static constexpr int kConsumers = kOneTile ? 3 : 1;  // the first of two warpgroups
   static constexpr int kThreads = (kConsumers + 2) * 128;
   // Of a warpgroup's threads; 65536 together.
-  static constexpr int kConsumerRegisters = kOneTile ? 144 : 224;
+  static constexpr int kConsumerRegisters = kOneTile ? 128 : 224;
   static constexpr int kOtherRegisters = kOneTile ? 24 : 56;
 
   static constexpr int biases_of(int stages) { return (stages + kSteps - 1) / kSteps + 2; }

@@ -7,7 +7,9 @@
 
 namespace clustermim::hopper {
 
-constexpr float kNone = -__builtin_huge_valf();
+CMIM_DEVICE float no_score() {
+  return float_of_bits(0xff800000u);
+}  // -infinity
 
 // best: the largest score, in tile `tile`; next: the largest of the other tiles; places: of each
 // column of a tile the largest score in any. A next best column is in another tile, or at another
@@ -18,9 +20,9 @@ struct Scores {
   float places[64];
 
   CMIM_DEVICE void clear() {
-    for (int h = 0; h < 2; ++h) best[h] = next[h] = largest[h] = kNone, tile[h] = 0;
+    for (int h = 0; h < 2; ++h) best[h] = next[h] = largest[h] = no_score(), tile[h] = 0;
 #pragma unroll
-    for (int i = 0; i < 64; ++i) places[i] = kNone;
+    for (int i = 0; i < 64; ++i) places[i] = no_score();
   }
 
   // Of a tile: eight columns, whose biases begin at `bias`.
@@ -42,7 +44,7 @@ struct Scores {
       if (largest[h] > best[h]) tile[h] = number;
       next[h] = larger(next[h], smaller(best[h], largest[h]));
       best[h] = larger(best[h], largest[h]);
-      largest[h] = kNone;
+      largest[h] = no_score();
     }
   }
 

@@ -89,8 +89,8 @@ def _source(rows: RowSource, framed: bool) -> str:
     _, *strides, patches, across = rows.arguments[:7]
     patch, channels, packed = (of.value for of in rows.arguments[7:10])
     side_by_side = patch * channels if packed else patch if strides[3] == 1 else 1
-    starts = (tensor.data_ptr(), strides[0], strides[2], 0 if packed else strides[1])
-    aligned = side_by_side % 8 == 0 and not any(at % 8 for at in starts)
+    places = (tensor.data_ptr(), strides[0], strides[2], 0 if packed else strides[1])
+    aligned = side_by_side % 8 == 0 and not any(at % 8 for at in places)
     numbers = f"{patch},{channels},{across},{patches}"
     return f"ImageRows<{_cpp(packed)},{_cpp(aligned)},{numbers}>"
 
