@@ -12,7 +12,14 @@ from . import pictures
 from .pictures import Column
 from .view import RunView
 
-__all__ = ["images_of", "paints_pixels", "pixel_columns", "predictions", "token_columns"]
+__all__ = [
+    "about_contrast",
+    "images_of",
+    "paints_pixels",
+    "pixel_columns",
+    "predictions",
+    "token_columns",
+]
 
 
 def predictions(view: RunView) -> list[Column]:
@@ -25,6 +32,13 @@ def predictions(view: RunView) -> list[Column]:
 def paints_pixels(view: RunView) -> bool:
     """Whether a method of tokens has a branch that predicts pixels."""
     return view.tokenizer is not None and getattr(view.model, "has_pixel_branch", False)
+
+
+def about_contrast(view: RunView) -> str:
+    """What pixels that were predicted in units of their patch do not show; "" of others."""
+    pixels = view.tokenizer is None or paints_pixels(view)
+    own = "; mean and contrast of each patch are the image's own"
+    return own if view.per_patch_norm and pixels else ""
 
 
 def images_of(view: RunView) -> tuple[Tensor, Tensor, tuple[int, int]]:

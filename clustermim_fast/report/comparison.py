@@ -60,7 +60,8 @@ def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
         lines=lines,
         budgets={run.name: _budget(run) for run in runs},
         missing=list(missing),
-        notes=[*_unlabelled_notes(runs), *protocol_notes(runs)],
+        unlabelled=[run.name for run in runs if not run.labelled],
+        notes=list(protocol_notes(runs)),
         charts=[_embedded(name, caption, image) for name, caption, image in _charts(runs)],
         accuracy=_accuracy(columns, lines),
         differing=list(differing_settings(runs)),
@@ -68,18 +69,6 @@ def write_comparison(runs: Sequence[ComparedRun], page: Path) -> Path:
         absent=ABSENT,
     )
     return page
-
-
-def _unlabelled_notes(runs: Sequence[ComparedRun]) -> Iterator[str]:
-    """What to do where there are no labels to measure accuracies with."""
-    bare = [run for run in runs if not run.labelled]
-    if bare:
-        names = ", ".join(run.name for run in bare)
-        commands = " and ".join(f"`clustermim evaluate unlabeled {run.path}`" for run in bare)
-        yield (
-            f"The images of {names} have no labels: an accuracy needs others (data=DIR with class "
-            f"sub-folders); {commands} needs none."
-        )
 
 
 def _budget(run: ComparedRun) -> dict[str, str]:

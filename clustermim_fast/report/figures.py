@@ -13,7 +13,7 @@ from torch import Tensor
 from clustermim_fast.tokenizers import Tokenizer
 
 from . import charts, pictures
-from .columns import images_of, paints_pixels, pixel_columns, predictions
+from .columns import about_contrast, images_of, paints_pixels, pixel_columns, predictions
 from .pictures import Column
 from .view import RunView
 
@@ -148,13 +148,15 @@ def _rows_intro(view: RunView) -> str:
     if view.tokenizer is None:
         return seen + (
             "the model's pixels in the masked patches; its pixels everywhere (it is trained on "
-            "masked patches only)."
+            f"masked patches only){about_contrast(view)}."
         )
+    branch = paints_pixels(view)
     of_features = _OF_FEATURES if view.tokenizer.kind == "feature" else ""
     return seen + (
         f"every patch as its nearest centroid (the target){of_features}; the model's most likely "
         "token in each masked patch, decoded"
-        + ("; the pixels of the second branch in the same patches." if paints_pixels(view) else ".")
+        + ("; the pixels of the second branch, also where patches are replaced" * branch)
+        + f"{about_contrast(view)}."
     )
 
 

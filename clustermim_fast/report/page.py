@@ -43,7 +43,10 @@ LOOKS = {
         "Attention, by block",
         "How [cls] and patches attend in each block; a mean over images, heads and patches.",
     ),
-    "neighbours": ("Nearest neighbours", "Most similar images by cosine of the features."),
+    "neighbours": (
+        "Nearest neighbours",
+        "Images, and beside each the most similar ones by cosine of the features, nearest first.",
+    ),
     "neighbours_random_init": ("Nearest neighbours", "The same at random initialisation."),
     "frequency": (
         "Spatial frequencies, by block",

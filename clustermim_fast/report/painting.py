@@ -12,7 +12,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from . import pictures
-from .columns import paints_pixels, predictions
+from .columns import about_contrast, paints_pixels, predictions
 from .figures import Figure
 from .pictures import Column
 from .view import RunView
@@ -57,7 +57,8 @@ def painting_of(view: RunView) -> Figure | None:
         picture,
         "Training images, what the encoder sees of them, and what the model puts into the hidden "
         "patches after each of these epochs"
-        + (", below them the pixels of the second branch." if paints_pixels(view) else "."),
+        + (", below them the pixels of the second branch" * paints_pixels(view))
+        + f"{about_contrast(view)}.",
     )
 
 

@@ -244,6 +244,26 @@ def test_what_lies_beside_the_painted_rows_is_left_alone(tmp_path):
     assert (folder / "epoch_x.png").is_file()
 
 
+def test_wide_charts_scroll_on_narrow_screens(tmp_path):
+    run = view(tmp_path)
+    (run.run_dir / "figures").mkdir(parents=True)
+    for name, width in (("attention", 2250), ("neighbours", 1212)):
+        Image.new("RGB", (width, 9)).save(run.run_dir / "figures" / f"{name}.png")
+    text, _ = read(run)
+    assert len(re.findall(r'<div class="scroll"><img [^>]*alt="attention">', text)) == 1
+    assert not re.search(r'<div class="scroll"><img [^>]*alt="neighbours">', text)
+
+
+@pytest.mark.parametrize("method", ["clustermim", "mae"])
+def test_pixels_in_units_of_each_patch_are_said_to_be(tmp_path, method):
+    """Their mean and contrast are the image's own: the model did not predict them."""
+    said = "mean and contrast of each patch are the image&#39;s own"
+    run = view(tmp_path, method, per_patch_norm=True, usage=None)
+    paint_epoch(run, 1)
+    assert read(run)[0].count(said) == (2 if method == "mae" else 0)
+    assert said not in read(dataclasses.replace(run, per_patch_norm=False))[0]
+
+
 def test_the_caption_of_evaluations_says_what_was_measured(tmp_path):
     row = {"epoch": 1, "rankme": 3.0, "images": "20 of the run's images"}
     text, _ = read(view(tmp_path, epochs=[row]))
