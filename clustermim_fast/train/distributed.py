@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import os
+import re
 from collections.abc import Iterator
 from datetime import timedelta
 from typing import Any
@@ -81,7 +82,10 @@ def _naming_who_failed() -> Iterator[None]:
                 reason = store.get(_FAILURE).decode()
         if not lost:
             raise
-        unknown = f"no answer of another rank, killed or out of reach: {text.partition('. ')[0]}"
+        what = re.sub(
+            r"^\[.*?\] ", "", text.partition(". ")[0]
+        )  # without gloo's place in its source
+        unknown = f"no answer of another rank, killed or out of reach: {what}"
         raise RuntimeError(f"{reason or unknown}. This rank ends with it") from error
 
 

@@ -231,6 +231,7 @@ def test_a_killed_rank_ends_the_others_and_the_checkpoint_is_whole(folder):
 def test_a_killed_rank_is_no_reason_that_anyone_knows(folder):
     end = json.loads((folder / "2_0_killed.json").read_text())["killed"]["end"]
     assert end.startswith("no answer of another rank, killed or out of reach: ")
+    assert ".cc" not in end
 
 
 def test_the_others_name_what_ended_one_rank(folder):
