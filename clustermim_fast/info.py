@@ -151,10 +151,7 @@ def _cuda_facts(core_error: str | None, torch_error: str | None) -> str:
     if torch_error:
         return driver
     nvrtc = importlib.import_module("clustermim_fast.ops._nvrtc")
-    found = nvrtc.compiler()
-    if found is None:
-        return f"{driver}; {nvrtc.unavailable_reason()}"
-    return f"{driver}; NVRTC {'.'.join(map(str, found.version))} ({found.path})"
+    return f"{driver}; {nvrtc.unavailable_reason() or f'NVRTC {nvrtc.compiler()}'}"
 
 
 def _op_names() -> list[str]:

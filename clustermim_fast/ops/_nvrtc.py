@@ -22,7 +22,7 @@ import torch
 from clustermim_fast.ops import _user_cache
 
 KERNELS = Path(__file__).parents[1] / "kernels"
-OLDEST = 12  # that knows sm_90a
+OLDEST = (12, 9)  # those before serialise the filter's products (wgmma)
 OPTIONS = ("--gpu-architecture=sm_90a", "-std=c++17", "-default-device")
 _one_at_a_time = threading.Lock()
 
@@ -33,6 +33,9 @@ class Compiler:
 
     path: str
     version: tuple[int, int]
+
+    def __str__(self) -> str:
+        return f"{self.version[0]}.{self.version[1]} ({self.path})"
 
 
 def _core() -> Any:
@@ -47,7 +50,7 @@ def _candidates() -> Iterator[str]:
     namespace = importlib.util.find_spec("nvidia")
     packages = list(namespace.submodule_search_locations or ()) if namespace else []
     for major in (of_torch,) if of_torch else ("13", "12"):
-        if int(major) >= OLDEST:
+        if int(major) >= OLDEST[0]:
             name = f"libnvrtc.so.{major}"
             folders = [Path(p, f"cu{major}", "lib") for p in packages]
             folders += [Path(p, "cuda_nvrtc", "lib") for p in packages]
@@ -57,8 +60,8 @@ def _candidates() -> Iterator[str]:
 
 
 @functools.cache
-def compiler() -> Compiler | None:
-    """The first NVRTC that can be loaded."""
+def found() -> Compiler | None:
+    """The first NVRTC that can be loaded, however old."""
     for path in _candidates():
         try:
             return Compiler(path, _core().nvrtc_version(library=path))
@@ -67,13 +70,22 @@ def compiler() -> Compiler | None:
     return None
 
 
+def compiler() -> Compiler | None:
+    """The NVRTC that compiles the kernels."""
+    there = found()
+    return there if there and there.version >= OLDEST else None
+
+
 def unavailable_reason() -> str | None:
     """None where kernels can be compiled, else the reason why not."""
-    if compiler() is not None:
-        return None
+    there, oldest = found(), ".".join(map(str, OLDEST))
     of_torch = torch.version.cuda or "13"
-    if int(of_torch.split(".")[0]) < OLDEST:
-        return f"it needs a torch for CUDA {OLDEST} or newer, got one for {of_torch}"
+    if int(of_torch.split(".")[0]) < OLDEST[0]:
+        return f"it needs a torch for CUDA {oldest} or newer, got one for {of_torch}"
+    if there and there.version < OLDEST:
+        return f"it needs NVRTC {oldest} or newer, got {there}"
+    if there:
+        return None
     package = "nvidia-cuda-nvrtc" + ("-cu12" if of_torch.startswith("12.") else "")
     return f"libnvrtc was not found (pip install {package})"
 
@@ -83,12 +95,12 @@ def compile_source(source: str, options: tuple[str, ...] = ()) -> tuple[bytes, s
 
     RuntimeError with the log where it cannot be compiled.
     """
-    found = compiler()
-    if found is None:
+    nvrtc = compiler()
+    if nvrtc is None:
         raise RuntimeError(f"{source} must be compiled: {unavailable_reason()}")
     texts = _texts()
     return _core().compile_gpu_kernels(
-        library=found.path,
+        library=nvrtc.path,
         name=source,
         source=texts[source],
         headers={name: text for name, text in texts.items() if name.endswith(".h")},
@@ -114,7 +126,7 @@ def cubin(source: str, options: tuple[str, ...] = ()) -> bytes:
 
 @functools.cache
 def _cubin(source: str, options: tuple[str, ...]) -> bytes:
-    version = found.version if (found := compiler()) else None
+    version = nvrtc.version if (nvrtc := compiler()) else None
     identity = json.dumps([source, [*OPTIONS, *options], version, _texts()])
     name = f"kernels/{hashlib.sha256(identity.encode()).hexdigest()}.cubin"
     kept = _user_cache.read(name) or b""

@@ -31,6 +31,17 @@ struct Nvrtc {
   Status status;
 };
 
+// NVRTC opens this library by its name alone, which the loader knows only if it is loaded; packages
+// of 12.x and 13.2 say where it is, that of 13.0 does not.
+void load_builtins(const Nvrtc& nvrtc, const std::string& path) {
+  const size_t slash = path.rfind('/');
+  int major = 0, minor = 0;
+  if (slash == std::string::npos || nvrtc.nvrtcVersion(&major, &minor) != 0) return;
+  const std::string version = std::to_string(major) + "." + std::to_string(minor);
+  const std::string builtins = path.substr(0, slash) + "/libnvrtc-builtins.so." + version;
+  dlopen(builtins.c_str(), RTLD_NOW | RTLD_LOCAL);  // may be elsewhere: compile() tells
+}
+
 Nvrtc look_up(const char* path) {
   Nvrtc nvrtc;
   void* library = dlopen(path, RTLD_NOW | RTLD_LOCAL);
@@ -50,6 +61,7 @@ Nvrtc look_up(const char* path) {
   CMIM_NVRTC_FUNCTIONS(CMIM_LOOK_UP)
 #undef CMIM_LOOK_UP
   nvrtc.nvrtcGetErrorString = reinterpret_cast<const char* (*)(int)>(find("nvrtcGetErrorString"));
+  if (nvrtc.status.ok()) load_builtins(nvrtc, path);
   return nvrtc;
 }
 

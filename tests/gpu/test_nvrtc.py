@@ -170,12 +170,50 @@ def test_a_home_that_cannot_be_written_costs_time(kernels, compiled, monkeypatch
     assert len(compiled) == 2
 
 
+FAKE_NVRTC = """
+#include <dlfcn.h>
+#include <cstddef>
+#include <cstring>
+extern "C" {
+const char* nvrtcGetErrorString(int) { return "failed"; }
+int nvrtcVersion(int* major, int* minor) { *major = 13; *minor = 0; return 0; }
+int nvrtcCreateProgram(void**, const char*, const char*, int, const char* const*,
+                       const char* const*) { return 0; }
+int nvrtcDestroyProgram(void**) { return 0; }
+int nvrtcCompileProgram(void*, int, const char* const*) {
+  return dlopen("libnvrtc-builtins.so.13.0", RTLD_NOW) ? 0 : 7;
+}
+int nvrtcGetCUBINSize(void*, size_t* size) { *size = 4; return 0; }
+int nvrtcGetCUBIN(void*, char* cubin) { std::memcpy(cubin, "code", 4); return 0; }
+int nvrtcGetProgramLogSize(void*, size_t* size) { *size = 1; return 0; }
+int nvrtcGetProgramLog(void*, char* log) { *log = 0; return 0; }
+}
+"""
+
+
+def test_a_compiler_that_does_not_find_its_other_half_is_helped(tmp_path):
+    """NVRTC 13.0 asks for libnvrtc-builtins, which lies beside it, without knowing where."""
+    core = pytest.importorskip("clustermim_fast._core", reason="the core is not built")
+    (tmp_path / "nvrtc.cpp").write_text(FAKE_NVRTC)
+    (tmp_path / "builtins.cpp").write_text("")
+    for source, name in (
+        ("builtins.cpp", "libnvrtc-builtins.so.13.0"),
+        ("nvrtc.cpp", "libnvrtc.so.13"),
+    ):
+        command = ["g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", source, "-o", name]
+        subprocess.run(command, cwd=tmp_path, check=True)
+    cubin, log = core.compile_gpu_kernels(
+        library=str(tmp_path / "libnvrtc.so.13"), name="a.cu", source="", headers={}, options=[]
+    )
+    assert (cubin, log) == (b"code", "")
+
+
 @pytest.fixture
 def no_compiler(monkeypatch):
-    _nvrtc.compiler.cache_clear()
+    _nvrtc.found.cache_clear()
     monkeypatch.setattr(_nvrtc, "_core", lambda: types.SimpleNamespace(nvrtc_version=refused))
     yield
-    _nvrtc.compiler.cache_clear()
+    _nvrtc.found.cache_clear()
 
 
 def refused(library):
@@ -187,7 +225,7 @@ def refused(library):
     [
         ("13.2", "libnvrtc was not found (pip install nvidia-cuda-nvrtc)"),
         ("12.8", "libnvrtc was not found (pip install nvidia-cuda-nvrtc-cu12)"),
-        ("11.8", "it needs a torch for CUDA 12 or newer, got one for 11.8"),
+        ("11.8", "it needs a torch for CUDA 12.9 or newer, got one for 11.8"),
         (None, "libnvrtc was not found (pip install nvidia-cuda-nvrtc)"),
     ],
 )
@@ -196,6 +234,19 @@ def test_without_nvrtc_the_remedy_is_named(monkeypatch, no_compiler, cuda, says)
     assert _nvrtc.unavailable_reason() == says
     with pytest.raises(RuntimeError, match="must be compiled: "):
         _nvrtc.compile_source("tiny_hopper.cu")
+
+
+def test_an_old_nvrtc_is_a_reason(monkeypatch):
+    """Before 12.9 it makes the filter wait for each of its products."""
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    for version, reason in (
+        ((12, 8), "it needs NVRTC 12.9 or newer, got 12.8 (libnvrtc.so)"),
+        ((12, 9), None),
+    ):
+        there = _nvrtc.Compiler("libnvrtc.so", version)
+        monkeypatch.setattr(_nvrtc, "found", lambda there=there: there)
+        assert _nvrtc.unavailable_reason() == reason
+        assert (_nvrtc.compiler() is None) == (reason is not None)
 
 
 @pytest.mark.parametrize("cuda, package", [("13.2", "cu13"), ("12.8", "cuda_nvrtc")])
