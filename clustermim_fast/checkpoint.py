@@ -62,6 +62,7 @@ def require_writable(folder: str | Path) -> None:
 
 def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
     """Write `state` (nested dicts and lists of tensors, numbers and strings) to `path`, atomically.
+    Tensors are contiguous in the file, whatever their memory format.
 
     The file appears under its name only when it is complete and on the disk: temporary file,
     fsync, rename, fsync of the folder.
@@ -71,12 +72,12 @@ def save_checkpoint(path: str | Path, state: Mapping[str, Any]) -> None:
         TypeError: `state` holds an object that `torch.load(weights_only=True)` would refuse.
     """
     target = Path(path)
-    _require_plain(state, "state")
+    content = {"format": FORMAT, **_plain(state, "state")}
     target.parent.mkdir(parents=True, exist_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}.partial")
     try:
         with naming_the_remedy(target), open(partial, "wb") as file:
-            torch.save({"format": FORMAT, **state}, file)
+            torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, target)
@@ -141,20 +142,20 @@ def remove_partial(folder: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
-def _require_plain(value: Any, where: str) -> None:
-    if isinstance(value, Tensor) or value is None or type(value) in (bool, int, float, str):
-        return
+def _plain(value: Any, where: str) -> Any:
+    """`value` as it is stored, or TypeError."""
+    if isinstance(value, Tensor):
+        return value.contiguous()
+    if value is None or type(value) in (bool, int, float, str):
+        return value
     if isinstance(value, Mapping):
-        for key, item in value.items():
-            _require_plain(item, f"{where}[{key!r}]")
-    elif type(value) in (list, tuple):
-        for index, item in enumerate(value):
-            _require_plain(item, f"{where}[{index}]")
-    else:
-        raise TypeError(
-            f"checkpoint: {where} is a {type(value).__name__}; only tensors, numbers, strings, "
-            "lists, tuples and dicts may be stored"
-        )
+        return {key: _plain(item, f"{where}[{key!r}]") for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item, f"{where}[{i}]") for i, item in enumerate(value))
+    raise TypeError(
+        f"checkpoint: {where} is a {type(value).__name__}; only tensors, numbers, strings, "
+        "lists, tuples and dicts may be stored"
+    )
 
 
 def _sync_folder(folder: Path) -> None:

@@ -122,6 +122,9 @@ class LogConfig:
         return self.every_steps or min(50, max(1, total_steps // 10))
 
 
+COMPILE_MODES = ("off", "default", "reduce-overhead", "max-autotune")
+
+
 @dataclass(frozen=True)
 class EfficiencyConfig:
     """Speed and place. May move a loss by rounding, never by more.
@@ -132,7 +135,10 @@ class EfficiencyConfig:
             the CPU), "bf16", "fp16" (with a loss scale) or "off".
         workers: DataLoader processes; None: none for a set in memory below 96 pixels, else one per
             core (per two cores where the network runs on the CPU), eight at most.
-        compile: torch.compile the model.
+        compile: "off", or the mode in which torch.compile takes model and loss: "default" (also
+            "true"), "reduce-overhead" (on CUDA its graphs are replayed) or "max-autotune".
+        channels_last: memory format of convolutional weights and feature maps; None: on CUDA, for
+            convolutional encoders.
         sharding: of several ranks each has all weights ("ddp"), or a part of weights, gradients and
             the optimizer's state ("fsdp", torch's FSDP2).
     """
@@ -140,17 +146,25 @@ class EfficiencyConfig:
     device: str = "auto"
     amp: str = "auto"
     workers: int | None = None
-    compile: bool = False
+    compile: str = "off"
+    channels_last: bool | None = None
     sharding: str = "ddp"
 
     def __post_init__(self) -> None:
         if self.sharding not in ("ddp", "fsdp"):
             raise ValueError(f'efficiency.sharding must be "ddp" or "fsdp", got {self.sharding!r}')
-        if self.sharding == "fsdp" and self.compile:
-            raise ValueError(
-                "efficiency.sharding=fsdp goes with efficiency.compile=false, got true; leave out "
-                "one of them"
-            )
+        if self.compile not in COMPILE_MODES:
+            names = ", ".join(f'"{mode}"' for mode in COMPILE_MODES)
+            raise ValueError(f"efficiency.compile must be one of {names}, got {self.compile!r}")
+        for name, value, needed in (
+            ("compile", self.compile, "off"),
+            ("channels_last", self.channels_last or False, False),
+        ):
+            if self.sharding == "fsdp" and value != needed:
+                raise ValueError(
+                    f"efficiency.sharding=fsdp goes with efficiency.{name}={needed}, got {value}; "
+                    "leave out one of them"
+                )
         if self.amp not in ("auto", "bf16", "fp16", "off"):
             raise ValueError(
                 f'efficiency.amp must be "auto", "bf16", "fp16" or "off", got {self.amp!r}'

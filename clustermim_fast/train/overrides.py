@@ -93,6 +93,7 @@ def _parse(key: str, value: Any, kind: Any) -> Any:
 
 _IN_EPOCHS = ("log.watch", "log.eval_every")  # yes: every epoch
 _YES_OR_NO = {"true": 1, "yes": 1, "on": 1, "false": 0, "no": 0, "off": 0}
+_COMPILE = {word: "default" if number else "off" for word, number in _YES_OR_NO.items()}
 
 
 def _parse_as(value: Any, target: Any, key: str = "") -> Any:
@@ -124,6 +125,8 @@ def _parse_as(value: Any, target: Any, key: str = "") -> Any:
         return float(value)
     if isinstance(value, Path):
         return str(value)
+    if key == "efficiency.compile":
+        value = _COMPILE.get(str(value).lower(), value)
     if not isinstance(value, str):
         raise TypeError
     return value

@@ -81,6 +81,11 @@ def load_optimizer(
     """Load what `optimizer_state` returned on rank 0; all ranks call it, with all of it."""
     if not _has_parts(module) or not state["state"]:
         optimizer.load_state_dict(state)
+        for parameter, entry in optimizer.state.items():
+            for name, value in entry.items():
+                if isinstance(value, Tensor) and value.shape == parameter.shape:
+                    # The fused step pairs elements by their place in memory (channels-last).
+                    entry[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
         return
     dcp = _dcp()
     named = _renamed(state, dict(enumerate(_names(module, optimizer))))

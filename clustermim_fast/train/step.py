@@ -83,6 +83,8 @@ class ModelWithLoss(nn.Module):
         cls, config: TrainConfig, model: Any, tokenizer: Tokenizer | None, device: torch.device
     ) -> ModelWithLoss:
         """What a resolved config trains, on `device`."""
+        if is_channels_last(config, model, device):
+            model.to(memory_format=torch.channels_last)  # then its feature maps are, too
         tokenizer = None if tokenizer is None else tokenizer.to(device)
         scale = (config.data.mean, config.data.std)
         mean, std = (torch.tensor(value, device=device).view(3, 1, 1) for value in scale)
@@ -107,6 +109,16 @@ class ModelWithLoss(nn.Module):
         targets = Targets(images, tokens, predicted, None, self.model.patch_size, mask)
         config = self._constants[3]
         return torch.stack(COUNTS[self.model.objective](self.model.head, targets, config))
+
+
+def is_channels_last(config: TrainConfig, model: Any, device: torch.device) -> bool:
+    """Whether efficiency.channels_last, or its default, makes the weights so."""
+    asked = config.efficiency.channels_last
+    if asked is not None:
+        return asked
+    # FSDP2 takes no weights of another format.
+    ddp = config.efficiency.sharding == "ddp"
+    return device.type == "cuda" and getattr(model, "convolutional", False) and ddp
 
 
 def show_centroids(
