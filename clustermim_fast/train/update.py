@@ -14,6 +14,7 @@ from clustermim_fast.masking import Masks
 from clustermim_fast.optim import learning_rate, set_learning_rate
 from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Batch, Plan
+from clustermim_fast.train.compiling import compile_step
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.distributed import synchronised, wrap
@@ -55,9 +56,8 @@ class Update:
         self.optim = config.optim
         self.ranks = everyone()
         self.dtype = choose_dtype(config.efficiency.amp, device)
-        if config.efficiency.compile:
-            state.model.compile()
         self.objective, self.tokenizer = objective, objective.tokenizer
+        self.replays = compile_step(objective, config.efficiency.compile, device)
         self.sharded = is_sharded(config)  # then it sends gradients by itself
         self.wrapped = objective if self.sharded else wrap(objective, device)
         self.peak = self.optim.absolute_lr(plan.effective_batch)
@@ -83,6 +83,8 @@ class Update:
             total=self.plan.total_steps,
         )
         set_learning_rate(state.optimizer, lr)
+        if self.replays:  # what graphs wrote stays until here: gradients and losses of all passes
+            torch.compiler.cudagraph_mark_step_begin()
         inputs = [self._take(passes, skipped) for _ in range(self.plan.accumulate)]
         before = [buffer.clone() for buffer in self.buffers]
         shares = self._shares(inputs)
