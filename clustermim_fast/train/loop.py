@@ -165,9 +165,11 @@ class _Trainer:
         window = Window(clusters if tokenizer is not None else None, self.device)
         self.state = begin(config, objective, window, checkpoint, self.device)
         self.tokenizer = tokenizer
-        self.update = Update(config, self.plan, self.state, objective, self.device)
         patch = int(model.patch_size)  # type: ignore[arg-type]
         self.batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
+        self.update = Update(
+            config, self.plan, self.state, objective, self.batches, self.device
+        )
 
     def _require_one_run(self, checkpoint: dict[str, Any] | None) -> None:
         """Refuse ranks that would train something different."""
@@ -209,7 +211,10 @@ class _Trainer:
                 progress = Progress(self.config, self.plan, self.state.step, self.say, advice)
                 stack.callback(progress.close)
             stack.callback(wait_at_most, PATIENCE)
-            self._loop(stack.enter_context(stop_on_signals()), skipped, progress)
+            try:
+                self._loop(stack.enter_context(stop_on_signals()), skipped, progress)
+            except NonFiniteBatch as error:
+                raise NonFiniteError(self._non_finite(str(error))) from None
         return self._result()
 
     def _loop(self, stop: StopFlag, skipped: SkippedFiles, progress: Progress | None) -> None:
@@ -227,10 +232,7 @@ class _Trainer:
         state.window.restart_clock()
         wait_at_most(STEP_PATIENCE)
         while state.step < plan.total_steps:
-            try:
-                lr = self.update(passes, skipped, stop)
-            except NonFiniteBatch as error:
-                raise NonFiniteError(self._non_finite(str(error))) from None
+            lr = self.update(passes, skipped, stop)
             epoch, in_epoch = divmod(state.step, plan.steps_per_epoch)
             every = log.checkpoint_every_steps
             done = state.step == plan.total_steps
@@ -267,6 +269,7 @@ class _Trainer:
 
     def _row(self, lr: float) -> dict[str, Any]:
         """What happened since the last line, on all ranks; the next interval begins."""
+        self.update.require_finite()
         state, plan = self.state, self.plan
         row = {"step": state.step, "epoch": state.step / plan.steps_per_epoch, "lr": lr}
         row["images_seen"] = state.step * plan.effective_batch
@@ -283,6 +286,7 @@ class _Trainer:
 
     def _save(self) -> Path:
         """Every rank calls it: what rank 0 writes is of all."""
+        self.update.require_finite()
         state = self.state
         if not math.isfinite(state.window.mean_loss()):
             raise NonFiniteError(self._non_finite("the loss is not finite"))

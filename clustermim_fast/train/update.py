@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import time
 from collections.abc import Iterator
@@ -13,7 +14,7 @@ from torch import Tensor
 from clustermim_fast.masking import Masks
 from clustermim_fast.optim import learning_rate, set_learning_rate
 from clustermim_fast.ranks import everyone
-from clustermim_fast.train.batches import Batch, Plan
+from clustermim_fast.train.batches import Batch, Plan, TrainingBatches
 from clustermim_fast.train.compiling import compile_step
 from clustermim_fast.train.config import TrainConfig
 from clustermim_fast.train.diagnose import where_not_finite
@@ -50,9 +51,11 @@ class Update:
         plan: Plan,
         state: TrainState,
         objective: ModelWithLoss,
+        batches: TrainingBatches,
         device: torch.device,
     ) -> None:
         self.plan, self.state, self.device = plan, state, device
+        self.batches = batches
         self.optim = config.optim
         self.ranks = everyone()
         self.dtype = choose_dtype(config.efficiency.amp, device)
@@ -66,8 +69,11 @@ class Update:
         self._begun = False
         # Running statistics of batch norms, which a forward pass changes already.
         self.buffers = [*state.model.buffers()] if self.optim.skip_nonfinite else []
-        # Elsewhere the host learns at its lines of progress that a loss was not finite.
+        # Elsewhere the host learns at its lines of progress that a loss was not finite, and the
+        # device makes no step from then on; float16 waits for its scale anyway.
         self._waits = device.type == "cpu" or self.optim.skip_nonfinite > 0
+        self._waits |= state.scaler.is_enabled()
+        self._broken_at = torch.zeros((), dtype=torch.int64, device=device)  # update; 0: none
 
     def __call__(self, passes: Iterator[Batch], skipped: SkippedFiles, stop: StopFlag) -> float:
         """Take the next batches of `passes`; returns the learning rate.
@@ -85,7 +91,7 @@ class Update:
         set_learning_rate(state.optimizer, lr)
         if self.replays:  # what graphs wrote stays until here: gradients and losses of all passes
             torch.compiler.cudagraph_mark_step_begin()
-        inputs = [self._take(passes, skipped) for _ in range(self.plan.accumulate)]
+        inputs = [self._take(self._next(passes, skipped)) for _ in range(self.plan.accumulate)]
         before = [buffer.clone() for buffer in self.buffers]
         shares = self._shares(inputs)
         results = self._backward(inputs, shares)
@@ -109,6 +115,11 @@ class Update:
             if state.skipped > self.optim.skip_nonfinite:
                 raise NonFiniteBatch(self._explain(inputs, shares))
             return lr
+        if not self._waits:
+            fails = (self._broken_at == 0) & ~finite[0]
+            self._broken_at = torch.where(fails, state.step, self._broken_at)
+            # What GradScaler sets for fused optimizers: where it is 1 nothing changes.
+            state.optimizer.found_inf = (self._broken_at > 0).float()  # type: ignore[attr-defined]
         for result in results:
             state.window.add(result)
         state.window.end_update(loss[0])
@@ -132,6 +143,19 @@ class Update:
                 "bf16 or off may help)"
             )
         return taken
+
+    def require_finite(self) -> None:
+        """Wait for the device; NonFiniteBatch on every rank, with the weights and the number of
+        steps of the first update whose loss or gradient was not finite.
+        """
+        broken_at = int(self._broken_at)
+        if not broken_at:
+            return
+        self.state.step = broken_at
+        keys = self.plan.keys(broken_at - 1, self.ranks.rank, self.ranks.count)
+        again = itertools.islice(keys, self.plan.accumulate)
+        inputs = [self._take(self.batches[key]) for key in again]
+        raise NonFiniteBatch(self._explain(inputs, self._shares(inputs)))
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(
@@ -157,12 +181,15 @@ class Update:
         """The signal that a rank got before this update's end, the same on all; waits for it."""
         return first_asked(self._asked)
 
-    def _take(self, passes: Iterator[Batch], skipped: SkippedFiles) -> Inputs:
-        """The next batch, on the device, with its tokens."""
+    def _next(self, passes: Iterator[Batch], skipped: SkippedFiles) -> Batch:
         before = time.perf_counter()
         batch = next(passes)
         self.state.window.waited += time.perf_counter() - before
         skipped.add(batch.broken)
+        return batch
+
+    def _take(self, batch: Batch) -> Inputs:
+        """A batch on the device, with its tokens."""
         images = self._move(batch.images)
         if images is batch.images and self.plan.accumulate > 1:
             images = images.clone()  # the reader writes its memory again for the next pass

@@ -8,6 +8,7 @@ from torch import nn
 
 from clustermim_fast import train
 from clustermim_fast.models.masked_autoencoder import MaskedAutoencoder
+from clustermim_fast.train import loop
 from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.update import Update
 from tests.train.runs import QUIET, rows
@@ -87,6 +88,40 @@ def test_a_run_that_ended_goes_on_with_skipping(tiny, poisoned):
     assert (result.step, result.metrics["skipped_updates"]) == (10, 2)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_without_waiting_weights_stay_as_they_were(tiny, tmp_path, poisoned, monkeypatch, accumulate):
+    """As on CUDA: the host hears of it at a line of progress; nothing has been learned since."""
+    init, begin, states, messages = Update.__init__, loop.begin, [], []
+
+    def beginning(*arguments):
+        states.append(begin(*arguments))
+        return states[-1]
+
+    def without_waiting(self, *arguments):
+        init(self, *arguments)
+        self._waits = False
+
+    monkeypatch.setattr(loop, "begin", beginning)
+    for waits in (True, False):
+        if not waits:
+            monkeypatch.setattr(Update, "__init__", without_waiting)
+        options = {"batch_size": 8 // accumulate, "accum_iter": accumulate, "optim__clip_grad": 1.0}
+        config = tiny(out=tmp_path / f"{waits}", log__every_steps=5, **options)
+        with pytest.raises(train.NonFiniteError) as error:
+            train.run(config, **QUIET)
+        messages.append(str(error.value).partition(";")[0])
+    assert messages[0] == messages[1]
+    assert "output of decoder_embed is not finite first, of samples [" in messages[1]
+    waited, found = states
+    assert found.step == waited.step
+    assert found.step % 5  # no line of progress was due
+    for a, b in zip(waited.model.parameters(), found.model.parameters(), strict=True):
+        assert torch.equal(a, b)
+        if a.requires_grad and a in waited.optimizer.state:
+            for name, value in waited.optimizer.state[a].items():
+                assert torch.equal(value, found.optimizer.state[b][name])
+
+
 class InfiniteGradient(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
@@ -127,6 +162,7 @@ def test_where_not_finite(breaks, expected):
     net = Net(breaks)
     if breaks == "weight":
         net.second.bias.data[0] = torch.nan
+    net._compiled_call_impl = None if breaks else pytest.fail  # compiled, it would not call hooks
     found = where_not_finite(net, (torch.ones(3, 3),), torch.tensor([10, 11, 12]))
     assert found == expected
     assert all(p.grad is None for p in net.parameters())
