@@ -63,6 +63,9 @@ class FeatureNetwork:
         self.settings, self.about = settings, about
         self._fingerprint: str | None = None  # the weights are frozen
         self.module: Any = module.eval().requires_grad_(False)
+        # Kept on the device: to make them of numbers for each batch would wait for it.
+        values = torch.tensor([settings.mean, settings.std], dtype=torch.float32)
+        self._mean, self._std = values.to(self.device)[:, :, None, None]
 
     @classmethod
     def open(
@@ -138,6 +141,7 @@ class FeatureNetwork:
     def to(self, device: torch.device | str) -> FeatureNetwork:
         """In place, as a Module's."""
         self.module.to(device)
+        self._mean, self._std = self._mean.to(device), self._std.to(device)
         return self
 
     def state(self) -> dict[str, Tensor]:
@@ -169,8 +173,7 @@ class FeatureNetwork:
             x = x if normalized else x.clamp_(0, 1)
         s = self.settings
         if not normalized:
-            mean, std = (x.new_tensor(values).view(-1, 1, 1) for values in (s.mean, s.std))
-            x = (x - mean) / std
+            x = (x - self._mean) / self._std
         # Its own precision, whatever autocast the caller is in: the same ids everywhere.
         narrow = s.precision != "float32"
         try:

@@ -28,6 +28,7 @@ from clustermim_fast.train.batches import (
     reading_advice,
 )
 from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.copies import copied_beside
 from clustermim_fast.train.distributed import (
     PATIENCE,
     STEP_PATIENCE,
@@ -167,9 +168,7 @@ class _Trainer:
         self.tokenizer = tokenizer
         patch = int(model.patch_size)  # type: ignore[arg-type]
         self.batches = TrainingBatches(images, config.data, config.mask, patch, config.seed)
-        self.update = Update(
-            config, self.plan, self.state, objective, self.batches, self.device
-        )
+        self.update = Update(config, self.plan, self.state, objective, self.batches, self.device)
 
     def _require_one_run(self, checkpoint: dict[str, Any] | None) -> None:
         """Refuse ranks that would train something different."""
@@ -229,6 +228,8 @@ class _Trainer:
             threads=max(1, torch.get_num_threads() // 2) if self.device.type == "cuda" else 1,
         )
         passes = iter(loader)
+        if self.device.type == "cuda" and not self.batches.resident:
+            passes = copied_beside(passes, self.device, plan.accumulate)
         state.window.restart_clock()
         wait_at_most(STEP_PATIENCE)
         while state.step < plan.total_steps:

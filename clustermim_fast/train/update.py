@@ -17,6 +17,7 @@ from clustermim_fast.ranks import everyone
 from clustermim_fast.train.batches import Batch, Plan, TrainingBatches
 from clustermim_fast.train.compiling import compile_step
 from clustermim_fast.train.config import TrainConfig
+from clustermim_fast.train.copies import pinned
 from clustermim_fast.train.diagnose import where_not_finite
 from clustermim_fast.train.distributed import synchronised, wrap
 from clustermim_fast.train.precision import choose_dtype
@@ -191,14 +192,16 @@ class Update:
     def _take(self, batch: Batch) -> Inputs:
         """A batch on the device, with its tokens."""
         images = self._move(batch.images)
-        if images is batch.images and self.plan.accumulate > 1:
+        if self.device.type == "cpu" and self.plan.accumulate > 1:
             images = images.clone()  # the reader writes its memory again for the next pass
         masks = Masks(*(self._move(part) for part in batch.masks))
         tokens = None if self.tokenizer is None else self.tokenizer(images)
         return Inputs(images, masks, tokens, batch.samples)
 
     def _move(self, tensor: Any) -> Any:
-        return None if tensor is None else tensor.to(self.device, non_blocking=True)
+        if tensor is None or tensor.device == self.device:
+            return tensor
+        return pinned(tensor).to(self.device, non_blocking=True)
 
     def _shares(self, inputs: list[Inputs]) -> Tensor:
         """What the means of each pass are of the update's, float64 [passes, terms]."""

@@ -1,4 +1,4 @@
-"""efficiency.channels_last: another order in memory, the same numbers, and files that do not tell."""
+"""efficiency.channels_last: another order in memory, the same numbers, the same files."""
 
 from __future__ import annotations
 

@@ -107,5 +107,5 @@ def test_words(tiny, text, mode):
 
 
 def test_unknown_mode(tiny):
-    with pytest.raises(ValueError, match='compile must be one of "off", "default", .*got \'fast\''):
+    with pytest.raises(ValueError, match='compile must be one of "off", "default"'):
         tiny(efficiency__compile="fast")

@@ -89,7 +89,9 @@ def test_a_run_that_ended_goes_on_with_skipping(tiny, poisoned):
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
-def test_without_waiting_weights_stay_as_they_were(tiny, tmp_path, poisoned, monkeypatch, accumulate):
+def test_without_waiting_weights_stay_as_they_were(
+    tiny, tmp_path, poisoned, monkeypatch, accumulate
+):
     """As on CUDA: the host hears of it at a line of progress; nothing has been learned since."""
     init, begin, states, messages = Update.__init__, loop.begin, [], []
 
