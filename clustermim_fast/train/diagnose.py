@@ -50,7 +50,7 @@ def where_not_finite(
 
     handles = [watch(_plain(name), part) for name, part in module.named_modules() if name]
     try:
-        loss = module.forward(*arguments).loss  # not what it was compiled to, without hooks
+        loss = module._call_impl(*arguments).loss  # not compiled, which would call no hooks
         look("the loss", loss)
         if not anywhere(bool(found)):
             loss.backward()

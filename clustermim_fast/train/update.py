@@ -72,8 +72,8 @@ class Update:
         self.buffers = [*state.model.buffers()] if self.optim.skip_nonfinite else []
         # Elsewhere the host learns at its lines of progress that a loss was not finite, and the
         # device makes no step from then on; float16 waits for its scale anyway.
-        self._waits = device.type == "cpu" or self.optim.skip_nonfinite > 0
-        self._waits |= state.scaler.is_enabled()
+        waits = self.optim.skip_nonfinite > 0 or state.scaler.is_enabled()
+        self._waits = waits or device.type == "cpu"
         self._broken_at = torch.zeros((), dtype=torch.int64, device=device)  # update; 0: none
 
     def __call__(self, passes: Iterator[Batch], skipped: SkippedFiles, stop: StopFlag) -> float:
@@ -82,14 +82,7 @@ class Update:
         Raises NonFiniteBatch on every rank, before the weights have changed.
         """
         state = self.state
-        lr = learning_rate(
-            state.step,
-            peak=self.peak,
-            floor=self.optim.min_lr,
-            warmup=self.warmup,
-            total=self.plan.total_steps,
-        )
-        set_learning_rate(state.optimizer, lr)
+        lr = self._set_learning_rate()
         if self.replays:  # what graphs wrote stays until here: gradients and losses of all passes
             torch.compiler.cudagraph_mark_step_begin()
         inputs = [self._take(self._next(passes, skipped)) for _ in range(self.plan.accumulate)]
@@ -130,6 +123,17 @@ class Update:
             state.ema.update(state.model, step=state.step)
         return lr
 
+    def _set_learning_rate(self) -> float:
+        lr = learning_rate(
+            self.state.step,
+            peak=self.peak,
+            floor=self.optim.min_lr,
+            warmup=self.warmup,
+            total=self.plan.total_steps,
+        )
+        set_learning_rate(self.state.optimizer, lr)
+        return lr
+
     def _step(self) -> bool:
         """The optimizer's step, or a smaller loss scale where gradients overflowed."""
         state, scaler = self.state, self.state.scaler
@@ -152,6 +156,8 @@ class Update:
         broken_at = int(self._broken_at)
         if not broken_at:
             return
+        self.state.step = broken_at - 1
+        self._set_learning_rate()
         self.state.step = broken_at
         keys = self.plan.keys(broken_at - 1, self.ranks.rank, self.ranks.count)
         again = itertools.islice(keys, self.plan.accumulate)
