@@ -1,4 +1,5 @@
-// Compiled at first use for one kind of call: CMIM_* are given (ops/nearest_centroid/cuda_filter.py).
+// Compiled at first use for one kind of call: CMIM_* are given
+// (ops/nearest_centroid/cuda_filter.py).
 #include "nearest_centroid/hopper_filter.h"
 
 using namespace clustermim::hopper;

@@ -44,7 +44,7 @@ struct Filter {
   static constexpr int kSums = kOneTile ? 2 : 1;
   static constexpr int bytes_of(int stages) {
     return kChunks * kChunkBytes + stages * kStepBytes + biases_of(stages) * kBiasBytes +
-           kSums * kRows * 8 + (2 * stages + 2 * kChunks) * 8;
+           kSums * kRows * 8 + (2 * stages + 2 * kChunks + 1) * 8;
   }
   static constexpr int kMostBytes = 232448;  // of a block on sm_90
   static constexpr int most_stages() {
@@ -53,6 +53,9 @@ struct Filter {
     return stages;
   }
   static constexpr int kStages = most_stages();
+  // Steps by which the second warpgroup is behind, so that one multiplies while the other decides
+  // about its rows.
+  static constexpr int kLag = kStages / 2 < 2 * kSteps - 1 ? kStages / 2 : 2 * kSteps - 1;
   static constexpr int kBiases = biases_of(kStages);
   static constexpr int kBytes = bytes_of(kStages);
   static_assert(kDepth % 64 == 0 && kStages >= 3, "too deep to be kept in shared memory");
@@ -73,6 +76,7 @@ struct Memory {
   CMIM_DEVICE Address empty(int s) const { return full(F::kStages) + s * 8; }
   CMIM_DEVICE Address chunk_full(int c) const { return empty(F::kStages) + c * 8; }
   CMIM_DEVICE Address chunk_empty(int c) const { return chunk_full(F::kChunks) + c * 8; }
+  CMIM_DEVICE Address lag() const { return chunk_empty(F::kChunks); }
 };
 
 // Where a role is in something that is used in turn: the place, and the parity of its round.
@@ -124,56 +128,140 @@ CMIM_DEVICE void ask_for_centroids(const FilterArguments& a, const TensorMap* ce
 }
 
 // ---- some warps: rows
-// Eight lanes share a row of a chunk; they read kAtOnce rows before the first is rounded. The rows
-// of the next tile are asked for early, so that reading them takes L2's latency, not memory's.
+// Eight lanes share a row of a chunk, and lanes have the same rows of every chunk.
 template <class F>
-CMIM_DEVICE void convert_rows(const FilterArguments& a, Memory<F> memory, int rank) {
+struct Converter {
   using Source = typename F::Source;
-  constexpr int kGroups = 4 * F::kConverters, kAtOnce = Source::kAtOnce;
-  const int thread = thread_index() - 32 * F::kFirstConverter;
-  const int group = thread / 8, part = thread % 8;
-  for (RowTiles<F> rows(rank); rows.any(a); rows.advance()) {
-    const int next = (rows.tile + num_blocks()) * F::kRows;
-    for (int row = group; part == 0 && row < F::kRows; row += kGroups)
-      Source::prefetch(a, next + row);
-#pragma unroll 1
-    for (int chunk = 0; chunk < F::kChunks; ++chunk) {
-      const typename Source::Columns columns = Source::columns(a, 64 * chunk + 8 * part);
-#pragma unroll 1
-      for (int first = group; first - group < F::kRows; first += kAtOnce * kGroups) {
-        typename Source::Raw raw[kAtOnce];
+  static constexpr int kGroups = 4 * F::kConverters;
+  // Rows that are read before the first is rounded. One tile: all of a lane's, and of small ones
+  // those of the next chunk as well, so that enough is on its way from memory.
+  static constexpr int kAtOnce = F::kOneTile ? F::kRows / kGroups : Source::kAtOnce;
+  static constexpr bool kAhead = F::kOneTile && sizeof(typename Source::Raw) <= 16;
+
+  const FilterArguments& a;
+  Memory<F> memory;
+  int group, part;
+
+  CMIM_DEVICE Converter(const FilterArguments& a, Memory<F> memory) : a(a), memory(memory) {
+    const int thread = thread_index() - 32 * F::kFirstConverter;
+    group = thread / 8, part = thread % 8;
+  }
+
+  // From `first` on, every kGroups-th; all that come first are there or are not.
+  struct Rows {
+    int64 start[kAtOnce];
+    int first, num_rows;
+  };
+  CMIM_DEVICE Rows rows_from(int first) const {
+    Rows rows;
+    rows.first = first, rows.num_rows = a.num_rows;
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i)
-          raw[i] = Source::read(a, columns, rows.tile * F::kRows + first + i * kGroups);
-        if (first == group) barrier_wait(memory.chunk_empty(chunk), rows.parity ^ 1);
+    for (int i = 0; i < kAtOnce; ++i) rows.start[i] = Source::start(a, first + i * kGroups);
+    return rows;
+  }
+  struct Values {
+    typename Source::Raw raw[kAtOnce];
+  };
+  CMIM_DEVICE Values read(const Rows& rows, const typename Source::Columns& columns) const {
+    Values values;
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-          const int row = first + i * kGroups;
-          Squares squares;
-          const Words halves = Source::round(a, raw[i], columns, squares);
+    for (int i = 0; i < kAtOnce; ++i)
+      values.raw[i] =
+          Source::read(a, columns, rows.start[i], rows.first + i * kGroups < rows.num_rows);
+    return values;
+  }
+  CMIM_DEVICE typename Source::Columns columns(int chunk) const {
+    return Source::columns(a, 64 * chunk + 8 * part);
+  }
+
+  // Of the eight lanes of a row.
+  static CMIM_DEVICE Squares sum_of(Squares squares) {
 #pragma unroll
-          for (int with = 1; with < 8; with *= 2) {
-            squares.kept += from_lane_xor(squares.kept, with);
-            squares.rest += from_lane_xor(squares.rest, with);
-          }
-          if (row >= F::kRows) continue;
-          store_words(memory.chunk(chunk) + swizzled_128(row, part), halves);
-          if (part != 0) continue;
-          const Address sums = memory.sums(rows.parity, row);
-          if (chunk != 0) {
-            squares.kept += load_float(sums);
-            squares.rest += load_float(sums + 4);
-          }
-          store_float(sums, squares.kept);
-          store_float(sums + 4, squares.rest);
-        }
+    for (int with = 1; with < 8; with *= 2) {
+      squares.kept += from_lane_xor(squares.kept, with);
+      if (!Source::kExact) squares.rest += from_lane_xor(squares.rest, with);
+    }
+    return squares;
+  }
+  CMIM_DEVICE void store_sum(int parity, int row, Squares squares, bool add) const {
+    const Address sums = memory.sums(parity, row);
+    if (add) {
+      squares.kept += load_float(sums);
+      if (!Source::kExact) squares.rest += load_float(sums + 4);
+    }
+    store_float(sums, squares.kept);
+    store_float(sums + 4, squares.rest);
+  }
+  CMIM_DEVICE void end_chunk(int chunk) const {
+    make_visible_to_products();
+    warp_sync();
+    if (thread_index() % 32 == 0) barrier_arrive(memory.chunk_full(chunk));
+  }
+
+  // A tile's rows are used once: the time is that of reading.
+  CMIM_DEVICE void run_one_tile(int rank) {
+    Squares sums[kAtOnce];
+    RowTiles<F> tile(rank);
+    Rows rows = rows_from(tile.tile * F::kRows + group);
+    typename Source::Columns these = columns(0);
+    Values values = read(rows, these);
+    for (int chunk = 0; tile.any(a);) {
+      const int next = chunk + 1 == F::kChunks ? 0 : chunk + 1;
+      const RowTiles<F> now = tile;
+      if (next == 0) {
+        tile.advance();
+        rows = rows_from(tile.tile * F::kRows + group);
       }
-      make_visible_to_products();
-      warp_sync();
-      if (thread % 32 == 0) barrier_arrive(memory.chunk_full(chunk));
+      const typename Source::Columns those = columns(next);
+      Values coming;
+      if (kAhead) coming = read(rows, those);
+      barrier_wait(memory.chunk_empty(chunk), now.parity ^ 1);
+#pragma unroll
+      for (int i = 0; i < kAtOnce; ++i) {
+        const int row = group + i * kGroups;
+        if (chunk == 0) sums[i] = Squares();
+        store_words(memory.chunk(chunk) + swizzled_128(row, part),
+                    Source::round(a, values.raw[i], these, sums[i]));
+        if (next != 0) continue;
+        const Squares sum = sum_of(sums[i]);
+        if (part == 0) store_sum(now.parity, row, sum, false);
+      }
+      end_chunk(chunk);
+      values = kAhead ? coming : read(rows, those);
+      these = those;
+      chunk = next;
     }
   }
-}
+
+  // The rows of the next tile are asked for early, so that reading them takes L2's latency.
+  CMIM_DEVICE void run(int rank) {
+    for (RowTiles<F> tile(rank); tile.any(a); tile.advance()) {
+      const int next = (tile.tile + num_blocks()) * F::kRows;
+      for (int row = group; part == 0 && row < F::kRows; row += kGroups)
+        Source::prefetch(a, next + row);
+#pragma unroll 1
+      for (int chunk = 0; chunk < F::kChunks; ++chunk) {
+        const typename Source::Columns these = columns(chunk);
+#pragma unroll 1
+        for (int first = group; first - group < F::kRows; first += kAtOnce * kGroups) {
+          const Values values = read(rows_from(tile.tile * F::kRows + first), these);
+          if (first == group) barrier_wait(memory.chunk_empty(chunk), tile.parity ^ 1);
+#pragma unroll
+          for (int i = 0; i < kAtOnce; ++i) {
+            const int row = first + i * kGroups;
+            Squares squares;
+            const Words halves = Source::round(a, values.raw[i], these, squares);
+            squares = sum_of(squares);
+            if (row >= F::kRows) continue;
+            store_words(memory.chunk(chunk) + swizzled_128(row, part), halves);
+            if (part == 0) store_sum(tile.parity, row, squares, chunk != 0);
+          }
+        }
+        end_chunk(chunk);
+      }
+    }
+  }
+};
 
 // ---- two warpgroups: products and scores
 template <class F>
@@ -206,7 +294,7 @@ struct Consumer {
 
   // Starts the products of a step and lets go of what the last one read.
   CMIM_DEVICE void start_step(float (&sums)[64], int step, bool is_first, bool is_last,
-                              int row_parity) {
+                              int lag_step, int row_parity) {
     if (is_first && step % 2 == 0) barrier_wait(memory.chunk_full(step / 2), row_parity);
     barrier_wait(memory.full(ring.at), ring.parity);
     products_fence();
@@ -220,6 +308,7 @@ struct Consumer {
     products_wait<1>();
     if (step > 0 || !is_first) release_stage();
     if (is_last && step > 0 && step % 2 == 0) release_chunk(step / 2 - 1);
+    if (!F::kOneTile && step == lag_step && thread_index() % 32 == 0) barrier_arrive(memory.lag());
     ring.advance();
   }
 
@@ -228,10 +317,13 @@ struct Consumer {
     // Known never to be the first, scores would be sunk behind the last step's products.
     if (!F::kOneTile) tile = opaque(tile);
     const bool is_first = tile == 0, is_last = tile == a.column_tiles - 1;
+    // The first warpgroup's arrival, once in a tile of rows, lets the second begin.
+    const int lag_step = group == 0 ? F::kLag - tile * F::kSteps : -1;
+    if (!F::kOneTile && is_first && group == 1) barrier_wait(memory.lag(), row_parity);
     constexpr int kSpread = F::kSteps < 16 ? F::kSteps : 16;  // steps with scores beside them
 #pragma unroll
     for (int step = 0; step < kSpread; ++step) {
-      start_step(sums, step, is_first, is_last, row_parity);
+      start_step(sums, step, is_first, is_last, lag_step, row_parity);
       if (is_first) continue;
       if (step == 0) products_are_in(before);
 #pragma unroll
@@ -240,7 +332,7 @@ struct Consumer {
     }
 #pragma unroll 2
     for (int step = kSpread; step < F::kSteps; ++step)
-      start_step(sums, step, is_first, is_last, row_parity);
+      start_step(sums, step, is_first, is_last, lag_step, row_parity);
     if (is_first) {
       const int thread = thread_index_again(), q = thread % 4;
       sum = load_float(memory.sums(row_parity, row_of(thread, q / 2)) + q % 2 * 4);
@@ -282,13 +374,14 @@ struct Consumer {
         }
       }
       const int thread = thread_index_again();
+      const Facts facts(a);
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
         const int row = rows.tile * F::kRows + row_of(thread, h);
         const bool exists = thread % 4 == 0 && row < a.num_rows;
         const int first = thread % 32 / 4 * 4 + 2 * h;
         const Squares squares = {from_lane(sum, first), from_lane(sum, first + 1)};
-        decide<F::kEuclidean>(a, row, exists, scores.of_row(h), squares);
+        decide<F::kEuclidean>(a, facts, row, exists, scores.of_row(h), squares);
       }
     }
   }
@@ -308,6 +401,7 @@ CMIM_DEVICE void filter(const FilterArguments& a, const TensorMap* centroids, Ad
       barrier_init(memory.chunk_full(c), F::kConverters);
       barrier_init(memory.chunk_empty(c), 8);
     }
+    barrier_init(memory.lag(), 4);
     barrier_init_done();
   }
   // The other block's barriers are arrived at, too.
@@ -322,10 +416,10 @@ CMIM_DEVICE void filter(const FilterArguments& a, const TensorMap* centroids, Ad
       if (lane == 0) ask_for_centroids<F>(a, centroids, memory, rank);
       warp_sync();
     } else if (!F::kOneTile) {
-      convert_rows<F>(a, memory, rank);
+      Converter<F>(a, memory).run(rank);
     }
   } else if (F::kOneTile && warp < 4 + F::kConverters) {
-    convert_rows<F>(a, memory, rank);
+    Converter<F>(a, memory).run_one_tile(rank);
   } else {
     take_registers<F::kConsumerRegisters>();
     Consumer<F>(a, memory, rank, warp / 4 - F::kConsumers).run();

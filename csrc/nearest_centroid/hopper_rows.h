@@ -36,6 +36,7 @@ struct Bfloat16 {
 template <class Type, bool kAligned, bool kFramed>
 struct MatrixRows {
   static constexpr int kWords = Type::bytes / 2;
+  static constexpr bool kExact = false;
   static constexpr int kAtOnce = kAligned ? 8 / Type::bytes : 1;
   struct Raw {
     Words words[kWords];
@@ -56,10 +57,13 @@ struct MatrixRows {
     return c;
   }
 
-  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int row) {
+  static CMIM_DEVICE int64 start(const FilterArguments& a, int row) { return row * a.row_stride; }
+
+  // Zeros where there is no such row, or value.
+  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start,
+                              bool exists) {
     Raw raw = {};
-    if (row >= a.num_rows) return raw;
-    const int64 start = row * a.row_stride;
+    if (!exists) return raw;
     if constexpr (kAligned) {
       const uint8* from = static_cast<const uint8*>(a.x) + (start + c.first) * Type::bytes;
       if (c.first < a.dim)
@@ -123,6 +127,7 @@ struct ImageRows {
     bool inside;
   };
   static constexpr int kAtOnce = kAligned ? 4 : 1;
+  static constexpr bool kExact = true;  // rounding moves nothing
   // Eight pixels of one channel: their squares are summed before they are weighed.
   static constexpr bool kOneWeight = kAligned && !kPacked;
 
@@ -140,13 +145,17 @@ struct ImageRows {
     return {kAligned ? place_of(a, first) : 0, weight(a, first), first, first < a.dim};
   }
 
-  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int row) {
-    constexpr uint64 kZeros = 0x8080808080808080ull;
-    if (row >= a.num_rows) return {kZeros};
+  static CMIM_DEVICE int64 start(const FilterArguments& a, int row) {
     const int image = row / kPatches, patch = row % kPatches;
-    const uint8* from = static_cast<const uint8*>(a.x) + image * a.strides.image +
-                        patch / kAcross * (kPatch * a.strides.line) +
-                        patch % kAcross * (kPatch * a.strides.pixel);
+    return image * a.strides.image + patch / kAcross * (kPatch * a.strides.line) +
+           patch % kAcross * (kPatch * a.strides.pixel);
+  }
+
+  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start,
+                              bool exists) {
+    constexpr uint64 kZeros = 0x8080808080808080ull;
+    if (!exists) return {kZeros};
+    const uint8* from = static_cast<const uint8*>(a.x) + start;
     if constexpr (kAligned) {
       return {c.inside ? load_8_bytes(from + c.place) : kZeros};
     } else {

@@ -50,18 +50,20 @@ struct Scores {
 
   // Of half h's row, the columns of the quad's four threads together.
   CMIM_DEVICE Best of_row(int h) const {
-    Best found = {best[h], next[h], tile[h] * 128};
-    bool seen = false;
+    Best found = {best[h], next[h], 0};
+    int place = 0, equal = 0;
 #pragma unroll
-    for (int i = 0; i < 64; ++i) {
+    for (int i = 63; i >= 0; --i) {  // the lowest comes last
       if (i / 2 % 2 != h) continue;
-      if (!seen && places[i] == found.score) {
-        found.id += 8 * (i / 4) + 2 * (thread_index() % 4) + i % 2;
-        seen = true;
+      if (places[i] == found.score) {
+        place = 8 * (i / 4) + i % 2;
+        ++equal;
       } else {
         found.next = larger(found.next, places[i]);
       }
     }
+    if (equal > 1) found.next = found.score;
+    found.id = tile[h] * 128 + place + 2 * (thread_index() % 4);
 #pragma unroll
     for (int with = 1; with < 4; with *= 2) {
       const Best other = {from_lane_xor(found.score, with), from_lane_xor(found.next, with),

@@ -55,7 +55,7 @@ class Kind:
         def of(stages: int) -> int:
             biases = -(-stages // steps) + 2
             sums = (2 if self.one_tile else 1) * ROWS * 8
-            barriers = 8 * (2 * stages + 2 * chunks)
+            barriers = 8 * (2 * stages + 2 * chunks + 1)
             return chunks * 16_384 + stages * 8_192 + biases * 512 + sums + barriers
 
         return next(of(stages) for stages in range(16, 0, -1) if of(stages) <= _MOST_BYTES)
