@@ -200,7 +200,11 @@ def test_named_cuda_cannot_be_checked_in_a_compiler_or_a_graph(monkeypatch, hopp
 
 
 def test_a_check_of_cuda_does_not_wait_for_itself(monkeypatch, hopper):
+    checks_begun = []
+
     def check(device, backend):
+        checks_begun.append(backend)
+        assert len(checks_begun) == 1
         assert _backend.resolve(OP, backend, device, NAMES) == "cuda"
         raise AssertionError("3 of 9 ids differ")
 

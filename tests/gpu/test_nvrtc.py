@@ -19,7 +19,7 @@ HERE = Path(__file__).parent
 TILE = (("TILE", 8192),)
 
 needs_nvrtc = pytest.mark.skipif(
-    _nvrtc.unavailable_reason() is not None, reason="no NVRTC here: torch is not one for CUDA"
+    _nvrtc.unavailable_reason() is not None, reason=f"NVRTC: {_nvrtc.unavailable_reason()}"
 )
 
 
@@ -275,10 +275,10 @@ from pathlib import Path
 from clustermim_fast.ops import _cuda, _nvrtc
 _nvrtc.KERNELS = Path(sys.argv[1])
 torch.cuda.current_stream = lambda device: types.SimpleNamespace(cuda_stream=55)
-a, out = torch.zeros(64, 256, dtype=torch.float16)[:, :128], torch.zeros(64, 64)
+a, out = torch.zeros(3, 64, 256, dtype=torch.float16)[:, :, :128], torch.zeros(64, 64)
 kernel = _cuda.Kernel("tiny_hopper.cu", "tiny", (("TILE", 8192),), cluster=2, shared_bytes=17000)
 for device in ("cuda:3", "cuda:3", "cuda:4"):
-    rows = _cuda.tensor_map(a, (32, 64), 128)
+    rows = _cuda.tensor_map(a, (1, 32, 64), 128)
     kernel.launch(torch.device(device), 6, [rows, _cuda.address(out), _cuda.int32(-2)])
 print(a.data_ptr(), _cuda.address(out).hex())
 """
@@ -294,8 +294,8 @@ print(a.data_ptr(), _cuda.address(out).hex())
     assert result.returncode == 0, result.stderr
     address, out = result.stdout.split()
     map_ = (
-        f"cuTensorMapEncodeTiled type 6 at {address} sizes 128 64 strides 512 box 64 32 steps 1 1 "
-        "interleave 0 swizzle 3 promotion 2 fill 0"
+        f"cuTensorMapEncodeTiled type 6 at {address} sizes 128 64 3 strides 512 32768 box 64 32 1 "
+        "steps 1 1 1 interleave 0 swizzle 3 promotion 2 fill 0"
     )
     loading = ["cuModuleLoadData ELF in 73", "cuModuleGetFunction 2 tiny",
                "cuFuncSetAttribute 3 shared bytes 17000"]  # fmt: skip
