@@ -107,6 +107,14 @@ def test_own_values_of_resume(settings_of):
     assert "resume" not in settings_of("data=digits --resume=")[1]
 
 
+@pytest.mark.parametrize("command", ["evaluate linear nowhere", "tokenizer rank"])
+@pytest.mark.parametrize("seed", ["-1", str(2**70)])
+def test_a_seed_that_no_generator_takes(command, seed, capsys):
+    given = f"{command} data=digits seed={seed}"
+    assert cli.main(given.split()) == 1
+    assert f"seed: cannot read '{seed}' (expected 0 to 2**32 - 1)" in capsys.readouterr().err
+
+
 def test_dashes_of_other_commands(capsys):
     assert cli.main(["evaluate", "knn", "nowhere", "--kk", "3"]) == 1
     assert "unknown setting 'kk'" in capsys.readouterr().err

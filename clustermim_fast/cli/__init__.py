@@ -25,6 +25,7 @@ from clustermim_fast.cli.settings import (
     read_settings,
     subject_of,
     to_bool,
+    to_seed,
     to_size,
 )
 from clustermim_fast.cli.texts import (
@@ -229,7 +230,7 @@ def run_tokenizer_choice(parsed: argparse.Namespace) -> int:
     texts = read_settings(parsed.settings)
     own: dict[str, dict[str, Callable[[str], Any]]] = {
         "tcas": TCAS_KEYS,
-        "rank": {"seed": int},
+        "rank": {"seed": to_seed},
     }
     settings = convert(texts, CHOICE_KEYS | own[parsed.kind], f"tokenizer {parsed.kind}")
     for key in ("data", "tokenizers"):

@@ -28,6 +28,14 @@ def to_numbers(text: str) -> tuple[float, ...]:
     return tuple(float(part) for part in text.split(","))
 
 
+def to_seed(text: str) -> int:
+    """What numpy's and torch's generators take."""
+    seed = int(text)
+    if not 0 <= seed < 2**32:
+        raise ValueError("expected 0 to 2**32 - 1")
+    return seed
+
+
 CHOICE_KEYS: dict[str, Callable[[str], Any]] = {
     "data": str,
     "tokenizers": str,
@@ -58,7 +66,7 @@ EVALUATE_KEYS: dict[str, Callable[[str], Any]] = {
     "cache": to_bool,
     "out": str,
 }
-REPEATS: dict[str, Callable[[str], Any]] = {"shots": str, "seeds": int, "seed": int}
+REPEATS: dict[str, Callable[[str], Any]] = {"shots": str, "seeds": int, "seed": to_seed}
 KIND_KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
     "knn": {"k": int, "temperature": float, **REPEATS},
     "linear": {"penalties": to_numbers, "max_iter": int, **REPEATS},
