@@ -157,13 +157,13 @@ def _require(op: str, name: str, device: torch.device, implemented: tuple[str, .
 
 
 # What is settled for this process: looking for packages and devices takes longer than a launch.
-_settled: dict[tuple[str, str | None, str], str] = {}
+_settled: dict[tuple[str, str | None, str, tuple[str, ...]], str] = {}
 
 
 def _on_gpu(
     op: str, name: str | None, device: str, implemented: tuple[str, ...], compiling: bool
 ) -> str:
-    key = (op, name, device)
+    key = (op, name, device, implemented)
     if key in _settled:
         return _settled[key]
     found = torch.device(device)

@@ -394,6 +394,16 @@ def test_what_is_settled_is_not_looked_up_again(monkeypatch):
     assert _backend.resolve(OP, None, device, ("reference", "triton")) == "triton"
 
 
+def test_what_is_settled_is_so_for_these_back_ends(monkeypatch, hopper):
+    """A call that CUDA C++ does not take asks again without it."""
+    checks(monkeypatch)
+    monkeypatch.setattr(_triton, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": BOTH}})
+    for _ in range(2):
+        assert _backend.resolve(OP, None, hopper, NAMES) == "cuda"
+        assert _backend.resolve(OP, None, hopper, NAMES[:-1]) == "triton"
+
+
 def test_standing_is_said_without_a_check(monkeypatch):
     asked = checks(monkeypatch)
     with _triton.stand_in(H200):
