@@ -107,7 +107,9 @@ def test_own_values_of_resume(settings_of):
     assert "resume" not in settings_of("data=digits --resume=")[1]
 
 
-@pytest.mark.parametrize("command", ["evaluate linear nowhere", "tokenizer rank"])
+@pytest.mark.parametrize(
+    "command", ["evaluate linear nowhere", "evaluate segment nowhere", "tokenizer rank"]
+)
 @pytest.mark.parametrize("seed", ["-1", str(2**70)])
 def test_a_seed_that_no_generator_takes(command, seed, capsys):
     given = f"{command} data=digits seed={seed}"

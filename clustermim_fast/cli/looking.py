@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from clustermim_fast.cli.settings import convert, read_settings, subject_of, to_numbers
+from clustermim_fast.cli.settings import convert, read_settings, subject_of, to_numbers, to_seed
 from clustermim_fast.cli.texts import COMPARE_HELP
 
 __all__ = ["add_compare", "add_kinds"]
@@ -30,7 +30,7 @@ KEYS: dict[str, dict[str, Callable[[str], Any]]] = {
         "penalties": to_numbers,
         "max_patches": int,
         "max_iter": int,
-        "seed": int,
+        "seed": to_seed,
     },
 }
 TITLES = {
