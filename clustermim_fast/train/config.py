@@ -156,14 +156,15 @@ class EfficiencyConfig:
         if self.compile not in COMPILE_MODES:
             names = ", ".join(f'"{mode}"' for mode in COMPILE_MODES)
             raise ValueError(f"efficiency.compile must be one of {names}, got {self.compile!r}")
-        for name, value, needed in (
-            ("compile", self.compile, "off"),
-            ("channels_last", self.channels_last or False, False),
+        # CUDA graphs read weights where they were, and FSDP2 puts them together anew.
+        for name, value, allowed in (
+            ("compile", self.compile, ("off", "default")),
+            ("channels_last", self.channels_last or False, (False,)),
         ):
-            if self.sharding == "fsdp" and value != needed:
+            if self.sharding == "fsdp" and value not in allowed:
                 raise ValueError(
-                    f"efficiency.sharding=fsdp goes with efficiency.{name}={needed}, got {value}; "
-                    "leave out one of them"
+                    f"efficiency.sharding=fsdp goes with efficiency.{name}="
+                    f"{' or '.join(map(str, allowed))}, got {value}; leave out one of them"
                 )
         if self.amp not in ("auto", "bf16", "fp16", "off"):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Runs that one, two and three processes share, for ``test_distributed.py``.
 
-``python -m tests.train.rank_runs FOLDER CONFIG.json``: all phases, one after another. The ranks of
+``python -m tests.train.rank_runs FOLDER CONFIG.json``: all phases, one after another; with a third
+word, "compiled", those of compiled models. The ranks of
 each are forks of a process that has imported everything and run nothing, so that eight seconds of
 imports are paid once. A phase is a number of ranks and the cases that they run; each rank writes
 how a case ended to FOLDER/<world>_<rank>.json.
@@ -21,6 +22,7 @@ from pathlib import Path
 
 import torch
 import torch.distributed.fsdp
+from torch import nn
 
 from clustermim_fast import api, train
 from clustermim_fast.tokenizers import PixelTokenizer
@@ -61,11 +63,14 @@ PHASES = [
     (1, ["f<1", "2<1"] if FSDP else ["2<1"]),
     *((2, [case]) for case in ENDS),
 ]
+# Alone, since importing torch's compiler takes each rank as long as all else.
+COMPILED = {"compiled": {"method": "mae", "accum_iter": 2, "efficiency__compile": "default"}}
+COMPILED_PHASES = [(1, ["compiled"]), (2, ["compiled", *(["fsdp_compiled"] if FSDP else [])])]
 
 
 def main() -> None:
     folder, base = Path(sys.argv[1]), train.load_config(sys.argv[2])
-    for world, names in PHASES:
+    for world, names in COMPILED_PHASES if "compiled" in sys.argv else PHASES:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -104,15 +109,22 @@ def rank_main(rank, world, port, names, folder, base) -> None:
         (folder / f"{world}_{rank}_{names[-1]}.json").write_text(json.dumps(ends))
 
 
+def trace(self, *, mode, dynamic):
+    """torch.compile without its compiler, which takes minutes."""
+    self._compiled_call_impl = torch.compile(self._call_impl, backend="aot_eager", dynamic=dynamic)
+
+
 def one(name, rank, world, folder, base):
     """Run a case; what it said, how it ended, and which samples this rank saw."""
     halves = name[:1] + name[2:] if name[1:2] in "<>" else ""
     out = folder / (f"cut_{halves}" if halves else f"{name}_{world}")
     case = name.removeprefix("fsdp_")
-    settings = {**CASES, **OTHERS}.get(case, CUT)
+    settings = {**CASES, **OTHERS, **COMPILED}.get(case, CUT)
     options = {"out": out, "log__every_steps": 1, "steps": STEPS, **settings}
     if world > 1 and ("f" in halves or name.startswith("fsdp_")):
         options["efficiency__sharding"] = "fsdp"
+    if world == 1:
+        options.pop("efficiency__compile", None)
     if case == "features":
         options["tokenizer__model"] = folder / "looks_1"
     config = train.config_from_overrides(
@@ -146,6 +158,7 @@ def one(name, rank, world, folder, base):
     step.forward_step = forward_step
     if name.startswith("nan"):
         PixelTokenizer.__call__ = without_the_first
+    nn.Module.compile = trace
     precision.GradScaler = functools.partial(torch.amp.GradScaler, init_scale=1024.0)
     metrics = {}
     try:

@@ -38,10 +38,14 @@ def with_fsdp(case):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, base_config):
     """Where all phases of ``rank_runs`` left their runs."""
-    place = tmp_path_factory.mktemp("ranks")
+    return run_phases(tmp_path_factory.mktemp("ranks"), base_config)
+
+
+def run_phases(place, base_config, *more):
     train.save_config(base_config, place / "base.json")
+    files = [str(place), str(place / "base.json")]
     done = subprocess.run(
-        [sys.executable, "-m", "tests.train.rank_runs", str(place), str(place / "base.json")],
+        [sys.executable, "-m", "tests.train.rank_runs", *files, *more],
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)},
         cwd=REPOSITORY,
         capture_output=True,
@@ -112,6 +116,14 @@ def test_ranks_leave_out_one_update_together_in_float16(folder, case):
     state = torch.load(folder / f"{case}_2" / "checkpoints" / "last.pt", weights_only=True)
     steps = {int(entry["step"]) for entry in state["optimizer"]["state"].values()}
     assert steps == {rank_runs.STEPS - 1}
+
+
+@pytest.mark.slow
+def test_compiled_curves_are_those_of_one_process_without(tmp_path, base_config):
+    place = run_phases(tmp_path, base_config, "compiled")
+    for world, cases in rank_runs.COMPILED_PHASES[1:]:
+        for case in cases:
+            compare_curves(place / "compiled_1", place / f"{case}_{world}")
 
 
 @pytest.mark.parametrize("case", with_fsdp("looks"))
