@@ -1,0 +1,81 @@
+// TMA: copies that end late, at a barrier.
+#pragma once
+
+#include <cstring>
+
+#include "hopper/machine.h"
+
+namespace clustermim::hopper {
+
+// Here not opaque: a matrix of float16, of which boxes are copied; rows of a box are of 64 bytes,
+// with the 64-byte swizzle.
+struct TensorMap {
+  const uint16* values;
+  int64 rows, columns, row_stride;
+  int box_rows;
+};
+
+namespace emulated {
+
+constexpr int kBoxColumns = 32;
+
+inline TensorMap box_map(const uint16* values, int64 rows, int64 columns, int64 row_stride,
+                         int box_rows) {
+  if (reinterpret_cast<uintptr_t>(values) % 16 || row_stride % 8 || box_rows > 256)
+    fail_at("box_map", "rows of a TMA map begin at multiples of 16 bytes, 256 of them in a box");
+  return {values, rows, columns, row_stride, box_rows};
+}
+
+// What comes from another block comes between two cluster_syncs.
+inline void note_remote(Block& to) {
+  if (self->cluster_syncs == 0)
+    CMIM_FAIL("the other block may not have begun: no cluster_sync came before");
+  int seen = to.last_remote.load(std::memory_order_relaxed);
+  while (seen < self->cluster_syncs && !to.last_remote.compare_exchange_weak(
+                                           seen, self->cluster_syncs, std::memory_order_relaxed)) {
+  }
+}
+
+inline void check(const char* problem, Block& block, Address barrier) {
+  if (problem)
+    CMIM_FAIL("%s: barrier at %u of block %d, %s", problem, barrier, block.index,
+              block.barrier(barrier).describe().c_str());
+}
+
+// `copy` writes `bytes` to `to` of a block.
+template <class Copy>
+void copy_late(Address to, int bytes, uint32 alignment, Address barrier, uint32 blocks,
+               const Copy& copy) {
+  for (Block& block : self->block->cluster.blocks) {
+    if (!(blocks >> block.rank & 1)) continue;
+    unsigned char* place = block.at(to, bytes, alignment);
+    if (&block != self->block) note_remote(block);
+    ++block.copies;
+    late([&block, place, bytes, barrier, copy] {
+      copy(place);
+      --block.copies;
+      check(block.barrier(barrier).complete(bytes), block, barrier);
+    });
+  }
+}
+
+inline void load_box(Address to, const TensorMap& map, int column, int row, Address barrier,
+                     uint32 blocks) {
+  const int bytes = map.box_rows * kBoxColumns * 2;
+  copy_late(to, bytes, 512, barrier, blocks, [map, to, column, row](unsigned char* place) {
+    for (int r = 0; r < map.box_rows; ++r)
+      for (int chunk = 0; chunk < 4; ++chunk) {
+        uint16 halves[8];
+        for (int i = 0; i < 8; ++i) {
+          const int64 y = int64(row) + r, x = int64(column) + 8 * chunk + i;
+          const bool inside = y >= 0 && y < map.rows && x >= 0 && x < map.columns;
+          halves[i] = inside ? map.values[y * map.row_stride + x] : uint16(0);
+        }
+        const uint32 plain = r * 64 + chunk * 16;
+        std::memcpy(place + (plain ^ (((to + plain) >> 7 & 3) << 4)), halves, 16);
+      }
+  });
+}
+
+}  // namespace emulated
+}  // namespace clustermim::hopper
