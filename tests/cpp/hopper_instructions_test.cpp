@@ -71,6 +71,7 @@ void multiply(Problem& p, const TensorMap& map, Address memory) {
     }
   } else {
     take_registers<256>();
+    const Operand row(rows, Swizzle::bytes_128), column(stages, Swizzle::bytes_64);
     barrier_wait(rows_full, 0);
     for (int tile = 0; tile < Problem::kTiles; ++tile) {
       float sums[64], addends[32];
@@ -82,9 +83,8 @@ void multiply(Problem& p, const TensorMap& map, Address memory) {
         }
         products_fence();
         for (int k = 0; k < 2; ++k)
-          product_64x128x16(sums, operand(rows + 64 * stage + 32 * k, Swizzle::bytes_128),
-                            operand(stages + 128 * 64 * stage + 32 * k, Swizzle::bytes_64),
-                            stage > 0 || k > 0);
+          product_64x128x16(sums, row.descriptor(64 * stage + 32 * k),
+                            column.descriptor(128 * 64 * stage + 32 * k), stage > 0 || k > 0);
         products_commit();
       }
       products_wait<0>();
@@ -92,9 +92,9 @@ void multiply(Problem& p, const TensorMap& map, Address memory) {
       warp_sync();
       for (int stage = 0; stage < 2; ++stage)
         if (lane < 2) barrier_arrive_of(empty + 8 * stage, lane);
-      const int row = 64 * rank + thread_index() % 128 / 32 * 16 + lane / 4;
+      const int first = 64 * rank + thread_index() % 128 / 32 * 16 + lane / 4;
       for (int i = 0; i < 64; ++i)
-        p.out[((row + i / 2 % 2 * 8) * Problem::kTiles + tile) * 128 + i / 4 * 8 + lane % 4 * 2 +
+        p.out[((first + i / 2 % 2 * 8) * Problem::kTiles + tile) * 128 + i / 4 * 8 + lane % 4 * 2 +
               i % 2] = sums[i] + addends[i / 4 * 2 + i % 2];
     }
   }
@@ -191,7 +191,8 @@ const std::vector<Misuse>& misuses() {
   static const std::vector<uint16> zeros(128 * 32);
   static const TensorMap map = emulated::box_map(zeros.data(), 128, 32, 32, 128);
   static const auto start = [](float (&sums)[64]) {
-    product_64x128x16(sums, operand(1024, Swizzle::bytes_64), operand(1024, Swizzle::bytes_64), 0);
+    const uint64 zero = Operand(1024, Swizzle::bytes_64).descriptor(0);
+    product_64x128x16(sums, zero, zero, false);
   };
   const Shape plain = {1, 128, 1, 128 * 64 + 16}, pair = {2, 128, 2, 128 * 64 + 16};
   const Address barrier = 1024 + 128 * 64;

@@ -84,6 +84,9 @@ inline void change_registers(int to, bool more) {
 inline int thread_index() {
   return emulated::self->index;
 }
+inline int thread_index_again() {
+  return thread_index();
+}
 inline int block_index() {
   return emulated::self->block->index;
 }
@@ -184,6 +187,13 @@ inline uint64 load_8_bytes(const void* from) {
   uint64 v;
   std::memcpy(&v, from, sizeof v);
   return v;
+}
+inline void prefetch_bytes(const void* from, int bytes) {
+  using namespace emulated;
+  if (bytes % 16 || reinterpret_cast<uintptr_t>(from) % 16)
+    CMIM_FAIL("bytes that are no multiple of 16 or not aligned are prefetched");
+  // AddressSanitizer looks at these reads.
+  for (int i = 0; i < bytes; ++i) (void)static_cast<const volatile char*>(from)[i];
 }
 inline int add_atomically(int* to, int value) {
   return std::atomic_ref<int>(*to).fetch_add(value, std::memory_order_relaxed);
