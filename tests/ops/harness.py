@@ -2,7 +2,8 @@
 
 Triton has runs of its own: with TRITON_INTERPRET=1 its kernels are interpreted
 (tests/gpu/strict.py), with CLUSTERMIM_TEST_DEVICE=cuda they run on a GPU; the CPU paths stay out of
-those.
+those. Interpreted and with CLUSTERMIM_TEST_CUDA=emulated, "cuda" takes the place of "triton": what
+is CUDA C++ runs emulated (tests/gpu/emulated.py).
 """
 
 from __future__ import annotations
@@ -31,7 +32,9 @@ CPU_PATHS: tuple[str, ...] = (
     if _backend.core_unavailable_reason()
     else tuple(_backend.core().build_info()["isa_paths"])
 )
-PATHS = ("reference", "triton") if ON_TRITON else ("reference", *CPU_PATHS)
+ON_CUDA = _triton.interpreted() and os.environ.get("CLUSTERMIM_TEST_CUDA") == "emulated"
+GPU_PATH = "cuda" if ON_CUDA else "triton"
+PATHS = ("reference", GPU_PATH) if ON_TRITON else ("reference", *CPU_PATHS)
 # A case with more block operations than this takes too long to interpret: some 200 turns of a
 # kernel's loop, in all its programs.
 MOST_OPERATIONS = 4000
@@ -58,6 +61,10 @@ def running(path: str) -> Iterator[str]:
     if path == "triton":
         with _running_triton():
             yield "triton"
+        return
+    if path == "cuda":
+        with _running_triton(), _running_cuda():
+            yield "cuda"
         return
     reason = _backend.core_unavailable_reason()
     if reason:
@@ -94,6 +101,19 @@ def _running_triton() -> Iterator[None]:
                 pytest.skip("Triton: left to a GPU, too long to interpret")
             cause = cause.__cause__ or cause.__context__
         raise
+
+
+@contextmanager
+def _running_cuda() -> Iterator[None]:
+    from tests.gpu import emulated
+
+    try:
+        with emulated.running():
+            yield
+    except ValueError as error:
+        if 'for backend "cuda"' not in str(error):
+            raise
+        pytest.skip("CUDA C++: leaves such calls to Triton")
 
 
 class OnDevice(TorchDispatchMode):

@@ -8,6 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <climits>
@@ -15,21 +16,32 @@
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
+#include <mutex>
 #include <string>
+#include <thread>
+#include <vector>
 
 namespace clustermim::hopper::emulated {
 
 // On the GPU this would hang, or get numbers wrong without a word.
 [[noreturn]] __attribute__((format(printf, 2, 3))) inline void fail_at(const std::string& where,
                                                                        const char* format, ...) {
-  static std::atomic_flag failed;
-  while (failed.test_and_set()) pause();  // the first one speaks
-  char text[400];
-  va_list arguments;
-  va_start(arguments, format);
-  std::vsnprintf(text, sizeof text, format, arguments);
-  va_end(arguments);
-  std::fprintf(stderr, "emulated Hopper, %s: %s\n", where.c_str(), text);
+  // One line for each sentence: of a hang, who waits for whom.
+  static std::mutex lock;
+  static std::vector<const char*> said;
+  {
+    std::lock_guard hold(lock);
+    if (std::find(said.begin(), said.end(), format) == said.end()) {
+      said.push_back(format);
+      char text[400];
+      va_list arguments;
+      va_start(arguments, format);
+      std::vsnprintf(text, sizeof text, format, arguments);
+      va_end(arguments);
+      std::fprintf(stderr, "emulated Hopper, %s: %s\n", where.c_str(), text);
+    }
+  }
+  std::this_thread::sleep_for(std::chrono::milliseconds(300));
   std::abort();
 }
 
