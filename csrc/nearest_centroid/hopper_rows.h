@@ -59,11 +59,9 @@ struct MatrixRows {
 
   static CMIM_DEVICE int64 start(const FilterArguments& a, int row) { return row * a.row_stride; }
 
-  // Zeros where there is no such row, or value.
-  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start,
-                              bool exists) {
+  // Zeros where there is no such value.
+  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start) {
     Raw raw = {};
-    if (!exists) return raw;
     if constexpr (kAligned) {
       const uint8* from = static_cast<const uint8*>(a.x) + (start + c.first) * Type::bytes;
       if (c.first < a.dim)
@@ -151,10 +149,8 @@ struct ImageRows {
            patch % kAcross * (kPatch * a.strides.pixel);
   }
 
-  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start,
-                              bool exists) {
+  static CMIM_DEVICE Raw read(const FilterArguments& a, const Columns& c, int64 start) {
     constexpr uint64 kZeros = 0x8080808080808080ull;
-    if (!exists) return {kZeros};
     const uint8* from = static_cast<const uint8*>(a.x) + start;
     if constexpr (kAligned) {
       return {c.inside ? load_8_bytes(from + c.place) : kZeros};

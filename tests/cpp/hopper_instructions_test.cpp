@@ -106,7 +106,7 @@ void products_are_right() {
   Problem p;
   for (size_t i = 0; i < p.biases.size(); ++i) p.biases[i] = static_cast<float>(i);
   const TensorMap map = emulated::box_map(p.columns.data(), Problem::kTiles * Problem::kColumns,
-                                          Problem::kDepth, Problem::kDepth, 64);
+                                          Problem::kDepth, Problem::kDepth, 64, 32);
   launch(Shape{2, 256, 2, 64 * 128 + 2 * 128 * 64 + 512 + 40},
          [&](Address memory) { multiply(p, map, memory); });
   CHECK(p.counter == 2 * 256 * 16);
@@ -189,7 +189,7 @@ std::function<void(Address)> one(const std::function<void(Address)>& body) {
 
 const std::vector<Misuse>& misuses() {
   static const std::vector<uint16> zeros(128 * 32);
-  static const TensorMap map = emulated::box_map(zeros.data(), 128, 32, 32, 128);
+  static const TensorMap map = emulated::box_map(zeros.data(), 128, 32, 32, 128, 32);
   static const auto start = [](float (&sums)[64]) {
     const uint64 zero = Operand(1024, Swizzle::bytes_64).descriptor(0);
     product_64x128x16(sums, zero, zero, false);

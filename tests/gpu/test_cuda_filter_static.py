@@ -63,12 +63,13 @@ def test_scores_are_looked_at_beside_products(name):
     _, _, code = _compiled(kind)
     ops = [c.op for c in code]
     products = [i for i, op in enumerate(ops) if op.startswith("HGMMA")]
-    assert 2 * 2 * min(kind.depth // 32, 16) <= len(products)  # two tiles, two of 16 values a step
+    steps = min(kind.depth // kind.step, 16)  # that scores are spread over
+    assert 2 * steps * (kind.step // 16) <= len(products)  # of two tiles, 16 values each
     assert all(op.startswith("HGMMA.64x128x16.F32") for op in (ops[i] for i in products))
     between = [
         sum(op.startswith("FMNMX") for op in ops[a:b]) for a, b in itertools.pairwise(products)
     ]
-    # Four scores are twice as many comparisons; six end a tile.
-    assert max(between) <= 16 + 6
+    # A sixteenth of them is twice four comparisons; six end a tile.
+    assert max(between) <= -(-16 // steps) * 8 + 6
     # Each of a tile's 64 scores is added and compared twice, by two tiles and at the end of either.
     assert sum(op.startswith("FADD") for op in ops) >= 4 * 64

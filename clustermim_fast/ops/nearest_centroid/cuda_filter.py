@@ -32,6 +32,11 @@ class Kind:
     one_tile: bool
 
     @property
+    def step(self) -> int:
+        """Values of a stage of centroids."""
+        return 32 if self.depth > 640 else 64
+
+    @property
     def kernel(self) -> _cuda.Kernel:
         threads, size = 640 if self.one_tile else 384, self._bytes()
         defines = (
@@ -50,15 +55,15 @@ class Kind:
 
     def _bytes(self) -> int:
         """Of shared memory, with as many stages of centroids as fit."""
-        steps, chunks = self.depth // 32, self.depth // 64
+        steps, chunks = self.depth // self.step, self.depth // 64
 
         def of(stages: int) -> int:
             biases = -(-stages // steps) + 2
             sums = (2 if self.one_tile else 1) * ROWS * 8
             barriers = 8 * (2 * stages + 2 * chunks + 1)
-            return chunks * 16_384 + stages * 8_192 + biases * 512 + sums + barriers
+            return chunks * 16_384 + stages * 256 * self.step + biases * 512 + sums + barriers
 
-        return next(of(stages) for stages in range(16, 0, -1) if of(stages) <= _MOST_BYTES)
+        return next(of(stages) for stages in range(512 // self.step, 0, -1) if of(stages) <= _MOST_BYTES)
 
 
 def sizes_for(sizes: Sizes) -> Sizes:
@@ -126,8 +131,8 @@ def pack_arguments(
 
 def launch(kind: Kind, blocks: int, arguments: bytes, packed: torch.Tensor) -> None:
     """Run it; ``packed``: the centroids."""
-    box = (COLUMNS // kind.cluster, 32)
-    centroids = _cuda.tensor_map(packed, box, swizzle=64)
+    box = (COLUMNS // kind.cluster, kind.step)
+    centroids = _cuda.tensor_map(packed, box, swizzle=2 * kind.step)
     kind.kernel.launch(packed.device, blocks, (arguments, centroids))
 
 

@@ -7,23 +7,23 @@
 
 namespace clustermim::hopper {
 
-// Here not opaque: a matrix of float16, of which boxes are copied; rows of a box are of 64 bytes,
-// with the 64-byte swizzle.
+// Here not opaque: a matrix of float16, of which boxes are copied; rows of a box are of 64 or 128
+// bytes, and so is the swizzle.
 struct TensorMap {
   const uint16* values;
   int64 rows, columns, row_stride;
-  int box_rows;
+  int box_rows, box_columns;
 };
 
 namespace emulated {
 
-constexpr int kBoxColumns = 32;
-
 inline TensorMap box_map(const uint16* values, int64 rows, int64 columns, int64 row_stride,
-                         int box_rows) {
+                         int box_rows, int box_columns) {
   if (reinterpret_cast<uintptr_t>(values) % 16 || row_stride % 8 || box_rows > 256)
     fail_at("box_map", "rows of a TMA map begin at multiples of 16 bytes, 256 of them in a box");
-  return {values, rows, columns, row_stride, box_rows};
+  if (box_columns != 32 && box_columns != 64)
+    fail_at("box_map", "rows of a box are 32 or 64 values here, got %d", box_columns);
+  return {values, rows, columns, row_stride, box_rows, box_columns};
 }
 
 // What comes from another block comes between two cluster_syncs.
@@ -61,18 +61,19 @@ void copy_late(Address to, int bytes, uint32 alignment, Address barrier, uint32 
 
 inline void load_box(Address to, const TensorMap& map, int column, int row, Address barrier,
                      uint32 blocks) {
-  const int bytes = map.box_rows * kBoxColumns * 2;
-  copy_late(to, bytes, 512, barrier, blocks, [map, to, column, row](unsigned char* place) {
+  const int bytes = map.box_rows * map.box_columns * 2;
+  copy_late(to, bytes, 16 * map.box_columns, barrier, blocks, [=](unsigned char* place) {
     for (int r = 0; r < map.box_rows; ++r)
-      for (int chunk = 0; chunk < 4; ++chunk) {
+      for (int chunk = 0; chunk < map.box_columns / 8; ++chunk) {
         uint16 halves[8];
         for (int i = 0; i < 8; ++i) {
           const int64 y = int64(row) + r, x = int64(column) + 8 * chunk + i;
           const bool inside = y >= 0 && y < map.rows && x >= 0 && x < map.columns;
           halves[i] = inside ? map.values[y * map.row_stride + x] : uint16(0);
         }
-        const uint32 plain = r * 64 + chunk * 16;
-        std::memcpy(place + (plain ^ (((to + plain) >> 7 & 3) << 4)), halves, 16);
+        const uint32 plain = r * map.box_columns * 2 + chunk * 16;
+        const uint32 mask = map.box_columns / 8 - 1;
+        std::memcpy(place + (plain ^ (((to + plain) >> 7 & mask) << 4)), halves, 16);
       }
   });
 }
