@@ -16,6 +16,7 @@ JOBS ?= auto
 PARALLEL = -n $(JOBS) --maxprocesses 8 --dist worksteal
 TEST_THREADS = OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 TRITON_TESTS ?= tests/ops tests/gpu
+CUDA_TESTS ?= $(wildcard tests/ops/test_nearest_centroid*.py tests/ops/test_patch_tokens*.py)
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PY), undefined)
@@ -28,7 +29,7 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 CPP_FILES = $(shell find csrc tests/cpp tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help venv core test test-wheel wheel release-wheel audit demo lint format types layers bench check clean \
-        check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor \
+        check-pages check-slow check-triton check-cuda check-gpu-mutations check-bounds check-sanitizers check-floor \
         print-python
 
 help:  ## this list
@@ -96,7 +97,7 @@ layers: $(READY)  ## who may import and include whom
 bench: core  ## time the ops; see benchmarks/README.md
 	$(PY) -m pytest $(wildcard benchmarks/*/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
-check: test lint types layers test-wheel audit check-pages check-slow check-triton check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
+check: test lint types layers test-wheel audit check-pages check-slow check-triton check-cuda check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
 
 check-pages: core  ## reports in Chromium without network: pictures load, nothing is wider than the screen
 	$(PY) -m tools.check_report_pages
@@ -107,6 +108,10 @@ check-slow: core  ## large cases and long runs
 # A run of its own: Triton reads the variable when it is imported.
 check-triton: core  ## the ops' own tests on the Triton kernels, interpreted and checked strictly
 	TRITON_INTERPRET=1 $(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(TRITON_TESTS) $(PYTEST_ARGS)
+
+# The same with CUDA C++ in place of what it replaces of Triton (tests/gpu/emulated.py).
+check-cuda: core  ## the assignment's own tests on the CUDA kernels, emulated on the CPU
+	TRITON_INTERPRET=1 CLUSTERMIM_TEST_CUDA=emulated $(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(CUDA_TESTS) $(PYTEST_ARGS)
 
 check-gpu-mutations: core  ## bugs planted in the GPU kernels: a test has to notice each
 	$(PY) tools/check_gpu_mutations.py

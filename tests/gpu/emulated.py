@@ -1,4 +1,4 @@
-"""CUDA C++ on the CPU: the kernel's own source over the emulated instructions of tests/cpp/emulated.
+"""CUDA C++ on the CPU: a kernel's own source over the instructions of tests/cpp/emulated.
 
 Each kind of call is compiled when it first comes, into build/emulated, and kept there.
 """
@@ -68,7 +68,7 @@ def running() -> Iterator[None]:
     from clustermim_fast.ops.nearest_centroid import cuda_filter
 
     with (
-        mock.patch.object(_cuda, "unavailable_reason", lambda device: None),
+        mock.patch.object(_cuda, "unavailable_reason", return_value=None),
         mock.patch.object(cuda_filter, "launch", launch),
     ):
         yield
