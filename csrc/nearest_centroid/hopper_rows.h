@@ -37,7 +37,7 @@ template <class Type, bool kAligned, bool kFramed>
 struct MatrixRows {
   static constexpr int kWords = Type::bytes / 2;
   static constexpr bool kExact = false;
-  static constexpr int kAtOnce = kAligned ? 8 / Type::bytes : 1;
+  static constexpr int kAtOnce = kAligned ? 2 : 1;  // rows of a lane
   struct Raw {
     Words words[kWords];
   };

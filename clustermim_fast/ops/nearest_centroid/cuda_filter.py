@@ -63,7 +63,8 @@ class Kind:
             barriers = 8 * (2 * stages + 2 * chunks + 1)
             return chunks * 16_384 + stages * 256 * self.step + biases * 512 + sums + barriers
 
-        return next(of(stages) for stages in range(512 // self.step, 0, -1) if of(stages) <= _MOST_BYTES)
+        most = range(512 // self.step, 0, -1)
+        return next(of(stages) for stages in most if of(stages) <= _MOST_BYTES)
 
 
 def sizes_for(sizes: Sizes) -> Sizes:
