@@ -121,17 +121,17 @@ struct Consumer {
           }
         }
       }
-      const int thread = thread_index_again();
-      const Facts facts(a);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const int row = rows.tile * F::kRows + row_of(thread, h);
-        const bool exists = thread % 4 == 0 && row < a.num_rows;
-        const int first = thread % 32 / 4 * 4 + 2 * h;
-        Squares squares = {from_lane(sum, first), 0};
-        if (!F::Source::kExact) squares.rest = from_lane(sum, first + 1);
-        decide<F::kEuclidean>(a, facts, row, exists, scores.of_row(h), squares);
-      }
+      // The first two threads of a quad have its two rows.
+      const Best even = scores.of_row(0), odd = scores.of_row(1);
+      const int thread = thread_index_again(), half = thread % 2;
+      const int row = rows.tile * F::kRows + row_of(thread, half);
+      const bool exists = thread % 4 < 2 && row < a.num_rows;
+      const int first = thread % 32 / 4 * 4 + 2 * half;
+      Squares squares = {from_lane(sum, first), 0};
+      if (!F::Source::kExact) squares.rest = from_lane(sum, first + 1);
+      const Best best = {half ? odd.score : even.score, half ? odd.next : even.next,
+                         half ? odd.id : even.id};
+      decide<F::kEuclidean>(a, row, exists, best, squares);
     }
   }
 };

@@ -43,28 +43,25 @@ CMIM_DEVICE Limit limit_of(float best, float length, float moved, float rest, fl
   return {best - margin * kRoom, distance};
 }
 
-struct Facts {
-  float of[5];
-  CMIM_DEVICE explicit Facts(const FilterArguments& a) {
-    for (int i = 0; i < 5; ++i) of[i] = float_of_bits(static_cast<uint32>(load(a.facts + i)));
-  }
-};
+CMIM_DEVICE float fact(const FilterArguments& a, Fact which) {
+  return float_of_bits(static_cast<uint32>(load(a.facts + which)));
+}
 
 // Stores the row's id or lists the row; all lanes of a warp take part, `exists` says which have
 // one.
 template <bool kEuclidean>
-CMIM_DEVICE void decide(const FilterArguments& a, const Facts& facts, int row, bool exists,
-                        const Best& best, const Squares& squares) {
+CMIM_DEVICE void decide(const FilterArguments& a, int row, bool exists, const Best& best,
+                        const Squares& squares) {
   const float length = square_root(squares.kept * a.factor);
   const float moved =
       square_root((squares.rest + a.rho_square) * a.factor) + 0x1p-23f * length + a.tiny;
   Limit limit =
-      limit_of<kEuclidean>(best.score, length, moved, facts.of[kRestAll], facts.of[kReachAll], a);
+      limit_of<kEuclidean>(best.score, length, moved, fact(a, kRestAll), fact(a, kReachAll), a);
   if (kEuclidean) {
-    const Limit tight = limit_of<kEuclidean>(best.score, length, moved, facts.of[kRestNear],
-                                             facts.of[kReachNear], a);
+    const Limit tight =
+        limit_of<kEuclidean>(best.score, length, moved, fact(a, kRestNear), fact(a, kReachNear), a);
     const bool none_far =
-        load(a.near + best.id) != 0 && (length + moved + tight.distance) * kRoom < facts.of[kFar];
+        load(a.near + best.id) != 0 && (length + moved + tight.distance) * kRoom < fact(a, kFar);
     if (none_far && tight.score > limit.score) limit.score = tight.score;
   }
   const bool decided = best.next < limit.score;  // false for NaN
