@@ -17,7 +17,8 @@ struct Converter {
   // Rows that are read before the first is rounded. One tile: all of a lane's, and of small ones
   // those of the next chunk as well, so that enough is on its way from memory.
   static constexpr int kAtOnce = F::kOneTile ? F::kRows / kGroups : Source::kAtOnce;
-  static constexpr bool kAhead = F::kOneTile && sizeof(typename Source::Raw) <= 16;
+  static constexpr bool kAhead =
+      F::kOneTile && Source::kAligned && sizeof(typename Source::Raw) <= 16;
 
   const FilterArguments& a;
   Memory<F> memory;
@@ -33,13 +34,13 @@ struct Converter {
   struct Rows {
     int64 start[kAtOnce];
   };
+  CMIM_DEVICE int64 start_of(int row) const {
+    return Source::start(a, row < a.num_rows ? row : a.num_rows - 1);
+  }
   CMIM_DEVICE Rows rows_from(int first) const {
     Rows rows;
 #pragma unroll
-    for (int i = 0; i < kAtOnce; ++i) {
-      const int row = first + i * kGroups;
-      rows.start[i] = Source::start(a, row < a.num_rows ? row : a.num_rows - 1);
-    }
+    for (int i = 0; i < kAtOnce; ++i) rows.start[i] = start_of(first + i * kGroups);
     return rows;
   }
   struct Values {
@@ -89,13 +90,16 @@ struct Converter {
     if (thread_index() % 32 == 0) barrier_arrive(memory.chunk_full(chunk));
   }
 
-  // A tile's rows are used once: the time is that of reading.
+  // A tile's rows are used once: the time is that of reading. Values that are read one by one are
+  // so only when they are rounded: they take many registers.
   CMIM_DEVICE void run_one_tile(int rank) {
+    constexpr bool kEarly = Source::kAligned;
     Squares sums[kAtOnce];
     RowTiles<F> tile(rank);
     Rows rows = rows_from(tile.tile * F::kRows + group);
     typename Source::Columns these = columns(0);
-    Values values = read(rows, these);
+    Values values;
+    if (kEarly) values = read(rows, these);
     for (int chunk = 0; tile.any(a);) {
       const int next = chunk + 1 == F::kChunks ? 0 : chunk + 1;
       const RowTiles<F> now = tile;
@@ -103,19 +107,23 @@ struct Converter {
         tile.advance();
         rows = rows_from(tile.tile * F::kRows + group);
       }
-      const typename Source::Columns those = columns(next);
+      const typename Source::Columns those = columns(kEarly ? next : opaque(chunk));
+      if (!kEarly) these = those;
       Values coming;
       if (kAhead) coming = read(rows, those);
       barrier_wait(memory.chunk_empty(chunk), now.parity ^ 1);
 #pragma unroll
       for (int i = 0; i < kAtOnce; ++i) {
+        const int row = group + i * kGroups;
         if (chunk == 0) sums[i] = Squares();
-        store_words(memory.chunk(chunk) + swizzled_128(group + i * kGroups, part),
+        if (!kEarly)
+          values.raw[i] = Source::read(a, these, start_of(opaque(now.tile) * F::kRows + row));
+        store_words(memory.chunk(chunk) + swizzled_128(row, part),
                     Source::round(a, values.raw[i], these, sums[i]));
       }
       if (next == 0) store_sums(now.parity, group, sums, false);
       end_chunk(chunk);
-      values = kAhead ? coming : read(rows, those);
+      if (kEarly) values = kAhead ? coming : read(rows, those);
       these = those;
       chunk = next;
     }

@@ -18,8 +18,9 @@ struct Filter {
 
   static constexpr int kRows = 128, kColumns = 128;
   static constexpr int kChunks = kDepth / 64;  // of rows: [128, 64]
-  // Of a tile of centroids, [128, kStep], a ring's slot: small where rows leave little room.
-  static constexpr int kStep = kDepth > 640 ? 32 : 64, kSteps = kDepth / kStep;
+  // Of a tile of centroids, [128, kStep], a ring's slot: small where rows leave little room,
+  // or where the larger one would spill.
+  static constexpr int kStep = kDepth > 640 || kDepth == 256 ? 32 : 64, kSteps = kDepth / kStep;
   static constexpr int kStepsOfChunk = 64 / kStep;
   static constexpr Swizzle kSwizzle = kStep == 64 ? Swizzle::bytes_128 : Swizzle::bytes_64;
   static constexpr int kChunkBytes = kRows * 128, kStepBytes = kColumns * kStep * 2;

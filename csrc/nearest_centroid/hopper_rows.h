@@ -33,8 +33,9 @@ struct Bfloat16 {
 
 // Rows of a matrix. kAligned: eight values lie side by side at a multiple of 16 bytes, and dim
 // is a multiple of eight.
-template <class Type, bool kAligned, bool kFramed>
+template <class Type, bool kAligned_, bool kFramed>
 struct MatrixRows {
+  static constexpr bool kAligned = kAligned_;
   static constexpr int kWords = Type::bytes / 2;
   static constexpr bool kExact = false;
   static constexpr int kAtOnce = kAligned ? 2 : 1;  // rows of a lane
@@ -113,8 +114,9 @@ struct MatrixRows {
 // Patches of uint8 images whose values lie on a line: the operands are p - 128, exact in float16.
 // kPacked: channels lie side by side. kAligned: eight values of a patch do, at a multiple of 8, and
 // dim is one. kAcross, kPatches: patches of a line of them, and of an image.
-template <bool kPacked, bool kAligned, int kPatch, int kChannels, int kAcross, int kPatches>
+template <bool kPacked, bool kAligned_, int kPatch, int kChannels, int kAcross, int kPatches>
 struct ImageRows {
+  static constexpr bool kAligned = kAligned_;
   struct Raw {
     uint64 pixels;
   };

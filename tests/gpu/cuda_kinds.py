@@ -7,7 +7,8 @@ from types import SimpleNamespace
 
 import torch
 
-from clustermim_fast.ops.nearest_centroid import cuda_filter
+from clustermim_fast.ops import _triton
+from clustermim_fast.ops.nearest_centroid import cuda_filter, triton_sizes
 from clustermim_fast.ops.nearest_centroid.triton_rows import image_rows, matrix_rows
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
@@ -28,7 +29,9 @@ def images(patch: int, size: int, K: int, *, packed: bool = False):
 
 
 def _kind(rows, K: int, metric: str) -> cuda_filter.Kind:
-    shape = (-(-K // 128) * 128, -(-rows.dim // 64) * 64)
+    sizes = triton_sizes.choose(_triton.INTERPRETED, rows, K)
+    tile = cuda_filter.sizes_for(sizes, rows.dim).filter
+    shape = (-(-K // tile.columns) * tile.columns, -(-rows.dim // tile.values) * tile.values)
     book = SimpleNamespace(packed=torch.empty(shape, dtype=torch.float16), metric=metric)
     return cuda_filter.kind_of(rows, book)
 

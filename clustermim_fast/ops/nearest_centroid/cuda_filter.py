@@ -34,7 +34,7 @@ class Kind:
     @property
     def step(self) -> int:
         """Values of a stage of centroids."""
-        return 32 if self.depth > 640 else 64
+        return 32 if self.depth > 640 or self.depth == 256 else 64
 
     @property
     def kernel(self) -> _cuda.Kernel:
@@ -67,10 +67,13 @@ class Kind:
         return next(of(stages) for stages in most if of(stages) <= _MOST_BYTES)
 
 
-def sizes_for(sizes: Sizes) -> Sizes:
-    """The same with this filter's tiles."""
+def sizes_for(sizes: Sizes, dim: int) -> Sizes:
+    """The same with this filter's tiles, for rows of ``dim`` values."""
     prepare = replace(sizes.prepare, values=min(sizes.prepare.values, 64))
-    return replace(sizes, prepare=prepare, filter=Tile(ROWS, COLUMNS, 64))
+    # Steps of 448 values would spill.
+    return replace(
+        sizes, prepare=prepare, filter=Tile(ROWS, COLUMNS, 128 if 384 < dim <= 448 else 64)
+    )
 
 
 def kind_of(rows: RowSource, book: Codebook) -> Kind:

@@ -57,7 +57,7 @@ def assign(
     device = _triton.properties(ids.device)
     sizes = triton_sizes.choose(device, rows, centroids.shape[0])
     if hopper:
-        sizes = cuda_filter.sizes_for(sizes)
+        sizes = cuda_filter.sizes_for(sizes, rows.dim)
     parts = list(rows.chunks())
     counters = ids.new_empty(len(parts), NUM_COUNTERS, dtype=torch.int32)
     book = prepare(centroids, rows, metric, sizes, counters)
