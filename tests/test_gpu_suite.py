@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.gpu_suite import op_tests, pretrain, report
+from benchmarks.gpu_suite import hopper, op_tests, pretrain, recorded, report, sanitize
 from benchmarks.gpu_suite.bench import Bench, Ceilings
 from benchmarks.gpu_suite.cases import Case, Method, run_case
 from benchmarks.gpu_suite.journal import Journal
@@ -63,7 +63,7 @@ def test_a_case_holds_ours_and_its_peers(tmp_path):
         Method("absent", dict, "not installed"),
     ]
     case = Case("adding", methods, moved=12, flops=3, check=lambda out: {"wrong_ids": len(out)},
-                goal_ms=2.0, facts=lambda: {"undecided_percent": 1.5})  # fmt: skip
+                goal_ms=2.0, facts=lambda call: {"undecided_percent": 1.5})  # fmt: skip
     run_case(bench, journal, case, Ceilings(bench))
     run_case(bench, journal, case, Ceilings(bench))  # finished: not again
     (row,) = Journal(tmp_path / "journal").of("row")
@@ -81,29 +81,115 @@ def _result(stage, rows, failed=()):
 
 
 def test_only_what_was_right_everywhere_is_recorded():
-    tests = {"counts": {"passed": 9}, "on_triton": {}, "status": 1, "skips": {},
+    tests = {"counts": {"passed": 9}, "on_path": {}, "path": "triton", "status": 1, "skips": {},
              "failures": ["tests/ops/test_replace_patches.py::test_pixels[triton]: 3 differ"],
              "case": "op tests", "method": "pytest"}  # fmt: skip
     ids = [
-        {"case": "nearest_centroid, fp32, K 9", "differing": 0, "of": 9, "cpu_s": 1, "gpu_s": 1},
-        {"case": "patch_tokens, uint8, K 9", "differing": 2, "of": 9, "cpu_s": 1, "gpu_s": 1},
+        {"case": "nearest_centroid, fp32, K 9", "method": "ours", "differing": 0},
+        {"case": "patch_tokens, uint8, K 9", "method": "ours", "differing": 2},
     ]
     died = {"case": "masked_cross_entropy", "method": "ours", "reason": "nothing heard for 30 s"}
     results = [_result("calls", [], [died]), _result("ids", ids), _result("tests", [tests])]
-    lines = report.recorded_runs(results, "sm_90").splitlines()
-    recorded = {line.split('"')[1] for line in lines[1:-1] if not line.strip().startswith("#")}
-    assert '    "nearest_centroid": {"sm_90": ("triton",)},' in lines
-    assert not recorded & {"replace_patches", "patch_tokens", "masked_cross_entropy"}
+    lines = recorded.recorded_runs(results, "sm_90").splitlines()
+    right = {line.split('"')[1] for line in lines[1:-1] if not line.strip().startswith("#")}
+    assert "nearest_centroid" in right
+    assert not right & {"replace_patches", "patch_tokens", "masked_cross_entropy"}
     timed = {"case": "1M x 768 fp32, K 9", "method": "ours", "wrong_ids": 1}
-    lines = report.recorded_runs([*results, _result("assign", [timed])], "sm_90")
+    lines = recorded.recorded_runs([*results, _result("assign", [timed])], "sm_90")
     assert '"nearest_centroid": {"sm_90": ("triton",)},  # not yet: 1 wrong ids' in lines
     cut_short = [
         r | {"problem": "its time was over"} if r["stage"] == "ids" else r for r in results
     ]
-    for line in report.recorded_runs(cut_short, "sm_90").splitlines()[1:-1]:
+    for line in recorded.recorded_runs(cut_short, "sm_90").splitlines()[1:-1]:
         assert line.strip().startswith("#")
-    everything_but_ids = report.recorded_runs(results[::2], "sm_90").splitlines()[1:-1]
+    everything_but_ids = recorded.recorded_runs(results[::2], "sm_90").splitlines()[1:-1]
     assert all(line.strip().startswith("#") for line in everything_but_ids)
+
+
+def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=()):
+    """Results in which Triton was right everywhere; as much of CUDA C++ as said."""
+
+    def timed(case, method, ms):
+        return {"case": case, "method": method, "ms": ms, "floor_ms": 0.1, "wrong_ids": 0}
+
+    def tests(path, failures=(), status=0):
+        return {"case": "op tests", "method": "pytest", "path": path, "status": status,
+                "failures": list(failures), "counts": {}, "on_path": {}, "skips": {}}  # fmt: skip
+
+    ids = [
+        {"case": f"{op}, K 9{suffix}", "method": method, "differing": wrong}
+        for op in recorded.OPS
+        for method, suffix, wrong in (("ours", "", 0), (hopper.OURS, ", CUDA", differing))
+        if method == "ours" or op in hopper.OPS
+    ]
+    times = [
+        timed(case, method, ms)
+        for case in ("1M x 768 fp32, K 9", "patch_tokens [9, 3, 9, 9] uint8, K 9")
+        for method, ms in (("ours", 1.0), (hopper.OURS, cuda_ms))
+    ]
+    return [_result("calls", [], failed), _result("ids", ids), _result("assign", times),
+            _result("tests", [tests("triton")]),
+            _result("tests, CUDA", [tests("cuda", failures, status)])]  # fmt: skip
+
+
+def _line(results, op):
+    lines = recorded.recorded_runs(results, "sm_90").splitlines()
+    return next(line for line in lines if f'"{op}"' in line)
+
+
+def test_cuda_is_recorded_where_it_was_right_and_the_faster_first():
+    assert '("cuda", "triton")},  # cuda 2.00 times' in _line(_cuda_run(), "patch_tokens")
+    assert '("cuda", "triton")},' in _line(_cuda_run(), "nearest_centroid")
+    assert '("triton", "cuda")},' in _line(_cuda_run(cuda_ms=4.0), "nearest_centroid")
+    assert '{"sm_90": ("triton",)},' in _line(_cuda_run(), "lloyd_step")
+
+
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        (dict(differing=2), "2 results differ on real images"),
+        (dict(failures=["tests/ops/test_nearest_centroid.py::t[cuda]: no"]), "tests/ops"),
+        (dict(status="the time was over"), "its tests did not end"),
+        (dict(failed=[{"case": "all", "method": hopper.OURS, "reason": "it needs 9.0"}]), "9.0"),
+    ],
+)
+def test_cuda_is_not_recorded_otherwise_and_triton_is(wrong, why):
+    line = _line(_cuda_run(**wrong), "nearest_centroid")
+    assert '"nearest_centroid": {"sm_90": ("triton",)},  # not cuda: ' in line
+    assert why in line
+    assert not line.strip().startswith("#")
+
+
+def test_cuda_is_not_recorded_without_its_tests_or_times():
+    results = _cuda_run()
+    assert "# not cuda: not all of it ran" in _line(results[:-1], "patch_tokens")
+    untimed = [r for r in results if r["stage"] != "assign"]
+    assert "# not cuda: nothing was timed" in _line(untimed, "patch_tokens")
+
+
+def test_what_hung_in_the_first_stage_is_not_tried_again(tmp_path, monkeypatch):
+    """Elsewhere it is a line with the reason, and no failure of ours."""
+    bench, journal = Bench(tmp_path, rehearsed=True), Journal(tmp_path / "ids.jsonl")
+    assert hopper.left_out(bench, journal)
+    (line,) = journal.of("failed")
+    assert line["missing"]
+    assert "it needs CUDA tensors" in line["reason"]
+    monkeypatch.setattr(hopper._cuda, "unavailable_reason", lambda device: None)
+    assert hopper.missing(bench) == ""
+    first = Journal(tmp_path / "calls.jsonl")
+    first.write("trying", case="nearest_centroid, CUDA", method=hopper.OURS)
+    first.blame("nothing heard for 30 s")
+    assert hopper.missing(bench) == "nearest_centroid, CUDA: nothing heard for 30 s"
+    assert first.failure("another", f"{hopper.OURS}, filter alone")
+    assert not first.failure("another", "ours")
+
+
+def test_a_sanitizer_that_does_not_know_an_instruction_says_nothing_about_the_kernels():
+    said = "========= COMPUTE-SANITIZER\n========= Error: Unsupported instruction setmaxnreg"
+    assert sanitize.refusal(said) == "========= Error: Unsupported instruction setmaxnreg"
+    found = "========= Invalid __shared__ read of size 4 bytes"
+    assert sanitize.refusal(found) == sanitize.refusal(f"{said}\n{found}") == ""
+    assert sanitize.refusal("nearest_centroid: it is not supported") == ""
 
 
 def test_every_goal_is_held_against_what_was_measured():
@@ -119,9 +205,10 @@ def test_every_goal_is_held_against_what_was_measured():
         row("lloyd", "ours", 1.4, wrong_ids=2), row("lloyd", "ours, assignment", 1.0),
         row("loss", "ours", 1.0, goal_ms=0.7, gradient_mib=100.0, extra_mib=386.0),
         row("died", "torch, eager", 5.0, goal_ms=0.3),
+        row("both", "ours", 0.9, wrong_ids=0), row("both", hopper.OURS, 0.7, wrong_ids=0),
     ]  # fmt: skip
     table = report.goals_table([_result("assign", rows)])
-    assert table.startswith("3 of 8 met.")
+    assert table.startswith("6 of 11 met.")
     for line in (
         "| 1M | 0.85 ms | 0.84 ms | yes |",
         "| 1M | no wrong id | 0 | yes |",
@@ -131,6 +218,8 @@ def test_every_goal_is_held_against_what_was_measured():
         "| loss | 0.7 ms | 1 ms | NO |",
         "| loss | peak: gradients + 300 MB, 386.1 MiB | 386 MiB | yes |",
         "| died | runs | did not run | NO |",
+        "| both, CUDA | no wrong id | 0 | yes |",
+        "| both, CUDA | not slower than Triton, 0.9 ms | 0.7 ms | yes |",
     ):
         assert line in table, table
 
@@ -141,8 +230,8 @@ def test_tests_that_did_not_end_record_nothing(tmp_path, monkeypatch):
     op_tests.run(Bench(tmp_path, rehearsed=True), journal)
     (row,) = journal.of("row")
     assert row["status"] == "the time was over"
-    ids = [{"case": f"{op}, fp32", "differing": 0} for op in report.OPS]
-    lines = report.recorded_runs([_result("ids", ids), _result("tests", [row])], "sm_90")
+    ids = [{"case": f"{op}, fp32", "differing": 0} for op in recorded.OPS]
+    lines = recorded.recorded_runs([_result("ids", ids), _result("tests", [row])], "sm_90")
     assert all(line.strip().startswith("#") for line in lines.splitlines()[1:-1])
 
 

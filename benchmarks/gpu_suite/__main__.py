@@ -35,8 +35,9 @@ STAGES = (
     Stage("losses", PACKAGE + "losses", 100, patience=40, restarts=6),
     Stage("image ops", PACKAGE + "image_ops", 60, patience=40, restarts=4),
     Stage("tests", PACKAGE + "op_tests", 120),
+    Stage("tests, CUDA", PACKAGE + "cuda_tests", 45),
     Stage("pretrain", PACKAGE + "pretrain", 50, patience=40, restarts=2),
-    Stage("sanitizer", PACKAGE + "sanitize", 60, patience=60, restarts=1),
+    Stage("sanitizer", PACKAGE + "sanitize", 90, patience=60, restarts=2),
     Stage("grid", PACKAGE + "grid", 60, patience=30, restarts=4),
 )
 
@@ -88,7 +89,8 @@ def main() -> int:
     results = run_all(chosen, work, options.rehearse, budget, publish)
     print(report.page(facts, results))
     print(f"written: {out / name}.json, {out / name}.md; logs of the stages: {work}")
-    ours = [line for r in results for line in r["failed"] if line["method"].startswith("ours")]
+    ours = [line for r in results for line in r["failed"]
+            if line["method"].startswith("ours") and not line.get("missing")]  # fmt: skip
     return int(bool(ours) or any(r["problem"] for r in results))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite import images as pictures
 from benchmarks.gpu_suite.assign_peers import peers
 from benchmarks.gpu_suite.bench import Bench, Ceilings
@@ -48,16 +49,19 @@ def case_of(
     floor: float | None = None, only: Any = None, seconds: float = 2.0,
 ) -> Case:  # fmt: skip
     """Rows and centroids of one dtype; the uncertified time is a method of its own."""
-    ours = partial(ops.nearest_centroid, x, c, backend="triton")
+    ours, cuda = (partial(ops.nearest_centroid, x, c, backend=name) for name in ("triton", "cuda"))
+    missing = hopper.missing(bench)
     n, d, k = len(x), x.shape[1], len(c)
     methods = [
         Method("ours", lambda: ours),
         Method("ours, filter alone", lambda: filter_alone(x, c)),
+        Method(hopper.OURS, lambda: cuda, missing),
+        Method(f"{hopper.OURS}, filter alone", lambda: filter_alone(x, c, hopper=True), missing),
         *peers(x, c, only),
     ]
     return Case(
         name, methods, moved=(n + k) * d * x.element_size() + 8 * n, flops=2 * n * d * k,
-        check=checker(x, c), goal_ms=goal, paper_floor_ms=floor, facts=lambda: shares(ours),
+        check=checker(x, c), goal_ms=goal, paper_floor_ms=floor, facts=shares,
         seconds=seconds,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ Also what compute-sanitizer runs (sanitize.py): sizes that no tile divides.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from functools import partial
@@ -12,6 +13,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite.bench import Bench
 from benchmarks.gpu_suite.cases import one_line
 from benchmarks.gpu_suite.journal import Journal
@@ -19,8 +21,8 @@ from clustermim_fast import ops
 from clustermim_fast.ops import _choice, _self_checks
 
 
-def small_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
-    """Odd sizes of every op, on its Triton kernels."""
+def small_calls(device: torch.device, backend: str = "triton") -> dict[str, Callable[[], Any]]:
+    """Odd sizes of every op that has this back-end."""
     draw = torch.Generator().manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
@@ -36,11 +38,11 @@ def small_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
     def backward(loss: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Any:
         return torch.autograd.grad(loss(), leaves)
 
-    name = {"backend": "triton"}
+    name = {"backend": backend}
     plain = partial(ops.masked_cross_entropy, logits, target, where, label_smoothing=0.1, **name)
     linear = partial(ops.masked_linear_cross_entropy, hidden, weight, target, where,
                      num_prefix_tokens=1, **name)  # fmt: skip
-    return {
+    found = {
         "replace_patches": partial(ops.replace_patches, images, ids, c, where, 4, **name),
         "nearest_centroid": partial(ops.nearest_centroid, x, c, **name),
         "nearest_centroid, bf16": partial(
@@ -52,6 +54,38 @@ def small_calls(device: torch.device) -> dict[str, Callable[[], Any]]:
         "masked_cross_entropy": partial(backward, plain, [logits]),
         "masked_linear_cross_entropy": partial(backward, linear, [hidden, weight]),
     }
+    if backend == "triton":
+        return found
+    return {name: call for name, call in found.items() if name.split(",")[0] in hopper.OPS}
+
+
+def cold_starts(
+    bench: Bench, journal: Journal, calls: dict[str, Callable[[], Any]], method: str = "ours"
+) -> None:
+    """Rows with the seconds of each first call, those of NVRTC in it, and the host's µs of others.
+
+    Those in CUDA C++ come after Triton's, most of whose kernels they share.
+    """
+    for case, call in calls.items():
+        name = case if method == "ours" else f"{case}, CUDA"
+        if journal.failure(name, method) or journal.finished(name):
+            continue
+        journal.write("trying", case=name, method=method)
+        try:
+            start = time.perf_counter()
+            with (
+                hopper.cold() if method == hopper.OURS else contextlib.nullcontext([]) as compiling
+            ):
+                call()
+                bench.synchronize()
+            seconds = time.perf_counter() - start
+            host = bench.host_us(call)
+        except Exception as error:  # noqa: BLE001  a row with its reason
+            journal.write("failed", case=name, method=method, reason=one_line(error))
+            continue
+        journal.row(case=name, method=method, cold_start_s=seconds, nvrtc_s=sum(compiling),
+                    host_us=host)  # fmt: skip
+        journal.write("finished", case=name)
 
 
 def run(bench: Bench, journal: Journal) -> None:
@@ -59,22 +93,9 @@ def run(bench: Bench, journal: Journal) -> None:
 
     The caches of compiled kernels are empty: the suite begins with its own.
     """
-    calls = small_calls(bench.device)
-    for name, call in calls.items():
-        if journal.failure(name, "ours") or journal.finished(name):
-            continue
-        journal.write("trying", case=name, method="ours")
-        try:
-            start = time.perf_counter()
-            call()
-            bench.synchronize()
-            cold = time.perf_counter() - start
-            host = bench.host_us(call)
-        except Exception as error:  # noqa: BLE001  a row with its reason
-            journal.write("failed", case=name, method="ours", reason=one_line(error))
-            continue
-        journal.row(case=name, method="ours", cold_start_s=cold, host_us=host)
-        journal.write("finished", case=name)
+    cold_starts(bench, journal, small_calls(bench.device))
+    if not hopper.left_out(bench, journal):
+        cold_starts(bench, journal, small_calls(bench.device, "cuda"), hopper.OURS)
     device = torch.empty(0, device=bench.device).device
     for op, check in _self_checks.CHECKS.items():
         name = f"self-check of {op}"
@@ -92,5 +113,6 @@ def run(bench: Bench, journal: Journal) -> None:
         journal.write("finished", case=name)
     start = time.perf_counter()
     chosen = ops.warmup(device)
-    journal.row(case="warmup", method="ours", seconds=time.perf_counter() - start, chosen=chosen,
-                identity={op: _choice._identity(op, str(device)) for op in chosen})  # fmt: skip
+    seconds = time.perf_counter() - start
+    who = {op: _choice._identity(op, str(device), name) for op, name in chosen.items()}
+    journal.row(case="warmup", method="ours", seconds=seconds, chosen=chosen, identity=who)

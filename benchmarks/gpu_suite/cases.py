@@ -9,10 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite.bench import Bench, Ceilings
 from benchmarks.gpu_suite.journal import Journal
 
 Call = Callable[[], Any]
+OURS = ("ours", hopper.OURS)
 DEAD = 3  # exit status: the CUDA context is of no more use
 
 
@@ -27,7 +29,8 @@ class Method:
 
 @dataclass(frozen=True)
 class Case:
-    """moved, flops: what the work needs at least; check: facts of a result, as its wrong ids."""
+    """moved, flops: what the work needs at least; check: facts of a result, as its wrong ids;
+    facts: more about a call of ours."""
 
     name: str
     methods: list[Method]
@@ -36,7 +39,7 @@ class Case:
     check: Callable[[Any], dict[str, Any]] = lambda out: {}
     goal_ms: float | None = None
     paper_floor_ms: float | None = None
-    facts: Callable[[], dict[str, Any]] = dict
+    facts: Callable[[Call], dict[str, Any]] = lambda call: {}
     seconds: float = 2.0
 
 
@@ -48,7 +51,8 @@ def one_line(error: BaseException) -> str:
 def _try(bench: Bench, journal: Journal, case: Case, method: Method) -> tuple[Call, dict] | None:
     """The call of a method that gives an answer, and what is known of it."""
     if method.missing:
-        journal.write("failed", case=case.name, method=method.name, reason=method.missing)
+        journal.write("failed", case=case.name, method=method.name, reason=method.missing,
+                      missing=True)  # fmt: skip
         return None
     if journal.failure(case.name, method.name):
         return None
@@ -74,7 +78,7 @@ def _try(bench: Bench, journal: Journal, case: Case, method: Method) -> tuple[Ca
 
 
 def run_case(bench: Bench, journal: Journal, case: Case, ceilings: Ceilings) -> None:
-    """A row in the journal for each method that runs; ours is the method named "ours"."""
+    """A row in the journal for each method that runs; ours are those of OURS."""
     if journal.finished(case.name):
         return
     ready = {}
@@ -85,14 +89,16 @@ def run_case(bench: Bench, journal: Journal, case: Case, ceilings: Ceilings) -> 
     calls = {name: call for name, (call, _) in ready.items()}
     times = bench.interleave({**calls, **ceilings.methods}, seconds=case.seconds)
     floor = ceilings.floor(times, case.moved, case.flops)
-    extra = {}
-    if "ours" in ready:
-        extra = {"host_us": bench.host_us(calls["ours"], 20), **case.facts()}
+    extra = {
+        name: {"host_us": bench.host_us(calls[name], 20), **case.facts(calls[name])}
+        for name in OURS
+        if name in ready
+    }
     for name, (_, facts) in ready.items():
         journal.row(
             case=case.name, method=name, ms=statistics.median(times[name]),
             ms_min=min(times[name]), rounds=len(times[name]), goal_ms=case.goal_ms,
             paper_floor_ms=case.paper_floor_ms, **floor, **facts,
-            **(extra if name == "ours" else {}),
+            **extra.get(name, {}),
         )  # fmt: skip
     journal.write("finished", case=case.name)

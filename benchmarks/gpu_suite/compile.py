@@ -4,21 +4,25 @@ time each, one after the other otherwise. Nothing runs; what is missed here is c
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from functools import partial
 from typing import Any
+from unittest import mock
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite import images as pictures
 from benchmarks.gpu_suite.bench import Bench
 from benchmarks.gpu_suite.cases import one_line
 from benchmarks.gpu_suite.journal import Journal
 from clustermim_fast import ops
+from clustermim_fast.ops import _cuda, _nvrtc
 
 BYTES, HALF, FULL = torch.uint8, torch.bfloat16, torch.float32
 NORM: dict[str, Any] = {"mean": pictures.MEAN, "std": pictures.STD}
@@ -29,13 +33,13 @@ DTYPES = (FULL, torch.float64, torch.float16, HALF)
 def _rows(op: Any, n: int, d: int, k: int, dtype: torch.dtype, **options: Any) -> Any:
     """Memory that nobody touches: only sizes, and what divides them, are compiled for."""
     x, c = torch.empty(n, d, dtype=dtype), torch.zeros(k, d, dtype=dtype)
-    return op(x, c, backend="triton", **options)
+    return op(x, c, **{"backend": "triton", **options})
 
 
 def _images(op: Any, b: int, p: int, k: int, dtype: torch.dtype, **options: Any) -> Any:
     side = 224 if p == 16 else 32
     images, c = torch.empty(b, 3, side, side, dtype=dtype), torch.zeros(k, 3 * p * p)
-    return op(images, c, p, backend="triton", **options)
+    return op(images, c, p, **{"backend": "triton", **options})
 
 
 def _loss(k: int, d: int) -> Any:
@@ -80,14 +84,56 @@ def calls(photographs: int, cifar: int) -> list[Callable[[], Any]]:
     return found
 
 
-def compile_one(at: int, arch: int, photographs: int, cifar: int) -> tuple[int, float]:
-    """In a process of the pool: kernels compiled, and its seconds."""
+def cuda_calls(photographs: int, cifar: int) -> list[Callable[[], Any]]:
+    """The same in CUDA C++, and those of its self-checks: NVRTC's cubins, and the Triton kernels
+    beside them."""
+    found: list[Callable[[], Any]] = []
+    name = {"backend": "cuda"}
+    assign, tokens, many = ops.nearest_centroid, ops.patch_tokens, 5102 * 196
+    rows = [(many, 768, 100, FULL), (many, 384, 1000, HALF), (many, 768, 8192, HALF),
+            (200_000 * 64, 48, 512, HALF), (2**14, 384, 1000, FULL),
+            *((2**20, d, 1024, torch.float16) for d in (64, 128, 256, 512))]  # fmt: skip
+    found += [partial(_rows, assign, *shape, **name) for shape in rows]
+    found.append(partial(_images, tokens, 5102, 16, 100, BYTES, **NORM, **name))
+    for b, p, d, ks in ((photographs, 16, 768, (100, 1000)), (cifar, 4, 48, (50, 512))):
+        n, k = b * (196 if p == 16 else 64), ks[0]
+        found += [partial(_images, tokens, b, p, k, BYTES, **NORM, **name) for k in ks]
+        found += [partial(_rows, assign, n, d, k, FULL, **name) for k in ks]
+        found += [partial(_rows, assign, n, d, k, dtype, **name) for dtype in DTYPES[2:]]
+        found += [partial(_rows, assign, n, d, k, FULL, metric=m, **name) for m in METRICS[1:]]
+        found.append(partial(_images, tokens, b, p, k, BYTES, per_patch_norm=True, **NORM, **name))
+    return found + [
+        partial(_rows, assign, n, d, k, dtype, metric=m, **name)
+        for n, d, k in ((300, 48, 200), (100, 384, 300))
+        for m in METRICS
+        for dtype in (FULL, *DTYPES[2:])
+    ]
+
+
+def _compile_cuda(kind: Any, *_: Any) -> None:
+    """In place of a launch: the cubin goes into the cache of the user."""
+    _nvrtc.cubin(kind.kernel.source, kind.kernel.options)
+
+
+@contextlib.contextmanager
+def _cuda_offline() -> Iterator[None]:
+    from clustermim_fast.ops.nearest_centroid import cuda_filter
+
+    with (
+        mock.patch.object(_cuda, "unavailable_reason", return_value=None),
+        mock.patch.object(cuda_filter, "launch", _compile_cuda),
+    ):
+        yield
+
+
+def compile_one(at: int, arch: int, cuda: bool, photographs: int, cifar: int) -> tuple[int, float]:
+    """In a process of the pool: Triton kernels compiled, and its seconds."""
     from tests.gpu import static
 
     torch.set_num_threads(1)
     start = time.perf_counter()
-    with static.offline(arch) as rows:
-        calls(photographs, cifar)[at]()
+    with static.offline(arch) as rows, _cuda_offline():
+        (cuda_calls if cuda else calls)(photographs, cifar)[at]()
     return len(rows), time.perf_counter() - start
 
 
@@ -97,14 +143,19 @@ def run(bench: Bench, journal: Journal) -> None:
     counts = tuple(len(pictures.load(bench, name)) for name in ("photographs", "cifar"))
     if bench.rehearsed:
         os.environ["TRITON_INTERPRET"] = "0"  # of the pool's processes
-        arch, chosen = 90, [0]
+        arch, chosen = 90, [(0, False)]
+        if not _nvrtc.unavailable_reason():
+            chosen.append((0, True))
     else:
         major, minor = torch.cuda.get_device_capability()
-        arch, chosen = 10 * major + minor, list(range(len(calls(*counts))))
+        arch = 10 * major + minor
+        chosen = [(at, False) for at in range(len(calls(*counts)))]
+        if not hopper.left_out(bench, journal):
+            chosen += [(at, True) for at in range(len(cuda_calls(*counts)))]
     kernels, context = 0, multiprocessing.get_context("spawn")
     workers = min(len(chosen), max(1, (os.cpu_count() or 1) - 1))
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        waiting = [pool.submit(compile_one, at, arch, *counts) for at in chosen]
+        waiting = [pool.submit(compile_one, at, arch, cuda, *counts) for at, cuda in chosen]
         for done in as_completed(waiting):
             try:
                 compiled, seconds = done.result()

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite import images as pictures
 from benchmarks.gpu_suite.assign import shares
 from benchmarks.gpu_suite.assign_peers import torch_eager
@@ -64,11 +65,14 @@ def tokens(bench: Bench, journal: Journal, ceilings: Ceilings, shared: dict[str,
             Method("torch, eager", lambda i=images: partial(in_pieces, i, c, p)),
             Method("torch.compile", lambda i=images: compiled_pieces(i, c, p)),
         ]
+        if dtype == "uint8":  # it takes no others
+            cuda = partial(ours, backend="cuda")
+            methods.insert(1, Method(hopper.OURS, lambda call=cuda: call, hopper.missing(bench)))
         case = Case(
             f"patch_tokens {list(images.shape)} {dtype}, K {k}", methods,
             moved=images.numel() * images.element_size(), flops=2 * images.numel() * k,
             check=check_ids(truth), goal_ms=goal, paper_floor_ms=floor,
-            facts=lambda call=ours: shares(call),
+            facts=shares,
         )  # fmt: skip
         run_case(bench, journal, case, ceilings)
 

@@ -39,9 +39,11 @@ class Journal:
         return [line for line in self.lines if line["kind"] == kind]
 
     def failure(self, case: str, method: str) -> str | None:
-        """Why ``method`` is left out of ``case``, if it is. A dead process counts everywhere."""
+        """Why ``method`` is left out of ``case``, if it is. A dead process counts everywhere, and
+        for parts of the method, which are named after it."""
         for line in self.of("failed"):
-            if line["method"] == method and (line["case"] == case or line.get("fatal")):
+            everywhere = line.get("fatal") and method.startswith(line["method"])
+            if everywhere or (line["method"] == method and line["case"] == case):
                 return line["reason"]
         return None
 

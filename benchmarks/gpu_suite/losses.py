@@ -146,7 +146,7 @@ def run(bench: Bench, journal: Journal) -> None:
             name, methods(t),
             moved=2 * (2 * rows * dim + 3 * classes * dim), flops=6 * rows * dim * classes,
             check=checker(t), goal_ms=goal, paper_floor_ms=floor,
-            facts=lambda t=t, g=gradients: {"gradient_mib": g / 2**20,
+            facts=lambda call, t=t, g=gradients: {"gradient_mib": g / 2**20,
                                             **repeatable(partial(_ours, t))},
         )  # fmt: skip
         run_case(bench, journal, case, ceilings)

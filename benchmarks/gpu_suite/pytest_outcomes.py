@@ -1,4 +1,4 @@
-"""A pytest plugin: tests on Triton first, and a line for each outcome as soon as it is known."""
+"""A pytest plugin: tests of kernels first, and a line for each outcome as soon as it is known."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: "triton" not in item.nodeid)
+    items.sort(key=lambda item: not any(path in item.nodeid for path in ("triton", "cuda")))
 
 
 def pytest_runtest_logreport(report: Any) -> None:

@@ -5,20 +5,18 @@ from __future__ import annotations
 import platform
 import subprocess
 import time
-from collections.abc import Sequence
 from importlib import metadata
 from typing import Any
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite.prepare import CARRIED
+from benchmarks.gpu_suite.recorded import Results, recorded_runs, rows_of, timed_cases
 from benchmarks.harness import _git, markdown_table
 
 PACKAGES = ("torch", "triton", "numpy", "timm", "liger-kernel", "cut-cross-entropy",
             "flash-kmeans", "fastkmeans", "pykeops")  # fmt: skip
-OPS = ("nearest_centroid", "patch_tokens", "lloyd_step", "lloyd_step_images", "replace_patches",
-       "masked_cross_entropy", "masked_linear_cross_entropy")  # fmt: skip
-Results = Sequence[dict[str, Any]]
 LLOYD_GOAL = 1.3  # times the assignment alone
 EXTRA_MIB = 300e6 / 2**20  # of the loss, beyond its gradients
 
@@ -51,22 +49,8 @@ def machine(rehearsed: bool) -> dict[str, Any]:
                     "nvidia_smi": said}  # fmt: skip
 
 
-def rows_of(results: Results, stage: str) -> list[dict[str, Any]]:
-    return [row for result in results if result["stage"] == stage for row in result["rows"]]
-
-
 def _number(value: Any, digits: int = 3) -> str:
     return "" if value is None else f"{value:.{digits}g}"
-
-
-def timed_cases(results: Results) -> dict[str, dict[str, dict[str, Any]]]:
-    """case -> method -> its row."""
-    cases: dict[str, dict[str, dict[str, Any]]] = {}
-    for result in results:
-        for row in result["rows"]:
-            if "ms" in row and "floor_ms" in row:
-                cases.setdefault(row["case"], {})[row["method"]] = row
-    return cases
 
 
 def best_peer(methods: dict[str, dict[str, Any]]) -> str:
@@ -84,6 +68,19 @@ def goals_table(results: Results) -> str:
     for case, methods in timed_cases(results).items():
         ours, known = methods.get("ours"), next(iter(methods.values()))
         goal, best = known["goal_ms"], best_peer(methods)
+        cuda = methods.get(hopper.OURS)
+        if cuda is not None:
+            name = f"{case}, CUDA"
+            line(name, "no wrong id", str(cuda["wrong_ids"]), cuda["wrong_ids"] == 0)
+            others = {f"goal, {_number(goal)} ms": goal}
+            if ours is not None:
+                others[f"Triton, {_number(ours['ms'])} ms"] = ours["ms"]
+            if best:
+                others[f"{best}, {_number(methods[best]['ms'])} ms"] = methods[best]["ms"]
+            for what, most in others.items():
+                if most is not None:
+                    line(name, f"not slower than {what}", f"{_number(cuda['ms'])} ms",
+                         cuda["ms"] <= most)  # fmt: skip
         if ours is None:
             line(case, "runs", "did not run", met=False)
             continue
@@ -125,13 +122,20 @@ def timing_table(results: Results) -> str:
             _number(ours and ours.get("undecided_percent")),
             _number(wrong) if isinstance(wrong, float) else wrong,
             _number(ours and ours.get("host_us")), _number(ours and ours.get("first_call_s")),
-            _number(ours and ours.get("extra_mib"), 4),
+            _number(ours and ours.get("extra_mib"), 4), *_of_cuda(methods),
         ])  # fmt: skip
     head = ["work", "ours ms", "uncertified / assignment alone ms", "goal ms",
             "floor ms, here / on paper", "copy GB/s / bf16 TFLOP/s", "best peer ms", "times ours",
             "undecided %", "wrong ids / error of dW", "host µs", "first call s",
-            "extra MiB"]  # fmt: skip
+            "extra MiB", "CUDA ms", "its filter alone ms", "undecided %", "host µs",
+            "first call s"]  # fmt: skip
     return markdown_table(head, lines)
+
+
+def _of_cuda(methods: dict[str, dict[str, Any]]) -> list[str]:
+    cuda, alone = methods.get(hopper.OURS, {}), methods.get(f"{hopper.OURS}, filter alone", {})
+    known = [cuda.get("ms"), alone.get("ms"), cuda.get("undecided_percent")]
+    return [_number(v) for v in (*known, cuda.get("host_us"), cuda.get("first_call_s"))]
 
 
 def peer_table(results: Results) -> str:
@@ -161,49 +165,6 @@ def failures(results: Results) -> list[str]:
     return found
 
 
-def concerned(test: str) -> tuple[str, ...]:
-    """The ops that a failed test speaks of: all where its file does not say."""
-    if "/test_masked" in test:
-        return OPS[-2:]
-    own = tuple(op for op in OPS if f"/test_{op}" in test)
-    return own or OPS
-
-
-def recorded_runs(results: Results, arch: str) -> str:
-    """The lines for ops/_choice.py: ops without a failed test, check, sanitizer or wrong id."""
-    bad: dict[str, str] = {}
-    tests = next(iter(rows_of(results, "tests")), None)
-    for row in rows_of(results, "calls"):
-        if row.get("ok") is False:
-            bad[row["case"].removeprefix("self-check of ")] = row["problem"]
-    for row in rows_of(results, "ids"):
-        if row["differing"]:
-            bad[row["case"].split(",")[0]] = f"{row['differing']} results differ on real images"
-    for result in results:
-        for row in result["rows"]:
-            if row.get("method") == "ours" and row.get("wrong_ids"):
-                op = row["case"].split(" ")[0]
-                op = op if op in OPS else "nearest_centroid"
-                bad.setdefault(op, f"{row['wrong_ids']} wrong ids at {row['case']}")
-        for line in result["failed"]:
-            if line["method"] == "ours":
-                bad.setdefault(line["case"].split(",")[0].split(" ")[0], line["reason"])
-    for row in rows_of(results, "sanitizer"):
-        if not row["ok"]:
-            bad |= {op: f"{row['case']}: see its log" for op in OPS if op not in bad}
-    ended = {result["stage"] for result in results if not result["problem"]}
-    ran = {"calls", "ids"} <= ended and tests is not None
-    lines = []
-    for op in OPS:
-        failed = [f for f in (tests or {}).get("failures", []) if op in concerned(f)]
-        why = bad.get(op) or (failed[0] if failed else "") or ("" if ran else "not all of it ran")
-        if not why and tests and tests["status"] not in (0, 1):
-            why = f"its tests did not end: {tests['status']}"
-        note = f"  # not yet: {why}" if why else ""
-        lines.append(f'    {"# " if why else ""}"{op}": {{"{arch}": ("triton",)}},{note}')
-    return "\n".join(["RECORDED_RUNS = {", *lines, "}"])
-
-
 def page(facts: dict[str, Any], results: Results) -> str:
     """Markdown, the most wanted first."""
     said = ", ".join(f"{k} {v}" for k, v in facts.items() if v is not None and k != "rehearsed")
@@ -216,30 +177,33 @@ def page(facts: dict[str, Any], results: Results) -> str:
                                           stages)]  # fmt: skip
     wrong = failures(results)
     parts += ["## Did not run, or failed", "\n".join(f"* {line}" for line in wrong) or "nothing"]
-    for row in rows_of(results, "tests"):
-        counts = f"{row['counts']}, of them on Triton {row['on_triton']}"
+    for row in (*rows_of(results, "tests"), *rows_of(results, "tests, CUDA")):
+        counts = f"{row['counts']}, of them on {row['path']} {row['on_path']}"
         failed = "\n".join(f"* {line}" for line in row["failures"][:40])
-        parts += ["## The ops' own tests", f"{counts}; exit status {row['status']}", failed]
+        parts += [f"## The ops' own tests: {row['path']}",
+                  f"{counts}; exit status {row['status']}", failed]  # fmt: skip
     right = [[r["case"], r["differing"], r["of"], _number(r["cpu_s"]), _number(r["gpu_s"])]
-             for r in rows_of(results, "ids")]  # fmt: skip
+             for r in rows_of(results, "ids") if "differing" in r]  # fmt: skip
     head = ["what", "differing", "of", "CPU s", "first GPU call s"]
     parts += ["## CPU = GPU on real images", markdown_table(head, right)]
     checks = [[r["case"], "" if r["ok"] else r.get("problem") or r.get("said", "")[-120:],
-               _number(r["seconds"])] for s in ("calls", "sanitizer") for r in rows_of(results, s)
-              if "ok" in r]  # fmt: skip
+               _number(r["seconds"])] for s in ("calls", "ids", "sanitizer")
+              for r in rows_of(results, s) if "ok" in r]  # fmt: skip
     parts += [
         "## Self-checks and compute-sanitizer",
         markdown_table(["what", "problem", "s"], checks),
     ]
-    cold = [[r["case"], _number(r["cold_start_s"]), _number(r["host_us"])]
+    cold = [[r["case"], _number(r["cold_start_s"]), _number(r.get("nvrtc_s") or None),
+             _number(r["host_us"])]
             for r in rows_of(results, "calls") if "cold_start_s" in r]  # fmt: skip
-    parts += ["## First and later calls of small problems",
-              markdown_table(["op", "cold start s", "host µs a call"], cold)]  # fmt: skip
+    head = ["op", "cold start s", "of it NVRTC s", "host µs a call"]
+    parts += ["## First and later calls of small problems", markdown_table(head, cold)]
     steps = [[r["case"], r["method"], _number(r["ms"]), _number(r["images_per_s"], 4),
               f"{r['first_loss']:.4f}"] for r in rows_of(results, "pretrain")]  # fmt: skip
     parts += ["## Pretraining steps", markdown_table(
         ["model", "method", "ms a step", "images/s", "first loss"], steps)]  # fmt: skip
     parts += ["## Goals", goals_table(results)]
     parts += ["## Times", timing_table(results), "## Every method", peer_table(results)]
-    parts += ["## For ops/_choice.py", f"```python\n{recorded_runs(results, facts['arch'])}\n```"]
+    lines = recorded_runs(results, facts["arch"])
+    parts += ["## For ops/_choice.py", f"```python\n{lines}\n```"]
     return "\n\n".join(part for part in parts if part) + "\n"

@@ -50,7 +50,8 @@ def environment(work: Path, rehearsed: bool) -> dict[str, str]:
             [str(work / "site" / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]
         ),
     }
-    for name in ("CLUSTERMIM_BACKEND", "CLUSTERMIM_TEST_DEVICE", "TRITON_INTERPRET"):
+    for name in ("CLUSTERMIM_BACKEND", "CLUSTERMIM_TEST_DEVICE", "CLUSTERMIM_TEST_CUDA",
+                 "TRITON_INTERPRET"):  # fmt: skip
         found.pop(name, None)
     if rehearsed:
         # What torch.compile makes on a CPU shows nothing here and takes half a minute a time.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from pathlib import Path
@@ -13,11 +14,14 @@ from benchmarks.gpu_suite.journal import Journal
 def main() -> None:
     module, file = sys.argv[1], Path(sys.argv[2])
     bench = Bench(file.parent)
+    cuda: contextlib.AbstractContextManager[object] = contextlib.nullcontext()
     if bench.rehearsed:
-        from tests.gpu import strict
+        from tests.gpu import emulated, strict
 
         strict.install()  # the interpreter as it comes computes bfloat16 wrong
-    importlib.import_module(module).run(bench, Journal(file))
+        cuda = emulated.running()
+    with cuda:
+        importlib.import_module(module).run(bench, Journal(file))
 
 
 if __name__ == "__main__":

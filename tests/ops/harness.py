@@ -2,8 +2,8 @@
 
 Triton has runs of its own: with TRITON_INTERPRET=1 its kernels are interpreted
 (tests/gpu/strict.py), with CLUSTERMIM_TEST_DEVICE=cuda they run on a GPU; the CPU paths stay out of
-those. Interpreted and with CLUSTERMIM_TEST_CUDA=emulated, "cuda" takes the place of "triton": what
-is CUDA C++ runs emulated (tests/gpu/emulated.py).
+those. With CLUSTERMIM_TEST_CUDA beside it, "cuda" takes the place of "triton": "device" on a GPU,
+"emulated" where Triton is interpreted (tests/gpu/emulated.py).
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from clustermim_fast.ops import _backend, _triton
+from clustermim_fast.ops import _backend, _cuda, _triton
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 GPU = os.environ.get("CLUSTERMIM_TEST_DEVICE", "")
@@ -32,7 +33,7 @@ CPU_PATHS: tuple[str, ...] = (
     if _backend.core_unavailable_reason()
     else tuple(_backend.core().build_info()["isa_paths"])
 )
-ON_CUDA = _triton.interpreted() and os.environ.get("CLUSTERMIM_TEST_CUDA") == "emulated"
+ON_CUDA = ON_TRITON and os.environ.get("CLUSTERMIM_TEST_CUDA") == ("device" if GPU else "emulated")
 GPU_PATH = "cuda" if ON_CUDA else "triton"
 PATHS = ("reference", GPU_PATH) if ON_TRITON else ("reference", *CPU_PATHS)
 # A case with more block operations than this takes too long to interpret: some 200 turns of a
@@ -107,8 +108,9 @@ def _running_triton() -> Iterator[None]:
 def _running_cuda() -> Iterator[None]:
     from tests.gpu import emulated
 
+    there = mock.patch.object(_cuda, "unavailable_reason", return_value=None)
     try:
-        with emulated.running():
+        with there if GPU else emulated.running():
             yield
     except ValueError as error:
         if 'for backend "cuda"' not in str(error):
@@ -117,14 +119,14 @@ def _running_cuda() -> Iterator[None]:
 
 
 class OnDevice(TorchDispatchMode):
-    """Runs ops that are asked for ``backend="triton"`` on a device; tensors move as they lie."""
+    """Runs ops whose kernels are asked for on a device; tensors move as they lie."""
 
     def __init__(self, device: str) -> None:
         super().__init__()
         self.device = torch.device(device)
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if func.namespace != "clustermim" or args[-1] != "triton":
+        if func.namespace != "clustermim" or args[-1] not in ("triton", "cuda"):
             return func(*args, **(kwargs or {}))
         there = [self._moved(a) if isinstance(a, torch.Tensor) else a for a in args]
         out = func(*there)
