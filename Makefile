@@ -41,6 +41,7 @@ venv: $(READY)  ## the environment: torch, timm and the tools, and this checkout
 $(VENV)/.installed: pyproject.toml setup.py clustermim_fast/_version.py
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python >= 3.11 is needed, got " + sys.version + "; say make PYTHON=python3.11")'
 	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing torch, timm and the tools into $(VENV): 6 GB, some minutes without a word"
 	CLUSTERMIM_EDITABLE_WITHOUT_CORE=1 $(VENV)/bin/python -m pip install --quiet --editable '.[test,dev]'
 	@touch $@
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -117,3 +119,15 @@ def test_refusals() -> None:
         compare(lambda b: b["input"], batch)
     with pytest.raises(ValueError, match=r"gave no gradient to linear_weight, linear_bias"):
         compare(lambda b: b["input"].sum(), batch)
+
+
+def test_the_profiler_says_nothing() -> None:
+    """Without a GPU it calls that an ERROR, on stderr, amid the table."""
+    call = (
+        "import torch; from clustermim_fast.testing.peak_memory import peak_bytes\n"
+        "print(peak_bytes(lambda: torch.zeros(1000), torch.device('cpu')))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", call], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert (result.stdout, result.stderr) == ("4000\n", "")

@@ -7,6 +7,7 @@ import importlib
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -135,3 +136,20 @@ def test_works_without_torch_and_without_the_core() -> None:
     assert "torch       not available" in result.stdout
     assert "core        not available" in result.stdout
     assert "make core" in result.stdout
+
+
+def test_without_the_core_an_op_says_what_hides_it() -> None:
+    """Whoever ran ``pip install .`` and starts Python in the clone imports the clone."""
+    call = (
+        "import sys; sys.modules['clustermim_fast._core'] = None\n"
+        "import torch; from clustermim_fast import ops\n"
+        "ops.nearest_centroid(torch.zeros(4, 2), torch.zeros(3, 2))"
+    )
+    result = fresh_process("-c", call)
+    package = Path(clustermim_fast.__file__).parent
+    if (package.parent / "CMakeLists.txt").is_file():
+        remedy = f"{package} is a checkout's and hides an installed package: start Python in "
+        remedy += "another folder, or run `make core` here"
+    else:
+        remedy = "reinstall with `pip install .`"
+    assert remedy in result.stderr, result.stderr

@@ -61,10 +61,7 @@ _forced: str | None = _name_from_environment()
 def core() -> Any:
     """The compiled module ``clustermim_fast._core``, or an error that says how to get it."""
     if _core is None:
-        raise RuntimeError(
-            f"the compiled core clustermim_fast._core could not be imported ({_core_error}); "
-            "reinstall with `pip install .`, or run `make core` in a checkout"
-        )
+        raise RuntimeError(core_unavailable_reason())
     return _core
 
 
@@ -73,7 +70,19 @@ if _core is not None:
 
 
 def core_unavailable_reason() -> str | None:
-    return None if _core is not None else f"the compiled core could not be imported: {_core_error}"
+    """Why the compiled core cannot be imported, and what to do; None where it can."""
+    if _core is not None:
+        return None
+    package = Path(__file__).parents[1]
+    if (package.parent / "CMakeLists.txt").is_file():
+        # Python puts the folder it starts in before site-packages.
+        remedy = (
+            f"{package} is a checkout's and hides an installed package: start Python in another "
+            "folder, or run `make core` here"
+        )
+    else:
+        remedy = "reinstall with `pip install .`"
+    return f"the compiled core could not be imported ({_core_error}); {remedy}"
 
 
 @contextmanager
