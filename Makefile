@@ -29,7 +29,8 @@ export PATH := $(dir $(abspath $(PY))):$(PATH)
 CPP_FILES = $(shell find csrc tests/cpp tests/gpu -name '*.h' -o -name '*.cpp' -o -name '*.cuh' -o -name '*.cu' 2>/dev/null)
 
 .PHONY: help venv core test test-wheel wheel release-wheel audit demo lint format types layers bench check clean \
-        check-pages check-slow check-triton check-cuda check-gpu-mutations check-bounds check-sanitizers check-floor \
+        check-pages check-slow check-triton check-cuda check-gpu-mutations \
+        check-cuda-mutations check-bounds check-sanitizers check-floor \
         print-python
 
 help:  ## this list
@@ -98,7 +99,7 @@ layers: $(READY)  ## who may import and include whom
 bench: core  ## time the ops; see benchmarks/README.md
 	$(PY) -m pytest $(wildcard benchmarks/*/bench_*.py) --benchmark-enable --benchmark-only $(PYTEST_ARGS)
 
-check: test lint types layers test-wheel audit check-pages check-slow check-triton check-cuda check-gpu-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
+check: test lint types layers test-wheel audit check-pages check-slow check-triton check-cuda check-gpu-mutations check-cuda-mutations check-bounds check-sanitizers check-floor  ## all of it, before an issue is called done
 
 check-pages: core  ## reports in Chromium without network: pictures load, nothing is wider than the screen
 	$(PY) -m tools.check_report_pages
@@ -116,6 +117,9 @@ check-cuda: core  ## the assignment's own tests on the CUDA kernels, emulated on
 
 check-gpu-mutations: core  ## bugs planted in the GPU kernels: a test has to notice each
 	$(PY) tools/check_gpu_mutations.py
+
+check-cuda-mutations: $(READY)  ## bugs planted in the CUDA kernels: a test of their emulation has to notice each
+	$(PY) tools/check_cuda_mutations.py
 
 check-bounds: $(READY)  ## every term of the certificate's bounds taken out of the core once: a test has to notice
 	$(PY) tools/check_bound_terms.py

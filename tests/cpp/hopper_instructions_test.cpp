@@ -178,6 +178,7 @@ struct Misuse {
   const char *name, *sentence;
   Shape shape;
   std::function<void(Address)> body;
+  bool hangs = false;  // until its deadline
 };
 
 // A thread alone.
@@ -206,14 +207,16 @@ const std::vector<Misuse>& misuses() {
       {"no_end", "no end of waiting at a barrier", plain, one([=](Address) {
          barrier_init(barrier, 1);
          barrier_wait(barrier, 0);
-       })},
+       }),
+       true},
       {"outside", "bytes at 9232 of shared memory, of which the block has", plain,
        one([=](Address) { store_float(barrier + 16, 1); })},
       {"alignment", "no multiple of 16", plain, one([](Address m) { store_words(m + 8, {}); })},
       {"divergent", "not all lanes of the warp came to from_lane", plain,
-       one([](Address) { from_lane(0, 0); })},
+       one([](Address) { from_lane(0, 0); }), true},
       {"disagree", "do not agree", plain, [](Address) { uniform(thread_index()); }},
-      {"block_sync", "not all threads of the block", plain, one([](Address) { block_sync(); })},
+      {"block_sync", "not all threads of the block", plain, one([](Address) { block_sync(); }),
+       true},
       {"unfenced", "without make_visible_to_products", plain,
        [=](Address memory) {
          if (thread_index() == 0) barrier_init(barrier, 1);
@@ -229,7 +232,8 @@ const std::vector<Misuse>& misuses() {
            give_registers<248>();
          else
            take_registers<256>();
-       }},
+       },
+       true},
       {"wrong_way", "registers takes 24", plain, [](Address) { take_registers<24>(); }},
       {"early_copy", "may not have begun", pair, one([=](Address memory) {
          barrier_init(barrier, 1);
@@ -287,9 +291,9 @@ const std::vector<Misuse>& misuses() {
 // Each in a process of its own, which it ends.
 void misuses_are_named() {
   for (const Misuse& misuse : misuses()) {
-    const std::string command =
-        "CLUSTERMIM_EMULATED_SECONDS=1 /proc/" + std::to_string(getpid()) + "/exe ";
-    FILE* child = popen((command + misuse.name + " 2>&1").c_str(), "r");
+    const std::string seconds = misuse.hangs ? "CLUSTERMIM_EMULATED_SECONDS=4 " : "";
+    const std::string program = "/proc/" + std::to_string(getpid()) + "/exe ";
+    FILE* child = popen((seconds + program + misuse.name + " 2>&1").c_str(), "r");
     CHECK(child);
     std::string said;
     char line[400];
