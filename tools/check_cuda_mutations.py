@@ -11,6 +11,7 @@ fail with the bug. --table prints the markdown of docs/cuda.md.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -45,13 +46,15 @@ class Outcome:
 
 
 def first_sign(output: str) -> str:
-    """What the test said: the first line of its failure, without this machine's paths."""
+    """What the test said: a line of its failure, without this machine's paths."""
     lines = [line for line in output.splitlines() if any(sign in line for sign in SIGNS)]
+    # Of a hang, who waits at a barrier says most.
+    lines.sort(key=lambda line: "emulated Hopper" in line and "at a barrier" not in line)
     line = (lines or ["it ended with an error"])[0].strip()
     for sign in SIGNS[1:]:
         if sign in line:
             line = line[line.index(sign) :]
-    return line.split(" (pid=")[0][:110].replace("|", "\\|")
+    return re.split(r" \(pid=|: barrier at | on address ", line)[0][:130].replace("|", "\\|")
 
 
 def outcome(name: str, witness: tuple[str, str], mutation: Mutation | None) -> Outcome:

@@ -29,7 +29,8 @@ ONE_TILE, TILES, IMAGES = (
     "hopper_filter_images_test",
 )
 WAIT, RELEASE = "products_wait<0>();\n", "release_chunk(F::kChunks - 1);\n"
-END_TILE = "  CMIM_DEVICE void end_tile(int number) {\n"
+SUMS = "if (next == 0) store_sums(now.parity, group, sums, false);\n"
+END, END_TILE = "end_chunk(chunk);\n", "  CMIM_DEVICE void end_tile(int number) {\n"
 PLAIN, RACES, BOUNDS = "", "thread", "address"
 
 MUTATIONS = [
@@ -94,8 +95,8 @@ MUTATIONS = [
          (TILES, RACES)),
         ("bias slot reused too early", LAYOUT, "(stages + kSteps - 1) / kSteps + 2",
          "(stages + kSteps - 1) / kSteps", (TILES, RACES)),
-        ("sums of rows not double-buffered", LAYOUT, "kSums = kOneTile ? 2 : 1", "kSums = 1",
-         (ONE_TILE, RACES)),
+        ("sums of rows stored after the arrival", CONVERTER, f"      {SUMS}      {END}",
+         f"      {END}      {SUMS}", (ONE_TILE, RACES)),
         # ---- what is where
         ("wrong swizzle of centroids", LAYOUT,
          "kStep == 64 ? Swizzle::bytes_128 : Swizzle::bytes_64",
@@ -111,7 +112,7 @@ MUTATIONS = [
         ("columns beyond the last are read", ROWS, "        if (d >= a.dim) continue;\n", "",
          (ONE_TILE, PLAIN)),
         ("columns' stride forgotten", ROWS, "start + d * a.column_stride", "start + d",
-         (TILES, PLAIN)),
+         (ONE_TILE, PLAIN)),
         ("lines' stride taken for columns'", ROWS,
          "patch % kAcross * (kPatch * a.strides.pixel)",
          "patch % kAcross * (kPatch * a.strides.line)", (IMAGES, PLAIN)),
@@ -120,8 +121,8 @@ MUTATIONS = [
         # ---- what is left out
         ("last rows dropped", LAYOUT, "* F::kRows < a.num_rows", "* F::kRows + 127 < a.num_rows",
          (ONE_TILE, PLAIN)),
-        ("rows beyond the last listed", CONSUMER, "thread % 4 == 0 && row < a.num_rows",
-         "thread % 4 == 0", (ONE_TILE, BOUNDS)),
+        ("rows beyond the last listed", CONSUMER, "thread % 4 < 2 && row < a.num_rows",
+         "thread % 4 < 2", (ONE_TILE, BOUNDS)),
         ("last tile of centroids never waited for", CONSUMER,
          "          multiply(odd, even, tile + 1, rows.parity);\n", "", (TILES, PLAIN)),
         ("last tile of centroids dropped", SCORES,
@@ -132,8 +133,7 @@ MUTATIONS = [
         ("second best of the best one's tile forgotten", SCORES,
          "        found.next = larger(found.next, places[i]);\n", "", (ONE_TILE, PLAIN)),
         ("of equal scores the second forgotten", SCORES,
-         "if (!seen && places[i] == found.score)", "if (places[i] == found.score)",
-         (ONE_TILE, PLAIN)),
+         "    if (equal > 1) found.next = found.score;\n", "", (ONE_TILE, PLAIN)),
         ("second best of the quad's other threads forgotten", SCORES,
          "larger(larger(found.next, other.next), smaller(found.score, other.score))",
          "larger(found.next, smaller(found.score, other.score))", (ONE_TILE, PLAIN)),

@@ -139,17 +139,22 @@ struct Problem {
     return euclidean ? eps + 0x1p-22 * reach * reach : eps;
   }
   double fact(int which) const { return std::bit_cast<float>(facts[which]); }
-  double distance(const Bounds& b, bool tight) const {
+  // The margin of (15) lies between these two: the best score that was computed is within eps of
+  // the exact one, and without the far ones the near centroids' bounds may be those of all.
+  enum Side { kLeast, kMost };
+  double distance(const Bounds& b, bool tight, Side side) const {
     const double eps = error(b, fact(tight ? 2 : 3));
-    const double square = b.length * b.length * arguments.factor - 2 * b.best + 6 * eps;
+    const double square =
+        b.length * b.length * arguments.factor - 2 * b.best + (side == kMost ? 6 : 2) * eps;
     return std::sqrt(std::max(0.0, square)) + b.moved + fact(tight ? 0 : 1);
   }
-  double margin(const Bounds& b) const {
-    const bool tight =
-        euclidean && near[b.winner] && (b.length + b.moved + distance(b, true)) * 1.01 < fact(4);
+  double margin(const Bounds& b, Side side) const {
+    const bool none_far = (b.length + b.moved + distance(b, true, kMost)) * 1.01 < fact(4);
+    const bool tight = euclidean && (side == kLeast || (near[b.winner] && none_far));
     const double R = fact(tight ? 0 : 1), C = fact(tight ? 2 : 3), eps = error(b, C);
-    if (!euclidean) return 2 * (eps + b.length * R + b.moved * (C + R));
-    return 2 * (eps + (b.moved + R) * distance(b, tight));
+    const double roundings = side == kMost ? 1 + 0x1p-9 : 1 - 0x1p-9;
+    if (!euclidean) return 2 * (eps + b.length * R + b.moved * (C + R)) * roundings;
+    return 2 * (eps + (b.moved + R) * distance(b, tight, side)) * roundings;
   }
 
   // The answer: decided rows are right, the others' limits hide no nearest centroid and are not
@@ -181,16 +186,19 @@ struct Problem {
         const double here = nearness(row, k);
         if (here >= best) tied = here == best, best = here, nearest = tied ? nearest : k;
       }
+      const Bounds b = scores(row, score);
+      const double eps = error(b, fact(3));
+      const double lowest = b.best - eps - margin(b, kMost);
+      const double highest = b.best + eps - margin(b, kLeast);
       if (!is_open) {
         CHECK(ids[row] == nearest && !tied);
+        CHECK(b.second - eps < highest);  // else it had to be left open
         continue;
       }
-      const Bounds b = scores(row, score);
       const double limit = open_limits[listed[row]];
       CHECK(limit <= score[nearest] - error(b, lengths[nearest]));
-      const double eps = error(b, fact(3)), most = margin(b) * (1 + 0x1p-9);
-      CHECK(limit >= b.best - eps - most);
-      CHECK(b.second >= b.best - 2 * eps - most);  // else it had to be decided
+      CHECK(lowest <= limit && limit <= highest);
+      CHECK(b.second + eps >= lowest);  // else it had to be decided
     }
     return counters[0];
   }

@@ -17,6 +17,6 @@ int main() {
   run<F, Float32>({.N = 130, .D = 48, .K = 100, .far = true});
   using Pair = Kind<Float16, false, true, 64, 2, true>;
   run<Pair, Float16>({300, 5, 90, 2});
-  run<Pair, Float16>({129, 63, 90, 4});
+  run<Pair, Float16>({.N = 129, .D = 63, .K = 90, .blocks = 4, .column_stride = 2});
   return 0;
 }
