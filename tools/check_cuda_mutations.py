@@ -54,6 +54,7 @@ def first_sign(output: str) -> str:
     for sign in SIGNS[1:]:
         if sign in line:
             line = line[line.index(sign) :]
+    line = re.sub(r"emulated Hopper, [^:]*: ", "", line)
     return re.split(r" \(pid=|: barrier at | on address ", line)[0][:130].replace("|", "\\|")
 
 
