@@ -42,6 +42,12 @@ def _images(op: Any, b: int, p: int, k: int, dtype: torch.dtype, **options: Any)
     return op(images, c, p, **{"backend": "triton", **options})
 
 
+def _checked_images(memory_format: torch.memory_format) -> Any:
+    """As patch_tokens' self-check has them."""
+    images = torch.empty(5, 3, 32, 48, dtype=BYTES).to(memory_format=memory_format)
+    return ops.patch_tokens(images, torch.zeros(70, 48), 4, backend="cuda", **NORM)
+
+
 def _loss(k: int, d: int) -> Any:
     """Few samples: the products of many classes are computed."""
     x = torch.zeros(16, 197, d, dtype=HALF).requires_grad_()
@@ -102,6 +108,7 @@ def cuda_calls(photographs: int, cifar: int) -> list[Callable[[], Any]]:
         found += [partial(_rows, assign, n, d, k, dtype, **name) for dtype in DTYPES[2:]]
         found += [partial(_rows, assign, n, d, k, FULL, metric=m, **name) for m in METRICS[1:]]
         found.append(partial(_images, tokens, b, p, k, BYTES, per_patch_norm=True, **NORM, **name))
+    found += [partial(_checked_images, f) for f in (torch.contiguous_format, torch.channels_last)]
     return found + [
         partial(_rows, assign, n, d, k, dtype, metric=m, **name)
         for n, d, k in ((300, 48, 200), (100, 384, 300))
