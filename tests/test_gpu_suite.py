@@ -19,6 +19,7 @@ from benchmarks.gpu_suite.journal import Journal
 from benchmarks.gpu_suite.runner import END, Stage, run_all, run_stage
 from clustermim_fast import ops
 from tests.gpu.dying_stage import METHODS
+from tests.ops.harness import run_python
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 DYING = "tests.gpu.dying_stage"
@@ -182,6 +183,24 @@ def test_what_hung_in_the_first_stage_is_not_tried_again(tmp_path, monkeypatch):
     assert hopper.missing(bench) == "nearest_centroid, CUDA: nothing heard for 30 s"
     assert first.failure("another", f"{hopper.OURS}, filter alone")
     assert not first.failure("another", "ours")
+
+
+FILTER_ALONE = """
+import torch
+from benchmarks.gpu_suite.uncertified import filter_alone
+from tests.gpu import emulated, strict
+strict.install()
+x, c = torch.eye(3, 48), torch.eye(3, 48).flip(0)
+with emulated.running():
+    for hopper in (False, True):
+        print(filter_alone(x, c, hopper)().tolist())
+"""
+
+
+def test_the_filters_alone_follow_the_back_ends():
+    """In the ordinary run: a change of the filters is noticed where it is made."""
+    done = run_python(FILTER_ALONE, TRITON_INTERPRET="1")
+    assert done.stdout.split("\n")[:2] == ["[2, 1, 0]"] * 2, done.stderr
 
 
 def test_a_sanitizer_that_does_not_know_an_instruction_says_nothing_about_the_kernels():

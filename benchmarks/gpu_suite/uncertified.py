@@ -28,7 +28,7 @@ def filter_alone(
     def call() -> torch.Tensor:
         sizes = choose(_triton.properties(x.device), rows, len(c))
         if hopper:
-            sizes = cuda_filter.sizes_for(sizes)
+            sizes = cuda_filter.sizes_for(sizes, rows.dim)
         parts = list(rows.chunks())
         counters = ids.new_empty(len(parts), NUM_COUNTERS, dtype=torch.int32)
         book = prepare(c, rows, "euclidean", sizes, counters)
