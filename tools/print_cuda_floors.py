@@ -81,8 +81,8 @@ def of_cuda(shape: Shape) -> tuple[float, float]:
     # Beyond 16 steps a loop of its own, of 64 values a turn.
     more = inner[0] * max(0, steps - 16) * kind.step // 64 if inner else 0
     if kind.one_tile:
-        consumer = row + more
-        slots = 8 * consumer + 8 * converters * kind.depth // 64
+        consumer: float = row + more
+        slots: float = 8 * consumer + 8 * converters * kind.depth // 64
     else:
         pair = max(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 2)
         consumer = columns * (pair / 2 + more) + row

@@ -4,23 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from types import SimpleNamespace
+from typing import Any
 
 import torch
 
 from clustermim_fast.ops import _triton
 from clustermim_fast.ops.nearest_centroid import cuda_filter, triton_sizes
-from clustermim_fast.ops.nearest_centroid.triton_rows import image_rows, matrix_rows
+from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource, image_rows, matrix_rows
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 
 
-def matrix(dtype: torch.dtype, dim: int, K: int, *, step: int = 1, metric: str = "euclidean"):
+def matrix(
+    dtype: torch.dtype, dim: int, K: int, *, step: int = 1, metric: str = "euclidean"
+) -> cuda_filter.Kind:
     """The kernel for rows of ``dim`` values, ``step`` apart."""
     rows = matrix_rows(torch.empty(300, dim * step, dtype=dtype)[:, ::step])
     return _kind(rows, K, metric)
 
 
-def images(patch: int, size: int, K: int, *, packed: bool = False):
+def images(patch: int, size: int, K: int, *, packed: bool = False) -> cuda_filter.Kind:
     """The kernel for patches of uint8 images, by plane or with channels side by side."""
     pictures = torch.zeros(2, 3, size, size, dtype=torch.uint8)
     if packed:
@@ -28,11 +31,11 @@ def images(patch: int, size: int, K: int, *, packed: bool = False):
     return _kind(image_rows(pictures, patch, **IMAGENET), K, "euclidean")
 
 
-def _kind(rows, K: int, metric: str) -> cuda_filter.Kind:
+def _kind(rows: RowSource, K: int, metric: str) -> cuda_filter.Kind:
     sizes = triton_sizes.choose(_triton.INTERPRETED, rows, K)
     tile = cuda_filter.sizes_for(sizes, rows.dim).filter
     shape = (-(-K // tile.columns) * tile.columns, -(-rows.dim // tile.values) * tile.values)
-    book = SimpleNamespace(packed=torch.empty(shape, dtype=torch.float16), metric=metric)
+    book: Any = SimpleNamespace(packed=torch.empty(shape, dtype=torch.float16), metric=metric)
     return cuda_filter.kind_of(rows, book)
 
 
