@@ -26,6 +26,12 @@ def run(x, w, b, t, m):
     )
     return [loss.detach(), *torch.autograd.grad(loss, leaves)]
 
+def same(a, b):
+    if a.dtype != torch.float32 or path == "amx":
+        return torch.equal(a, b)
+    # These products are torch's, which at another address may add up to 70 terms in another order.
+    return bool((a - b).abs().max() <= 70 * 2.0**-23 * b.abs().max())
+
 shapes = list(itertools.product(
     (1, 31, 32, 33, 70), (1, 7, 31, 32, 33, 50, 64), (1, 2, 31, 33, 64, 70)
 ))
@@ -42,7 +48,7 @@ for path in usable_paths()[1:]:
             want = run(*given)
             for at_end in (True, False):
                 found = run(*(guarded(v, at_end) for v in given))
-                assert all(map(torch.equal, found, want)), (path, n, d, k)
+                assert all(map(same, found, want)), (path, n, d, k)
                 count += 1
         if path != "amx":
             continue
