@@ -29,7 +29,7 @@ ONE_TILE, TILES, IMAGES = (
     "hopper_filter_images_test",
 )
 WAIT, RELEASE = "products_wait<0>();\n", "release_chunk(F::kChunks - 1);\n"
-SUMS = "if (next == 0) store_sums(now.parity, group, sums, false);\n"
+SUMS = "if (next == 0) store_sums(group, sums, false);\n"
 END, END_TILE = "end_chunk(chunk);\n", "  CMIM_DEVICE void end_tile(int number) {\n"
 PLAIN, RACES, BOUNDS = "", "thread", "address"
 

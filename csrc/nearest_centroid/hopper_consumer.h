@@ -83,7 +83,7 @@ struct Consumer {
       start_step(sums, step, is_first, is_last, lag_step, row_parity);
     if (is_first) {
       const int thread = thread_index_again(), q = thread % 4;
-      sum = load_float(memory.sums(row_parity, row_of(thread, q / 2)) + q % 2 * 4);
+      sum = load_float(memory.sums(row_of(thread, q / 2)) + q % 2 * 4);
     } else {
       scores.end_tile(tile - 1);
     }

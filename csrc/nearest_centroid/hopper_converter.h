@@ -58,8 +58,7 @@ struct Converter {
 
   // Adds up what the eight lanes of each row have, and stores it or adds it to what is stored. Of
   // all sums a lane keeps half and hands on the other half, until one is left.
-  CMIM_DEVICE void store_sums(int parity, int first, const Squares (&squares)[kAtOnce],
-                              bool add) const {
+  CMIM_DEVICE void store_sums(int first, const Squares (&squares)[kAtOnce], bool add) const {
     constexpr int kEach = Source::kExact ? 1 : 2, kSums = kEach * kAtOnce;
     float sums[kSums];
 #pragma unroll
@@ -81,7 +80,7 @@ struct Converter {
     }
     const int which = part * kSums / 8, row = first + which / kEach * kGroups;
     if (part * kSums % 8 != 0 || row >= F::kRows) return;
-    const Address at = memory.sums(parity, row) + which % kEach * 4;
+    const Address at = memory.sums(row) + which % kEach * 4;
     store_float(at, add ? sums[0] + load_float(at) : sums[0]);
   }
   CMIM_DEVICE void end_chunk(int chunk) const {
@@ -121,7 +120,7 @@ struct Converter {
         store_words(memory.chunk(chunk) + swizzled_128(row, part),
                     Source::round(a, values.raw[i], these, sums[i]));
       }
-      if (next == 0) store_sums(now.parity, group, sums, false);
+      if (next == 0) store_sums(group, sums, false);
       end_chunk(chunk);
       if (kEarly) values = kAhead ? coming : read(rows, those);
       these = those;
@@ -149,7 +148,7 @@ struct Converter {
             const Words halves = Source::round(a, values.raw[i], these, squares[i]);
             if (row < F::kRows) store_words(memory.chunk(chunk) + swizzled_128(row, part), halves);
           }
-          store_sums(tile.parity, first, squares, chunk != 0);
+          store_sums(first, squares, chunk != 0);
         }
         end_chunk(chunk);
       }

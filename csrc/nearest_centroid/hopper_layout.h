@@ -30,15 +30,14 @@ struct Filter {
   static constexpr int kFirstConverter = kOneTile ? 4 : 1;
   static constexpr int kConsumers = kOneTile ? 3 : 1;  // the first of two warpgroups
   static constexpr int kThreads = (kConsumers + 2) * 128;
-  // Of a warpgroup's threads; 65536 together.
+  // Of each thread, passed on; a block has no more than its threads start with.
   static constexpr int kConsumerRegisters = kOneTile ? 128 : 224;
   static constexpr int kOtherRegisters = kOneTile ? 24 : 56;
 
   static constexpr int biases_of(int stages) { return (stages + kSteps - 1) / kSteps + 2; }
-  static constexpr int kSums = kOneTile ? 2 : 1;
   static constexpr int bytes_of(int stages) {
     return kChunks * kChunkBytes + stages * kStepBytes + biases_of(stages) * kBiasBytes +
-           kSums * kRows * 8 + (2 * stages + 2 * kChunks + 1) * 8;
+           kRows * 8 + (2 * stages + 2 * kChunks + 1) * 8;
   }
   static constexpr int kMostBytes = 232448;  // of a block on sm_90
   static constexpr int most_stages() {
@@ -63,10 +62,8 @@ struct Memory {
   CMIM_DEVICE Address chunk(int c) const { return rows + c * F::kChunkBytes; }
   CMIM_DEVICE Address stage(int s) const { return chunk(F::kChunks) + s * F::kStepBytes; }
   CMIM_DEVICE Address bias(int i) const { return stage(F::kStages) + i * F::kBiasBytes; }
-  CMIM_DEVICE Address sums(int parity, int row) const {
-    return bias(F::kBiases) + (parity % F::kSums * F::kRows + row) * 8;
-  }
-  CMIM_DEVICE Address full(int s) const { return sums(F::kSums - 1, F::kRows) + s * 8; }
+  CMIM_DEVICE Address sums(int row) const { return bias(F::kBiases) + row * 8; }
+  CMIM_DEVICE Address full(int s) const { return sums(F::kRows) + s * 8; }
   CMIM_DEVICE Address empty(int s) const { return full(F::kStages) + s * 8; }
   CMIM_DEVICE Address chunk_full(int c) const { return empty(F::kStages) + c * 8; }
   CMIM_DEVICE Address chunk_empty(int c) const { return chunk_full(F::kChunks) + c * 8; }

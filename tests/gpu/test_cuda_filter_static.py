@@ -13,7 +13,7 @@ pytest.importorskip("triton", reason="the kernel's host side needs triton")
 from tests.gpu import cuda_kinds, ptxas_log, sass
 
 pytestmark = pytest.mark.skipif(
-    _nvrtc.unavailable_reason() is not None, reason="no NVRTC here: torch is not one for CUDA"
+    _nvrtc.unavailable_reason() is not None, reason=f"CUDA C++: {_nvrtc.unavailable_reason()}"
 )
 
 

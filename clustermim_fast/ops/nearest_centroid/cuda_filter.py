@@ -59,7 +59,7 @@ class Kind:
 
         def of(stages: int) -> int:
             biases = -(-stages // steps) + 2
-            sums = (2 if self.one_tile else 1) * ROWS * 8
+            sums = ROWS * 8
             barriers = 8 * (2 * stages + 2 * chunks + 1)
             return chunks * 16_384 + stages * 256 * self.step + biases * 512 + sums + barriers
 
