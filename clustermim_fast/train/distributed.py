@@ -78,13 +78,12 @@ def _naming_who_failed() -> Iterator[None]:
             if not lost:
                 _leave_to_torchrun(error)
                 store.set(_FAILURE, f"rank {here.rank} of {here.count} failed: {text}")
-            elif "imed out" not in text and store.check([_FAILURE]):
+            elif "timed out" not in text.lower() and store.check([_FAILURE]):
                 reason = store.get(_FAILURE).decode()
         if not lost:
             raise
-        what = re.sub(
-            r"^\[.*?\] ", "", text.partition(". ")[0]
-        )  # without gloo's place in its source
+        # Without gloo's place in its source.
+        what = re.sub(r"^\[.*?\] ", "", text.partition(". ")[0])
         unknown = f"no answer of another rank, killed or out of reach: {what}"
         raise RuntimeError(f"{reason or unknown}. This rank ends with it") from error
 
