@@ -5,23 +5,10 @@
 // include nothing else, and so the source that runs on the GPU is the source under the sanitizers.
 #pragma once
 
-#define CMIM_DEVICE __device__ __forceinline__
+#include "hopper/products.h"
+#include "hopper/types.h"
 
 namespace clustermim::hopper {
-
-using int8 = signed char;
-using uint8 = unsigned char;
-using uint16 = unsigned short;
-using uint32 = unsigned int;
-using int64 = long long;
-using uint64 = unsigned long long;
-
-// A byte of this block's shared memory.
-using Address = uint32;
-
-struct alignas(16) Words {
-  uint32 w[4];
-};
 
 // What cuTensorMapEncodeTiled makes; passed as a __grid_constant__.
 struct alignas(64) TensorMap {
@@ -59,6 +46,18 @@ CMIM_DEVICE void store_words(Address to, Words v) {
                "r"(v.w[2]), "r"(v.w[3])
                : "memory");
 }
+CMIM_DEVICE Words load_words_of(Address from) {
+  Words v;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.w[0]), "=r"(v.w[1]), "=r"(v.w[2]), "=r"(v.w[3])
+               : "r"(from)
+               : "memory");
+  return v;
+}
+CMIM_DEVICE void store_word(Address to, uint32 v) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+// Those of one number are not for products.
 CMIM_DEVICE void store_float(Address to, float v) {
   asm volatile("st.shared.f32 [%0], %1;" ::"r"(to), "f"(v) : "memory");
 }
@@ -66,6 +65,25 @@ CMIM_DEVICE float load_float(Address from) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(from) : "memory");
   return v;
+}
+CMIM_DEVICE void store_int(Address to, int v) {
+  asm volatile("st.shared.s32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
+}
+CMIM_DEVICE int load_int(Address from) {
+  int v;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(v) : "r"(from) : "memory");
+  return v;
+}
+CMIM_DEVICE void store_double(Address to, double v) {
+  asm volatile("st.shared.f64 [%0], %1;" ::"r"(to), "d"(v) : "memory");
+}
+CMIM_DEVICE double load_double(Address from) {
+  double v;
+  asm volatile("ld.shared.f64 %0, [%1];" : "=d"(v) : "r"(from) : "memory");
+  return v;
+}
+CMIM_DEVICE void add_to_shared(Address to, int v) {  // atomically
+  asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(to), "r"(v) : "memory");
 }
 CMIM_DEVICE void load_float2(Address from, float& a, float& b) {
   asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(a), "=f"(b) : "r"(from) : "memory");
@@ -78,16 +96,12 @@ CMIM_DEVICE void block_sync() {
 CMIM_DEVICE void warp_sync() {
   __syncwarp();
 }
-CMIM_DEVICE float from_lane_xor(float v, int with) {
+template <class T>
+CMIM_DEVICE T from_lane_xor(T v, int with) {
   return __shfl_xor_sync(~0u, v, with);
 }
-CMIM_DEVICE int from_lane_xor(int v, int with) {
-  return __shfl_xor_sync(~0u, v, with);
-}
-CMIM_DEVICE float from_lane(float v, int lane) {
-  return __shfl_sync(~0u, v, lane);
-}
-CMIM_DEVICE int from_lane(int v, int lane) {
+template <class T>
+CMIM_DEVICE T from_lane(T v, int lane) {
   return __shfl_sync(~0u, v, lane);
 }
 CMIM_DEVICE uint32 lanes_where(bool predicate) {
@@ -125,10 +139,27 @@ CMIM_DEVICE void prefetch_bytes(const void* from, int bytes) {
 CMIM_DEVICE int add_atomically(int* to, int value) {
   return atomicAdd(to, value);
 }
+CMIM_DEVICE void add_atomically(int64* to, int64 value) {
+  atomicAdd(reinterpret_cast<uint64*>(to), static_cast<uint64>(value));
+}
+CMIM_DEVICE void store_words_at(void* to, Words v) {  // aligned
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(v.w[0]), "r"(v.w[1]),
+               "r"(v.w[2]), "r"(v.w[3])
+               : "memory");
+}
 
 // ---- numbers
+// The value, of which the compiler is to assume nothing.
+template <class T>
+CMIM_DEVICE T opaque(T value) {
+  asm volatile("" : "+r"(value));
+  return value;
+}
 CMIM_DEVICE float float_of_bits(uint32 v) {
   return __uint_as_float(v);
+}
+CMIM_DEVICE uint32 bits_of(float v) {
+  return __float_as_uint(v);
 }
 CMIM_DEVICE float square_root(float v) {
   return __fsqrt_rn(v);
@@ -139,11 +170,30 @@ CMIM_DEVICE float larger(float a, float b) {
 CMIM_DEVICE float smaller(float a, float b) {
   return fminf(a, b);
 }
+// Within 2 units in the last place; no subnormal numbers, but 0.
+CMIM_DEVICE float two_to_the(float v) {
+  float power;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(v));
+  return power;
+}
+CMIM_DEVICE float natural_logarithm(float v) {
+  return logf(v);
+}
 // Two float16, rounded to nearest; `low` in the low half.
 CMIM_DEVICE uint32 to_halves(float low, float high) {
   uint32 v;
   asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
   return v;
+}
+// The same of bfloat16.
+CMIM_DEVICE uint32 to_bfloats(float low, float high) {
+  uint32 v;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(v) : "f"(high), "f"(low));
+  return v;
+}
+template <Half kType>
+CMIM_DEVICE uint32 to_16_bits(float low, float high) {
+  return kType == Half::float16 ? to_halves(low, high) : to_bfloats(low, high);
 }
 CMIM_DEVICE float low_half(uint32 v) {
   float out;
@@ -227,6 +277,38 @@ CMIM_DEVICE void load_bytes(Address to, const void* from, int bytes, Address bar
       "l"(from), "r"(bytes), "r"(barrier)
       : "memory");
 }
+// 16 bytes to the same place of the block `rank` of the cluster, and to the same barrier there.
+CMIM_DEVICE void send_words(Address to, Words v, Address barrier, int rank) {
+  asm volatile(
+      "{.reg .b32 remote, other;\nmapa.shared::cluster.u32 remote, %0, %6;\n"
+      "mapa.shared::cluster.u32 other, %1, %6;\n"
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.b32"
+      " [remote], {%2, %3, %4, %5}, [other];}" ::"r"(to),
+      "r"(barrier), "r"(v.w[0]), "r"(v.w[1]), "r"(v.w[2]), "r"(v.w[3]), "r"(rank)
+      : "memory");
+}
+// The same of `bytes` of this block's shared memory, a multiple of 16, as are both addresses.
+// Stored words must be visible to products, and stay until the barrier's phase ends there.
+CMIM_DEVICE void send_bytes(Address to, Address from, int bytes, Address barrier, int rank) {
+  asm volatile(
+      "{.reg .b32 remote, other;\nmapa.shared::cluster.u32 remote, %0, %4;\n"
+      "mapa.shared::cluster.u32 other, %1, %4;\n"
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes"
+      " [remote], [%2], %3, [other];}" ::"r"(to),
+      "r"(barrier), "r"(from), "r"(bytes), "r"(rank)
+      : "memory");
+}
+
+// ---- copies of 16 bytes to shared memory (both addresses aligned) that the thread waits for
+// Zeros where it does not exist: `from` is not read then.
+CMIM_DEVICE void copy_words(Address to, const void* from, bool exists) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from),
+               "r"(exists ? 16 : 0)
+               : "memory");
+}
+CMIM_DEVICE void copies_wait() {  // all of the thread's
+  asm volatile("cp.async.wait_all;" ::: "memory");
+}
 // Between a thread's own stores to shared memory and the tensor cores' reads of them.
 CMIM_DEVICE void make_visible_to_products() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -241,50 +323,5 @@ template <int N>
 CMIM_DEVICE void take_registers() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(N));
 }
-
-// ---- products of a warpgroup
-CMIM_DEVICE void products_fence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-CMIM_DEVICE void products_commit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// Until at most `Left` of the committed groups are under way.
-template <int Left>
-CMIM_DEVICE void products_wait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Left) : "memory");
-}
-// The compiler must not read them before this.
-CMIM_DEVICE void products_are_in(float (&sums)[64]) {
-#pragma unroll
-  for (int i = 0; i < 64; ++i) asm volatile("" : "+f"(sums[i])::"memory");
-}
-
-#define CMIM_SUMS_8(i)                                                                       \
-  "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
-      "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
-// The value, of which the compiler is to assume nothing.
-template <class T>
-CMIM_DEVICE T opaque(T value) {
-  asm volatile("" : "+r"(value));
-  return value;
-}
-
-// sums = A B^T, or += where `add`: A 64 x 16, B 128 x 16, float16 in shared memory, by descriptor.
-// Thread t of the warpgroup has row 16 (t / 32) + t % 32 / 4 + 8 (i / 2 % 2) and column
-// 8 (i / 4) + 2 (t % 4) + i % 2 in sums[i].
-CMIM_DEVICE void product_64x128x16(float (&sums)[64], uint64 a, uint64 b, bool add) {
-  asm volatile(
-      "{.reg .pred p; setp.ne.b32 p, %66, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.f16.f16 "
-      "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,%23,%24,"
-      "%25,%26,%27,%28,%29,%30,%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,%45,%46,"
-      "%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,%59,%60,%61,%62,%63}, %64, %65, p, 1, 1, 0,"
-      " 0;}\n"
-      : CMIM_SUMS_8(0), CMIM_SUMS_8(8), CMIM_SUMS_8(16), CMIM_SUMS_8(24), CMIM_SUMS_8(32),
-        CMIM_SUMS_8(40), CMIM_SUMS_8(48), CMIM_SUMS_8(56)
-      : "l"(a), "l"(b), "r"(static_cast<int>(add)));
-}
-#undef CMIM_SUMS_8
 
 }  // namespace clustermim::hopper

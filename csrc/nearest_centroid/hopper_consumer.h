@@ -50,8 +50,9 @@ struct Consumer {
     const Operand column(memory.stage(0), F::kSwizzle);
 #pragma unroll
     for (int k = 0; k < F::kStep / 16; ++k)
-      product_64x128x16(sums, row.descriptor(chunk * F::kChunkBytes + part * 64 + 32 * k),
-                        column.descriptor(ring.at * F::kStepBytes + 32 * k), step > 0 || k > 0);
+      product<Half::float16, Major::k, Major::k>(
+          sums, row.descriptor(chunk * F::kChunkBytes + part * 64 + 32 * k),
+          column.descriptor(ring.at * F::kStepBytes + 32 * k), step > 0 || k > 0);
     products_commit();
     products_wait<1>();
     if (step > 0 || !is_first) release_stage();

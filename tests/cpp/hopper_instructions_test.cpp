@@ -83,8 +83,9 @@ void multiply(Problem& p, const TensorMap& map, Address memory) {
         }
         products_fence();
         for (int k = 0; k < 2; ++k)
-          product_64x128x16(sums, row.descriptor(64 * stage + 32 * k),
-                            column.descriptor(128 * 64 * stage + 32 * k), stage > 0 || k > 0);
+          product<Half::float16, Major::k, Major::k>(sums, row.descriptor(64 * stage + 32 * k),
+                                                     column.descriptor(128 * 64 * stage + 32 * k),
+                                                     stage > 0 || k > 0);
         products_commit();
       }
       products_wait<0>();
@@ -193,7 +194,7 @@ const std::vector<Misuse>& misuses() {
   static const TensorMap map = emulated::box_map(zeros.data(), 128, 32, 32, 128, 32);
   static const auto start = [](float (&sums)[64]) {
     const uint64 zero = Operand(1024, Swizzle::bytes_64).descriptor(0);
-    product_64x128x16(sums, zero, zero, false);
+    product<Half::float16, Major::k, Major::k>(sums, zero, zero, false);
   };
   const Shape plain = {1, 128, 1, 128 * 64 + 16}, pair = {2, 128, 2, 128 * 64 + 16};
   const Address barrier = 1024 + 128 * 64;
@@ -245,7 +246,7 @@ const std::vector<Misuse>& misuses() {
          cluster_sync();
          if (thread_index() == 0) barrier_arrive_of(barrier, cluster_rank() ^ 1);
        }},
-      {"copy_at_end", "ends with copies to its memory under way", plain,
+      {"copy_at_end", "ends with copies to or from its memory under way", plain,
        [=](Address memory) {
          block_sync();
          if (thread_index() != 0) return;

@@ -1,4 +1,5 @@
-// TMA: copies that end late, at a barrier.
+// Copies that end late: at a barrier (TMA and what a block sends to another), or when their thread
+// waits for them.
 #pragma once
 
 #include <cstring>
@@ -42,6 +43,21 @@ inline void check(const char* problem, Block& block, Address barrier) {
               block.barrier(barrier).describe().c_str());
 }
 
+inline void check_rank(int rank) {
+  if (rank < 0 || rank >= self->block->cluster.size) CMIM_FAIL("no block %d in the cluster", rank);
+}
+
+// Stored words that the tensor cores, and copies, do not see yet are announced.
+inline void check_stores(const char* before) {
+  if (self->unfenced || self->warp_unfenced)
+    CMIM_FAIL("%s after store_words without make_visible_to_products", before);
+}
+
+inline void check_arrival() {
+  if (!self->copies.empty()) CMIM_FAIL("an arrival with copy_words under way");
+  check_stores("an arrival");
+}
+
 // `copy` writes `bytes` to `to` of a block.
 template <class Copy>
 void copy_late(Address to, int bytes, uint32 alignment, Address barrier, uint32 blocks,
@@ -76,6 +92,36 @@ inline void load_box(Address to, const TensorMap& map, int column, int row, Addr
         std::memcpy(place + (plain ^ (((to + plain) >> 7 & mask) << 4)), halves, 16);
       }
   });
+}
+
+inline void send_bytes(Address to, Address from, int bytes, Address barrier, int rank) {
+  check_rank(rank);
+  check_stores("a copy");
+  if (bytes % 16) CMIM_FAIL("a copy of bytes that are no multiple of 16");
+  Block& block = *self->block;
+  const unsigned char* source = block.at(from, bytes, 16);
+  ++block.copies;
+  copy_late(to, bytes, 16, barrier, 1u << rank, [&block, source, bytes](unsigned char* place) {
+    std::memcpy(place, source, bytes);
+    --block.copies;
+  });
+}
+
+inline void copy_words(Address to, const void* from, bool exists) {
+  if (reinterpret_cast<uintptr_t>(from) % 16) CMIM_FAIL("16 bytes that are not aligned are copied");
+  unsigned char* place = self->block->at(to, 16, 16);
+  std::memset(place, 0xff, 16);  // what is there from now on until it is waited for
+  self->copies.push_back({place, exists ? from : nullptr});
+}
+
+inline void copies_wait() {
+  for (const WordsCopy& copy : self->copies)
+    if (copy.from)
+      std::memcpy(copy.to, copy.from, 16);
+    else
+      std::memset(copy.to, 0, 16);
+  self->unfenced |= !self->copies.empty();
+  self->copies.clear();
 }
 
 }  // namespace emulated

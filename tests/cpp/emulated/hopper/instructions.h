@@ -10,13 +10,7 @@
 #include "hopper/machine.h"
 #include "hopper/products.h"
 
-#define CMIM_DEVICE inline
-
 namespace clustermim::hopper {
-
-struct alignas(16) Words {
-  uint32 w[4];
-};
 
 namespace emulated {
 
@@ -44,12 +38,6 @@ template <class T>
 T value_of(T value, int lane, const char* at) {
   if (lane < 0 || lane > 31) CMIM_FAIL("lane %d in %s", lane, at);
   return exchange(value, at, [lane](const auto& of_lane) { return of_lane(lane); });
-}
-
-// Stored words that the tensor cores do not see yet are announced.
-inline void check_stores() {
-  if (self->unfenced || self->warp_unfenced)
-    CMIM_FAIL("an arrival after store_words without make_visible_to_products");
 }
 
 template <class T>
@@ -112,11 +100,33 @@ inline void store_words(Address to, Words v) {
   emulated::self->unfenced = true;
   emulated::shared<Words>(to) = v;
 }
+inline Words load_words_of(Address from) {
+  return emulated::shared<Words>(from);
+}
+inline void store_word(Address to, uint32 v) {
+  emulated::self->unfenced = true;
+  emulated::shared<uint32>(to) = v;
+}
 inline void store_float(Address to, float v) {
   emulated::shared<float>(to) = v;
 }
 inline float load_float(Address from) {
   return emulated::shared<float>(from);
+}
+inline void store_int(Address to, int v) {
+  emulated::shared<int>(to) = v;
+}
+inline int load_int(Address from) {
+  return emulated::shared<int>(from);
+}
+inline void store_double(Address to, double v) {
+  emulated::shared<double>(to) = v;
+}
+inline double load_double(Address from) {
+  return emulated::shared<double>(from);
+}
+inline void add_to_shared(Address to, int v) {
+  std::atomic_ref<int>(emulated::shared<int>(to)).fetch_add(v, std::memory_order_relaxed);
 }
 inline void load_float2(Address from, float& a, float& b) {
   struct alignas(8) Pair {
@@ -135,20 +145,16 @@ inline void warp_sync() {
   using namespace emulated;
   const int number = self->syncs++;
   std::atomic<int>& unfenced = self->warp->unfenced[number % 2];
-  if (self->unfenced) unfenced.store(number, std::memory_order_relaxed);
+  if (self->unfenced || !self->copies.empty()) unfenced.store(number, std::memory_order_relaxed);
   meet_warp("warp_sync");
   self->warp_unfenced = unfenced.load(std::memory_order_relaxed) == number;
 }
-inline float from_lane_xor(float v, int with) {
+template <class T>
+T from_lane_xor(T v, int with) {
   return emulated::value_of(v, emulated::self->lane ^ with, "from_lane_xor");
 }
-inline int from_lane_xor(int v, int with) {
-  return emulated::value_of(v, emulated::self->lane ^ with, "from_lane_xor");
-}
-inline float from_lane(float v, int lane) {
-  return emulated::value_of(v, lane, "from_lane");
-}
-inline int from_lane(int v, int lane) {
+template <class T>
+T from_lane(T v, int lane) {
   return emulated::value_of(v, lane, "from_lane");
 }
 inline uint32 lanes_where(bool predicate) {
@@ -198,6 +204,14 @@ inline void prefetch_bytes(const void* from, int bytes) {
 inline int add_atomically(int* to, int value) {
   return std::atomic_ref<int>(*to).fetch_add(value, std::memory_order_relaxed);
 }
+inline void add_atomically(int64* to, int64 value) {
+  std::atomic_ref<int64>(*to).fetch_add(value, std::memory_order_relaxed);
+}
+inline void store_words_at(void* to, Words v) {
+  using namespace emulated;
+  if (reinterpret_cast<uintptr_t>(to) % 16) CMIM_FAIL("16 bytes that are not aligned are written");
+  *static_cast<Words*>(to) = v;
+}
 
 // ---- numbers
 template <class T>
@@ -206,6 +220,9 @@ T opaque(T value) {
 }
 inline float float_of_bits(uint32 v) {
   return std::bit_cast<float>(v);
+}
+inline uint32 bits_of(float v) {
+  return std::bit_cast<uint32>(v);
 }
 inline float square_root(float v) {
   return std::sqrt(v);
@@ -218,6 +235,20 @@ inline float smaller(float a, float b) {
 }
 inline uint32 to_halves(float low, float high) {
   return emulated::to_half(low) | uint32(emulated::to_half(high)) << 16;
+}
+inline uint32 to_bfloats(float low, float high) {
+  return emulated::to_bfloat(low) | uint32(emulated::to_bfloat(high)) << 16;
+}
+template <Half kType>
+uint32 to_16_bits(float low, float high) {
+  return kType == Half::float16 ? to_halves(low, high) : to_bfloats(low, high);
+}
+inline float two_to_the(float v) {
+  const float power = std::exp2(v);
+  return power < 0x1p-126f ? 0 : power;
+}
+inline float natural_logarithm(float v) {
+  return std::log(v);
 }
 inline float low_half(uint32 v) {
   return emulated::of_half(static_cast<uint16>(v));
@@ -250,7 +281,7 @@ inline void barrier_init(Address barrier, int arrivals) {
 inline void barrier_init_done() {}
 inline void barrier_arrive_expect(Address barrier, int bytes) {
   using namespace emulated;
-  check_stores();
+  check_arrival();
   check(self->block->barrier(barrier).arrive(bytes), *self->block, barrier);
 }
 inline void barrier_arrive(Address barrier) {
@@ -258,9 +289,9 @@ inline void barrier_arrive(Address barrier) {
 }
 inline void barrier_arrive_of(Address barrier, int rank) {
   using namespace emulated;
-  if (rank < 0 || rank >= self->block->cluster.size) CMIM_FAIL("no block %d in the cluster", rank);
+  check_rank(rank);
   if (rank == self->block->rank) return barrier_arrive(barrier);
-  check_stores();
+  check_arrival();
   Block& block = self->block->cluster.blocks[rank];
   note_remote(block);
   late([&block, barrier] { check(block.barrier(barrier).arrive(0), block, barrier); });
@@ -284,6 +315,22 @@ inline void load_bytes(Address to, const void* from, int bytes, Address barrier)
     CMIM_FAIL("a copy of bytes that are no multiple of 16 or not aligned");
   copy_late(to, bytes, 16, barrier, 1u << cluster_rank(),
             [from, bytes](unsigned char* place) { std::memcpy(place, from, bytes); });
+}
+inline void send_words(Address to, Words v, Address barrier, int rank) {
+  emulated::check_rank(rank);
+  emulated::copy_late(to, 16, 16, barrier, 1u << rank,
+                      [v](unsigned char* place) { std::memcpy(place, v.w, 16); });
+}
+inline void send_bytes(Address to, Address from, int bytes, Address barrier, int rank) {
+  emulated::send_bytes(to, from, bytes, barrier, rank);
+}
+
+// ---- copies of 16 bytes to shared memory that the thread waits for
+inline void copy_words(Address to, const void* from, bool exists) {
+  emulated::copy_words(to, from, exists);
+}
+inline void copies_wait() {
+  emulated::copies_wait();
 }
 inline void make_visible_to_products() {
   emulated::self->unfenced = false;
@@ -314,11 +361,14 @@ void products_wait() {
   for (; groups.size() > Left; groups.pop_front()) emulated::complete(groups.front());
   emulated::meet_warp("products_wait");
 }
-inline void products_are_in(float (&sums)[64]) {
-  emulated::take_back(sums);
+template <int kSums>
+void products_are_in(float (&sums)[kSums]) {
+  emulated::take_back(sums, kSums);
 }
-inline void product_64x128x16(float (&sums)[64], uint64 a, uint64 b, bool add) {
-  emulated::start(sums, a, b, add);
+template <Half kType, Major kA, Major kB, int kSums>
+void product(float (&sums)[kSums], uint64 a, uint64 b, bool add) {
+  static_assert(kSums % 8 == 0 && kSums <= 64);
+  emulated::start({kType, kA, kB, sums, kSums, a, b, add});
 }
 
 }  // namespace clustermim::hopper

@@ -68,8 +68,9 @@ void run_thread(Block& block, int index, const Body& body) {
   self = &thread;
   body(kFirstAddress);
   if (products.under_way()) CMIM_FAIL("the thread ends with products under way");
+  if (!thread.copies.empty()) CMIM_FAIL("the thread ends with copy_words under way");
   if (--block.running == 0 && block.copies.load() != 0)
-    CMIM_FAIL("the block ends with copies to its memory under way");
+    CMIM_FAIL("the block ends with copies to or from its memory under way");
   if (block.last_remote.load() >= thread.cluster_syncs)
     CMIM_FAIL("the block ends without a cluster_sync after the other one's arrivals and copies");
   self = nullptr;

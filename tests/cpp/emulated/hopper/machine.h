@@ -12,19 +12,10 @@
 #include <vector>
 
 #include "hopper/barriers.h"
+#include "hopper/types.h"
 #include "hopper/waiting.h"
 
-namespace clustermim::hopper {
-
-using int8 = signed char;
-using uint8 = unsigned char;
-using uint16 = unsigned short;
-using uint32 = unsigned int;
-using int64 = long long;
-using uint64 = unsigned long long;
-using Address = uint32;
-
-namespace emulated {
+namespace clustermim::hopper::emulated {
 
 constexpr uint32 kMostShared = 232448;  // bytes that a block of sm_90 can have
 constexpr Address kFirstAddress = 1024;
@@ -104,7 +95,7 @@ struct Block {
   std::deque<Warp> warps;
   Gate sync;
   std::atomic<int> running;
-  std::atomic<int> copies{0};        // to this block, under way
+  std::atomic<int> copies{0};        // to or from this block, under way
   std::atomic<int> last_remote{-1};  // how many cluster_syncs came before what came from elsewhere
   std::atomic<uint32> registers{0};  // that none of the threads has
 };
@@ -128,6 +119,12 @@ struct Cluster {
 
 struct Products;
 
+// 16 bytes of shared memory that a thread copies to; from nowhere: zeros.
+struct WordsCopy {
+  unsigned char* to;
+  const void* from;
+};
+
 struct Thread {
   int index, lane;
   Block* block;
@@ -136,8 +133,9 @@ struct Thread {
   int registers;
   int syncs = 0, cluster_syncs = 0;  // warp_syncs and cluster_syncs so far
   uint32 exchanges = 0;
-  bool unfenced = false;       // stored words that the tensor cores do not see yet
-  bool warp_unfenced = false;  // so had a thread of the warp at its last warp_sync
+  bool unfenced = false;               // stored words that the tensor cores do not see yet
+  bool warp_unfenced = false;          // so had a thread of the warp at its last warp_sync
+  std::vector<WordsCopy> copies = {};  // under way
   LateWork* late = nullptr;
 };
 inline thread_local Thread* self = nullptr;
@@ -154,5 +152,4 @@ inline void late(std::function<void()> job) {
   self->late->add(std::move(job));
 }
 
-}  // namespace emulated
-}  // namespace clustermim::hopper
+}  // namespace clustermim::hopper::emulated
