@@ -1,0 +1,222 @@
+// The two warpgroups of the linear loss: products, and between them the softmax.
+#pragma once
+
+#include "hopper/instructions.h"
+#include "hopper/operands.h"
+#include "masked_cross_entropy/hopper_linear_arguments.h"
+#include "masked_cross_entropy/hopper_linear_inputs.h"
+#include "masked_cross_entropy/hopper_linear_layout.h"
+#include "masked_cross_entropy/hopper_linear_softmax.h"
+
+namespace clustermim::hopper {
+
+// They take tiles in turn. dW of a tile is made by both, each for its columns of x, so that the
+// one's products run beside the other's softmax.
+template <class F>
+struct LinearConsumer {
+  using Sums = float[F::kColumnTiles][F::kSums];
+  const LinearArguments& a;
+  LinearMemory<F> memory;
+  int rank, group, counted;
+  LinearTotals<F>& totals;
+
+  CMIM_DEVICE LinearConsumer(const LinearArguments& a, LinearMemory<F> memory, int rank, int group,
+                             int counted, LinearTotals<F>& totals)
+      : a(a), memory(memory), rank(rank), group(group), counted(counted), totals(totals) {}
+
+  CMIM_DEVICE void multiply_logits(int stage, float (&logits)[F::kSums]) {
+    products_fence();
+    const Operand x(memory.stage(stage), Swizzle::bytes_128);
+    const Operand weight(memory.weight(), Swizzle::bytes_128);
+#pragma unroll
+    for (int c = 0; c < F::kChunks; ++c)
+#pragma unroll
+      for (int k = 0; k < 4; ++k)
+        product<F::kType, Major::k, Major::k>(logits, x.descriptor(c * F::kChunkBytes + 32 * k),
+                                              weight.descriptor(c * F::kWeightBytes + 32 * k),
+                                              c > 0 || k > 0);
+    products_commit();
+    products_wait<0>();
+    products_are_in(logits);
+  }
+
+  // Starts this group's columns of dW += x^T dZ for a tile of group `of`.
+  CMIM_DEVICE void multiply_weight(int stage, int of, Sums& dw) {
+    products_fence();
+#pragma unroll
+    for (int m = 0; m < F::kColumnTiles; ++m) {
+      const int chunk = group * F::kColumnTiles + m;
+      const Operand x = Operand::mn(memory.stage(stage) + chunk * F::kChunkBytes, 0);
+      const Operand slopes = Operand::mn(memory.slopes(of), F::kChunkBytes);
+#pragma unroll
+      for (int k = 0; k < F::kRows / 16; ++k)
+        product<F::kType, Major::mn, Major::mn>(dw[m], x.descriptor(2048 * k),
+                                                slopes.descriptor(2048 * k), true);
+    }
+    products_commit();
+  }
+
+  CMIM_DEVICE void finish_weight(Sums& dw) {
+    products_wait<0>();
+#pragma unroll
+    for (int m = 0; m < F::kColumnTiles; ++m) products_are_in(dw[m]);
+  }
+
+  // A tile of the other group: the `turn`-th.
+  CMIM_DEVICE void add_others(int stage, int turn, Sums& dw) {
+    barrier_wait(memory.slopes_full(group ^ 1), turn / 2 % 2);
+    multiply_weight(stage, group ^ 1, dw);
+    finish_weight(dw);
+    release(stage);
+    if (is_first_lane()) barrier_arrive(memory.slopes_empty(group ^ 1));
+  }
+
+  // Every warp for itself: one that lags may still be reading.
+  CMIM_DEVICE void release(int stage) {
+    if (is_first_lane()) barrier_arrive(memory.empty(stage));
+  }
+
+  // Of each block's part of the logits, the other gets those of its rows.
+  CMIM_DEVICE void send(const float (&logits)[F::kSums], float (&mine)[F::kValues], int parity) {
+    barrier_wait(memory.inbox_empty(group), parity ^ 1);
+    if (thread_index() % 128 == 0) barrier_arrive_expect(memory.inbox_full(group), F::kInboxBytes);
+    const Address to = memory.inbox(group) + thread_index() % 128 * 16;
+#pragma unroll
+    for (int i = 0; i < F::kValues; i += 4) {
+      Words words;
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        const int at = (i + j) / 2 * 4 + j % 2;
+        mine[i + j] = rank ? logits[at + 2] : logits[at];
+        words.w[j] = bits_of(rank ? logits[at] : logits[at + 2]);
+      }
+      send_words(to + i * 512, words, memory.inbox_full(group), rank ^ 1);
+    }
+  }
+
+  CMIM_DEVICE void receive(float (&mine)[F::kValues], int parity) {
+    barrier_wait(memory.inbox_full(group), parity);
+    const Address from = memory.inbox(group) + thread_index() % 128 * 16;
+#pragma unroll
+    for (int i = 0; i < F::kValues; i += 4) {
+      const Words words = load_words_of(from + i * 512);
+#pragma unroll
+      for (int j = 0; j < 4; ++j) mine[i + j] += float_of_bits(words.w[j]);
+    }
+    warp_sync();
+    if (is_first_lane()) barrier_arrive_of(memory.inbox_empty(group), rank ^ 1);
+  }
+
+  // Rounds and stores a row of dZ.
+  CMIM_DEVICE void store_slopes(int row, const float (&values)[F::kValues]) {
+    const float shift = F::kType == Half::float16 ? a.shift : 1.0f;
+    const Address to = memory.slopes(group) + row * 128 + thread_index() % 4 * 4;
+#pragma unroll
+    for (int g = 0; g < F::kValues / 2; ++g) {
+      const uint32 pair = to_16_bits<F::kType>(values[2 * g] * shift, values[2 * g + 1] * shift);
+      store_word(to + g / 8 * F::kChunkBytes + ((g ^ row) % 8) * 16, pair);
+    }
+  }
+
+  // Each warp's rows go to the other block, too.
+  CMIM_DEVICE void hand_slopes_on() {
+    make_visible_to_products();
+    warp_sync();
+    if (!is_first_lane()) return;
+    if (F::kCluster == 2) {
+#pragma unroll
+      for (int c = 0; c < F::kSlopeChunks; ++c) {
+        const Address at =
+            memory.slopes(group) + c * F::kChunkBytes + (2 * warp_of_group() + rank) * 1024;
+        send_bytes(at, at, 1024, memory.slopes_full(group), rank ^ 1);
+      }
+    }
+    barrier_arrive_expect(memory.slopes_full(group), F::kCluster == 2 ? F::kSlopeChunks * 1024 : 0);
+  }
+
+  // The softmax of this block's rows; stores dZ.
+  CMIM_DEVICE void run_softmax(const Token (&tokens)[F::kHalves], const float (&logits)[F::kSums],
+                               float (&mine)[F::kValues], int parity) {
+    const Softmax<F> softmax(a, memory);
+    if (F::kCluster == 2) {
+      receive(mine, parity);
+      softmax.run(tokens[0], mine, totals);
+      if (F::kGradient) store_slopes(row_of(rank), mine);
+      if (a.db) softmax.add_classes(mine, totals);
+      return;
+    }
+    float both[F::kValues];
+#pragma unroll
+    for (int h = 0; h < F::kHalves; ++h) {
+#pragma unroll
+      for (int i = 0; i < F::kValues; ++i) mine[i] = logits[i / 2 * 4 + 2 * h + i % 2];
+      softmax.run(tokens[h], mine, totals);
+      if (F::kGradient) store_slopes(row_of(h), mine);
+#pragma unroll
+      for (int i = 0; i < F::kValues; ++i) both[i] = h ? both[i] + mine[i] : mine[i];
+    }
+    if (a.db) softmax.add_classes(both, totals);
+  }
+
+  CMIM_DEVICE void run_tile(const TokenTiles<F>& tiles, Sums& dw) {
+    const int stage = tiles.stage, parity = tiles.turn / 2 % 2;
+    barrier_wait(memory.full(stage), tiles.round);
+    Token tokens[F::kHalves];
+#pragma unroll
+    for (int h = 0; h < F::kHalves; ++h)
+      tokens[h] =
+          Softmax<F>(a, memory).token_of(tiles, row_of(F::kCluster == 2 ? rank : h), counted);
+    InputRows<F> inputs;
+    if (F::kInput) inputs = InputRows<F>(a, memory, tiles, counted);
+    float logits[F::kSums], mine[F::kValues];
+    multiply_logits(stage, logits);
+    if (!F::kWeight) release(stage);
+    // The other group has read this one's last gradients: either block may write the next.
+    if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
+    if (F::kCluster == 2) send(logits, mine, parity);
+    if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
+    run_softmax(tokens, logits, mine, parity);
+    if (!F::kGradient) return;
+    hand_slopes_on();
+    barrier_wait(memory.slopes_full(group), parity);
+    if (F::kWeight) {
+      multiply_weight(stage, group, dw);
+      finish_weight(dw);
+      release(stage);
+    }
+    if (F::kInput) inputs.make(a, memory, group, rank);
+  }
+
+  // This group's columns of dW of all the cluster's tiles.
+  CMIM_DEVICE void store_weight(const Sums& dw) {
+    const float scale = load(a.factor) / a.shift;
+    float* const part = a.parts + int64(block_index() / F::kCluster) * a.num_classes * a.dim;
+#pragma unroll
+    for (int m = 0; m < F::kColumnTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < F::kSums; ++i) {
+        const int column =
+            rank * F::kDepth + (group * F::kColumnTiles + m) * 64 + row_of(i / 2 % 2);
+        const int k = 8 * (i / 4) + 2 * (thread_index() % 4) + i % 2;
+        if (column < a.dim && k < a.num_classes) part[int64(k) * a.dim + column] = dw[m][i] * scale;
+      }
+  }
+
+  CMIM_DEVICE void run() {
+    Sums dw;
+#pragma unroll
+    for (int m = 0; m < F::kColumnTiles; ++m)
+#pragma unroll
+      for (int i = 0; i < F::kSums; ++i) dw[m][i] = 0;
+    TokenTiles<F> tiles;
+    for (; tiles.any(counted); tiles.advance())
+      if (tiles.turn % 2 == group) run_tile(tiles, dw);
+    if (!F::kWeight) return;
+    // The last tile, where it is the other group's.
+    if (tiles.turn > 0 && tiles.turn % 2 == group)
+      add_others(tiles.last_stage(), tiles.turn - 1, dw);
+    store_weight(dw);
+  }
+};
+
+}  // namespace clustermim::hopper

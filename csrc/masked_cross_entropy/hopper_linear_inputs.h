@@ -1,0 +1,105 @@
+// dX of the linear loss: two rows of a tile for each thread, 128 columns at a time.
+#pragma once
+
+#include "hopper/instructions.h"
+#include "hopper/operands.h"
+#include "masked_cross_entropy/hopper_linear_arguments.h"
+#include "masked_cross_entropy/hopper_linear_layout.h"
+
+namespace clustermim::hopper {
+
+template <class F>
+struct InputRows {
+  int token[2];
+  float relative[2];  // of smoothing's part
+  bool counts[2];
+
+  InputRows() = default;
+  CMIM_DEVICE InputRows(const LinearArguments& a, LinearMemory<F> memory,
+                        const TokenTiles<F>& tiles, int counted) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int64 slot = int64(tiles.tile) * F::kRows + row_of(h);
+      counts[h] = slot < counted;
+      token[h] = load_int(memory.token(tiles.stage, row_of(h)));
+      relative[h] = a.direction && a.relative && counts[h] ? load(a.relative + slot) : 1.0f;
+    }
+  }
+
+  // dX = factor (dZ W / shift - relative direction)
+  CMIM_DEVICE void make(const LinearArguments& a, LinearMemory<F> memory, int group, int rank) {
+    const float factor = load(a.factor), scale = factor / a.shift;
+    uint16* row[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h)
+      row[h] = static_cast<uint16*>(a.dx) + place_of(a, token[h], a.dx_sample, a.dx_row);
+#pragma unroll 1
+    for (int part = 0; part < F::kDepth / 128; ++part) {
+      float sums[64];
+      multiply(memory, group, part, sums);
+      const int first = rank * F::kDepth + part * 128, quad = thread_index() % 4;
+#pragma unroll
+      for (int g = 0; g < 16; g += 4) {
+        Words words[2];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int column = first + 8 * (g + i) + 2 * quad, at = 4 * (g + i);
+          float low = 0, high = 0;
+          if (a.direction && column < a.dim) {
+            const uint64 pair = load_8_bytes(a.direction + column);
+            low = factor * float_of_bits(static_cast<uint32>(pair));
+            high = factor * float_of_bits(static_cast<uint32>(pair >> 32));
+          }
+#pragma unroll
+          for (int h = 0; h < 2; ++h)
+            words[h].w[i] = to_16_bits<F::kType>(sums[at + 2 * h] * scale - relative[h] * low,
+                                                 sums[at + 2 * h + 1] * scale - relative[h] * high);
+        }
+        const int column = first + 8 * (g + quad);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const Words side_by_side = exchange_in_quad(words[h]);
+          if (counts[h] && column < a.dim) store_words_at(row[h] + column, side_by_side);
+        }
+      }
+    }
+  }
+
+ private:
+  CMIM_DEVICE static void multiply(LinearMemory<F> memory, int group, int part, float (&sums)[64]) {
+    products_fence();
+    const Operand slopes(memory.slopes(group), Swizzle::bytes_128);
+    const Operand weight =
+        Operand::mn(memory.weight() + 2 * part * F::kWeightBytes, F::kWeightBytes);
+#pragma unroll
+    for (int k = 0; k < F::kClasses / 16; ++k)
+      product<F::kType, Major::k, Major::mn>(sums,
+                                             slopes.descriptor(k / 4 * F::kChunkBytes + k % 4 * 32),
+                                             weight.descriptor(2048 * k), k > 0);
+    products_commit();
+    products_wait<0>();
+    products_are_in(sums);
+  }
+
+  // In: word i of the thread's four words for place i of the quad. Out: the quad's words for this
+  // thread's place.
+  CMIM_DEVICE static Words exchange_in_quad(Words words) {
+    const bool odd = thread_index() & 1, high = thread_index() & 2;
+    uint32(&w)[4] = words.w;
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      const uint32 got = from_lane_xor(odd ? w[i] : w[i + 1], 1);
+      w[i] = odd ? got : w[i];
+      w[i + 1] = odd ? w[i + 1] : got;
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const uint32 got = from_lane_xor(high ? w[i] : w[i + 2], 2);
+      w[i] = high ? got : w[i];
+      w[i + 2] = high ? w[i + 2] : got;
+    }
+    return words;
+  }
+};
+
+}  // namespace clustermim::hopper
