@@ -93,6 +93,11 @@ CMIM_DEVICE void load_float2(Address from, float& a, float& b) {
 CMIM_DEVICE void block_sync() {
   __syncthreads();
 }
+// Of kThreads of the block's threads: those that call it, whole warps.
+template <int kThreads>
+CMIM_DEVICE void some_sync() {
+  asm volatile("barrier.sync.aligned 1, %0;" ::"n"(kThreads) : "memory");
+}
 CMIM_DEVICE void warp_sync() {
   __syncwarp();
 }

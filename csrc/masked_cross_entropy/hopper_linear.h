@@ -14,7 +14,6 @@
 #include "masked_cross_entropy/hopper_linear_consumer.h"
 #include "masked_cross_entropy/hopper_linear_layout.h"
 #include "masked_cross_entropy/hopper_linear_rows.h"
-#include "masked_cross_entropy/hopper_linear_softmax.h"
 
 namespace clustermim::hopper {
 
@@ -50,52 +49,11 @@ CMIM_DEVICE void load_weight(const LinearArguments& a, LinearMemory<F> memory, i
   make_visible_to_products();
 }
 
-// What the threads have found, added up in a fixed order.
-template <class F>
-CMIM_DEVICE void store_totals(const LinearArguments& a, LinearMemory<F> memory,
-                              LinearTotals<F>& totals) {
-  const Address losses = memory.stage(0), classes = losses + 256 * 8;
-  const int thread = thread_index(), multiplying = thread - 128;
-  block_sync();  // nobody reads tiles any more
-  if (multiplying >= 0) {
-    store_double(losses + multiplying * 8, totals.loss);
-    int begin, end;
-    const Softmax<F> softmax(a, memory);
-    softmax.kept_classes(begin, end);
-#pragma unroll
-    for (int i = 0; i < (F::kValues + 7) / 8; ++i)
-      if (begin + i < end)
-        store_float(
-            classes + (multiplying / 32 * F::kClasses + softmax.class_of_value(begin + i)) * 4,
-            totals.classes[i]);
-    int correct = totals.correct;
-    for (int with = 16; with >= 4; with /= 2) correct += from_lane_xor(correct, with);
-    if (a.correct && is_first_lane()) add_atomically(a.correct, correct);
-  }
-  block_sync();
-  if (thread < a.num_classes) {
-    float sum = 0;
-    for (int w = 0; w < 8; ++w) sum += load_float(classes + (w * F::kClasses + thread) * 4);
-    if (a.db) a.db[int64(block_index()) * a.num_classes + thread] = sum;
-    if (a.histogram) add_atomically(a.histogram + thread, load_int(memory.chosen(thread)));
-  }
-  if (!a.sums || thread >= 32) return;
-  double sum = 0;
-  for (int i = 0; i < 256; i += 32) sum += load_double(losses + (i + thread) * 8);
-  store_double(losses + thread * 8, sum);
-  warp_sync();
-  if (thread != 0) return;
-  for (int i = 1; i < 32; ++i) sum += load_double(losses + i * 8);
-  a.sums[block_index()] = sum;
-}
-
 template <class F>
 CMIM_DEVICE void linear_rows(const LinearArguments& a, Address shared) {
   const LinearMemory<F> memory = {shared};
   const int rank = F::kCluster == 1 ? 0 : cluster_rank();
   const int warp = uniform(thread_index() / 32);
-  const bool stands = a.again && is_power_of_two(load(a.again));  // dX of a grad_output of 1
-  const int counted = stands ? 0 : static_cast<int>(load(a.counted));
   if (thread_index() == 0) init_barriers(memory);
   load_weight(a, memory, rank);
   // The other block's barriers are arrived at, too.
@@ -104,18 +62,16 @@ CMIM_DEVICE void linear_rows(const LinearArguments& a, Address shared) {
   else
     cluster_sync();
 
-  LinearTotals<F> totals;
   if (warp < 4) {
     give_registers<F::kOtherRegisters>();
     if (warp < F::kStages)
-      fetch_tokens(a, memory, rank, warp, counted);
+      fetch_tokens(a, memory, rank, warp);
     else if (!a.again)
-      clear_the_rest<F>(a, counted);
+      clear_the_rest<F>(a);
   } else {
     take_registers<F::kConsumerRegisters>();
-    LinearConsumer<F>(a, memory, rank, warp / 4 - 1, counted, totals).run();
+    LinearConsumer<F>(a, memory, rank, warp / 4 - 1).run();
   }
-  if (a.sums || a.db || a.correct) store_totals(a, memory, totals);
   // Neither block may end while the other still writes to its memory.
   if (F::kCluster != 1) cluster_sync();
 }

@@ -7,6 +7,7 @@
 #include "masked_cross_entropy/hopper_linear_inputs.h"
 #include "masked_cross_entropy/hopper_linear_layout.h"
 #include "masked_cross_entropy/hopper_linear_softmax.h"
+#include "masked_cross_entropy/hopper_linear_totals.h"
 
 namespace clustermim::hopper {
 
@@ -18,11 +19,10 @@ struct LinearConsumer {
   const LinearArguments& a;
   LinearMemory<F> memory;
   int rank, group, counted;
-  LinearTotals<F>& totals;
+  LinearTotals<F> totals;
 
-  CMIM_DEVICE LinearConsumer(const LinearArguments& a, LinearMemory<F> memory, int rank, int group,
-                             int counted, LinearTotals<F>& totals)
-      : a(a), memory(memory), rank(rank), group(group), counted(counted), totals(totals) {}
+  CMIM_DEVICE LinearConsumer(const LinearArguments& a, LinearMemory<F> memory, int rank, int group)
+      : a(a), memory(memory), rank(rank), group(group), counted(counted_of(a)) {}
 
   CMIM_DEVICE void multiply_logits(int stage, float (&logits)[F::kSums]) {
     products_fence();
@@ -138,52 +138,52 @@ struct LinearConsumer {
   CMIM_DEVICE void run_softmax(const Token (&tokens)[F::kHalves], const float (&logits)[F::kSums],
                                float (&mine)[F::kValues], int parity) {
     const Softmax<F> softmax(a, memory);
-    if (F::kCluster == 2) {
+    if constexpr (F::kCluster == 2) {
       receive(mine, parity);
       softmax.run(tokens[0], mine, totals);
       if (F::kGradient) store_slopes(row_of(rank), mine);
-      if (a.db) softmax.add_classes(mine, totals);
-      return;
+      if (a.db) totals.add_classes(mine);
+    } else {
+      float both[F::kValues];
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < F::kValues; ++i) mine[i] = logits[i / 2 * 4 + 2 * h + i % 2];
+        softmax.run(tokens[h], mine, totals);
+        if (F::kGradient) store_slopes(row_of(h), mine);
+#pragma unroll
+        for (int i = 0; i < F::kValues; ++i) both[i] = h ? both[i] + mine[i] : mine[i];
+      }
+      if (a.db) totals.add_classes(both);
     }
-    float both[F::kValues];
-#pragma unroll
-    for (int h = 0; h < F::kHalves; ++h) {
-#pragma unroll
-      for (int i = 0; i < F::kValues; ++i) mine[i] = logits[i / 2 * 4 + 2 * h + i % 2];
-      softmax.run(tokens[h], mine, totals);
-      if (F::kGradient) store_slopes(row_of(h), mine);
-#pragma unroll
-      for (int i = 0; i < F::kValues; ++i) both[i] = h ? both[i] + mine[i] : mine[i];
-    }
-    if (a.db) softmax.add_classes(both, totals);
   }
 
   CMIM_DEVICE void run_tile(const TokenTiles<F>& tiles, Sums& dw) {
     const int stage = tiles.stage, parity = tiles.turn / 2 % 2;
+    float logits[F::kSums], mine[F::kValues];
     barrier_wait(memory.full(stage), tiles.round);
+    multiply_logits(stage, logits);
+    // The other group has read this one's last gradients: either block may write the next.
+    if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
+    if (F::kCluster == 2) send(logits, mine, parity);
     Token tokens[F::kHalves];
 #pragma unroll
     for (int h = 0; h < F::kHalves; ++h)
       tokens[h] =
           Softmax<F>(a, memory).token_of(tiles, row_of(F::kCluster == 2 ? rank : h), counted);
-    InputRows<F> inputs;
-    if (F::kInput) inputs = InputRows<F>(a, memory, tiles, counted);
-    float logits[F::kSums], mine[F::kValues];
-    multiply_logits(stage, logits);
-    if (!F::kWeight) release(stage);
-    // The other group has read this one's last gradients: either block may write the next.
-    if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
-    if (F::kCluster == 2) send(logits, mine, parity);
     if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
     run_softmax(tokens, logits, mine, parity);
-    if (!F::kGradient) return;
-    hand_slopes_on();
-    barrier_wait(memory.slopes_full(group), parity);
+    if (F::kGradient) {
+      hand_slopes_on();
+      barrier_wait(memory.slopes_full(group), parity);
+    }
+    InputRows<F> inputs;
+    if (F::kInput) inputs = InputRows<F>(a, memory, tiles, counted);
     if (F::kWeight) {
       multiply_weight(stage, group, dw);
       finish_weight(dw);
-      release(stage);
     }
+    release(stage);
     if (F::kInput) inputs.make(a, memory, group, rank);
   }
 
@@ -211,11 +211,13 @@ struct LinearConsumer {
     TokenTiles<F> tiles;
     for (; tiles.any(counted); tiles.advance())
       if (tiles.turn % 2 == group) run_tile(tiles, dw);
-    if (!F::kWeight) return;
-    // The last tile, where it is the other group's.
-    if (tiles.turn > 0 && tiles.turn % 2 == group)
-      add_others(tiles.last_stage(), tiles.turn - 1, dw);
-    store_weight(dw);
+    if (F::kWeight) {
+      // The last tile, where it is the other group's.
+      if (tiles.turn > 0 && tiles.turn % 2 == group)
+        add_others(tiles.last_stage(), tiles.turn - 1, dw);
+      store_weight(dw);
+    }
+    if (a.sums || a.db || a.correct) totals.store(a, memory);
   }
 };
 

@@ -95,8 +95,11 @@ CMIM_DEVICE int64 place_of(const LinearArguments& a, int token, int64 sample, in
   return token / a.per_sample * sample + (a.prefix + token % a.per_sample) * row;
 }
 
-CMIM_DEVICE bool is_power_of_two(float value) {  // or 0 or inf: rounds no product
-  return (bits_of(value) & 0x7fffff) == 0;
+// How many tokens count; none where dX is there and stands: made for a grad_output of 1, it has
+// been multiplied by a power of two (or 0 or inf), which rounds nothing.
+CMIM_DEVICE int counted_of(const LinearArguments& a) {
+  if (a.again && (bits_of(load(a.again)) & 0x7fffff) == 0) return 0;
+  return static_cast<int>(load(a.counted));
 }
 
 }  // namespace clustermim::hopper

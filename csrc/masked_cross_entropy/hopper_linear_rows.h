@@ -19,10 +19,10 @@ CMIM_DEVICE int class_of(const LinearArguments& a, int token) {
 
 // A warp: the tiles of one stage.
 template <class F>
-CMIM_DEVICE void fetch_tokens(const LinearArguments& a, LinearMemory<F> memory, int rank, int stage,
-                              int counted) {
+CMIM_DEVICE void fetch_tokens(const LinearArguments& a, LinearMemory<F> memory, int rank,
+                              int stage) {
   constexpr int kLanes = F::kDepth / 8, kAtOnce = 32 / kLanes;  // of a row; rows
-  const int lane = thread_index() % 32, part = lane % kLanes;
+  const int counted = counted_of(a), lane = thread_index() % 32, part = lane % kLanes;
   const int column = rank * F::kDepth + 8 * part;
   const uint16* const x = static_cast<const uint16*>(a.x) + column;
   for (TokenTiles<F> tiles; tiles.any(counted); tiles.advance()) {
@@ -59,7 +59,6 @@ CMIM_DEVICE void fetch_tokens(const LinearArguments& a, LinearMemory<F> memory, 
   }
 }
 
-template <class F>
 CMIM_DEVICE void write_zeros(const LinearArguments& a, int64 place) {
   uint16* const row = static_cast<uint16*>(a.dx) + place;
   for (int d = thread_index() % 32 * 8; d < a.dim; d += 256) store_words_at(row + d, Words());
@@ -67,28 +66,23 @@ CMIM_DEVICE void write_zeros(const LinearArguments& a, int64 place) {
 
 // A warp: tokens that do not count, and prefixes.
 template <class F>
-CMIM_DEVICE void clear_the_rest(const LinearArguments& a, int counted) {
-  const int lane = thread_index() % 32;
-  if (F::kInput || a.writes_losses) {
-    for (int64 first = counted + int64(block_index()) * 32; first < a.num_tokens;
-         first += int64(num_blocks()) * 32) {
-      const int64 slot = first + lane;
-      int token = 0;
-      if (slot < a.num_tokens) {
-        token = static_cast<int>(load(a.rows + slot));
-        if (a.writes_losses) {
-          a.stats[slot] = a.stats[a.num_tokens + slot] = 0;
-          if (a.each) a.each[token] = 0;
-        }
-      }
-      if (!F::kInput) continue;
-      for (int i = 0; i < 32 && first + i < a.num_tokens; ++i)
-        write_zeros<F>(a, place_of(a, from_lane(token, i), a.dx_sample, a.dx_row));
+CMIM_DEVICE void clear_the_rest(const LinearArguments& a) {
+  const int counted = counted_of(a), lane = thread_index() % 32;
+  for (int64 first = counted + int64(block_index()) * 32; first < a.num_tokens;
+       first += int64(num_blocks()) * 32) {
+    const int64 slot = first + lane;
+    int token = 0;
+    if (slot < a.num_tokens) {
+      token = static_cast<int>(load(a.rows + slot));
+      if (a.writes_losses) a.stats[slot] = a.stats[a.num_tokens + slot] = 0;
+      if (a.each) a.each[token] = 0;
     }
+    for (int i = 0; F::kInput && i < 32 && first + i < a.num_tokens; ++i)
+      write_zeros(a, place_of(a, from_lane(token, i), a.dx_sample, a.dx_row));
   }
-  if (!F::kInput) return;
-  for (int64 i = block_index(); i < int64(a.samples) * a.prefix; i += num_blocks())
-    write_zeros<F>(a, i / a.prefix * a.dx_sample + i % a.prefix * a.dx_row);
+  const int64 prefixes = F::kInput ? int64(a.samples) * a.prefix : 0;
+  for (int64 i = block_index(); i < prefixes; i += num_blocks())
+    write_zeros(a, i / a.prefix * a.dx_sample + i % a.prefix * a.dx_row);
 }
 
 }  // namespace clustermim::hopper

@@ -6,6 +6,7 @@
 #include "hopper/operands.h"
 #include "masked_cross_entropy/hopper_linear_arguments.h"
 #include "masked_cross_entropy/hopper_linear_layout.h"
+#include "masked_cross_entropy/hopper_linear_totals.h"
 
 namespace clustermim::hopper {
 
@@ -13,10 +14,9 @@ namespace clustermim::hopper {
 struct Token {
   int64 slot;
   bool counts;
-  int token, target;  // target: -1 for none
-  float relative;     // of its gradient
-  float saved;        // of the stats, where they are read
-  double weight;      // of its loss
+  int token, target;   // target: -1 for none
+  float relative = 0;  // of its gradient
+  float saved = 0;     // of the stats, where they are read
 };
 
 CMIM_DEVICE float sum_of_quad(float value) {
@@ -24,42 +24,23 @@ CMIM_DEVICE float sum_of_quad(float value) {
   return value + from_lane_xor(value, 2);
 }
 
-// What a thread has found in all its tokens.
-template <class F>
-struct LinearTotals {
-  double loss = 0;
-  int correct = 0;
-  float classes[(F::kValues + 7) / 8] = {};  // of db: see add_classes
-};
-
 template <class F>
 struct Softmax {
   static constexpr int kValues = F::kValues;
   const LinearArguments& a;
   LinearMemory<F> memory;
-  int quad;  // of the four threads
+  int quad;  // which of the four threads
 
   CMIM_DEVICE Softmax(const LinearArguments& a, LinearMemory<F> memory)
       : a(a), memory(memory), quad(thread_index() % 4) {}
 
-  // Value i is of this class.
-  CMIM_DEVICE int class_of_value(int i) const { return 8 * (i / 2) + 2 * quad + i % 2; }
-
   CMIM_DEVICE Token token_of(const TokenTiles<F>& tiles, int row, int counted) const {
     const int64 slot = int64(tiles.tile) * F::kRows + row;
-    Token t = {slot,
-               slot < counted,
-               load_int(memory.token(tiles.stage, row)),
-               load_int(memory.target(tiles.stage, row)),
-               0,
-               0,
-               1};
+    Token t = {slot, slot < counted, load_int(memory.token(tiles.stage, row)),
+               load_int(memory.target(tiles.stage, row))};
     if (!t.counts) return t;
     t.relative = a.relative ? load(a.relative + slot) : 1.0f;
-    if (!a.writes_losses)
-      t.saved = load(a.stats + slot);
-    else if (a.token_weight)
-      t.weight = load(a.token_weight + t.token);
+    if (!a.writes_losses) t.saved = load(a.stats + slot);
     return t;
   }
 
@@ -69,7 +50,7 @@ struct Softmax {
 #pragma unroll
     for (int i = 0; i < kValues; i += 2) {
       float bias[2];
-      load_float2(memory.bias(class_of_value(i)), bias[0], bias[1]);
+      load_float2(memory.bias(class_of_value(quad, i)), bias[0], bias[1]);
       values[i] += bias[0], values[i + 1] += bias[1];
       top = larger(top, larger(values[i], values[i + 1]));
     }
@@ -103,40 +84,6 @@ struct Softmax {
       values[i] = values[i] * share - (own == 8 * (i / 2) + i % 2 ? hard : 0.0f);
   }
 
-  // Adds up a class' gradients of the eight tokens of a warp that share `quad`. Of all classes a
-  // lane keeps half and hands on the other half, three times.
-  CMIM_DEVICE void add_classes(float (&values)[kValues], LinearTotals<F>& totals) const {
-    int left = kValues;
-#pragma unroll
-    for (int with = 16; with >= 4; with /= 2) {
-      const bool upper = thread_index() & with;
-      const int half = (left + 1) / 2;
-#pragma unroll
-      for (int i = 0; i < half; ++i) {
-        const float above = half + i < left ? values[half + i] : 0.0f;
-        const float other = from_lane_xor(upper ? values[i] : above, with);
-        values[i] = (upper ? above : values[i]) + other;
-      }
-      left = half;
-    }
-#pragma unroll
-    for (int i = 0; i < (kValues + 7) / 8; ++i) totals.classes[i] += values[i];
-  }
-
-  // Which values' sums this lane has kept.
-  CMIM_DEVICE void kept_classes(int& begin, int& end) const {
-    begin = 0, end = kValues;
-    int left = kValues;
-    for (int with = 16; with >= 4; with /= 2) {
-      const int half = (left + 1) / 2;
-      if (thread_index() & with)
-        begin += half;
-      else
-        end = begin + half < end ? begin + half : end;
-      left = half;
-    }
-  }
-
  private:
   struct Distances {
     float loss = 0;  // but for the logarithm of the sum
@@ -149,7 +96,7 @@ struct Softmax {
     Distances found = {0, F::kClasses};
 #pragma unroll
     for (int i = kValues - 1; i >= 0; --i) {
-      const int k = class_of_value(i);
+      const int k = class_of_value(quad, i);
       // Only of the last sixteen some may be none.
       if (8 * (i / 2) + 16 < F::kClasses || k < a.num_classes) all += values[i];
       if (k == t.target) of_target = values[i];
@@ -167,7 +114,7 @@ struct Softmax {
   }
 
   CMIM_DEVICE void add_loss(const Token& t, float loss, int best, LinearTotals<F>& totals) const {
-    const double weighted = loss * t.weight;
+    const double weighted = a.token_weight ? loss * load(a.token_weight + t.token) : loss;
     if (a.each)
       a.each[t.token] = static_cast<float>(weighted);
     else

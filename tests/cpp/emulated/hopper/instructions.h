@@ -141,6 +141,12 @@ inline void block_sync() {
   using namespace emulated;
   if (!self->block->sync.meet<true>()) CMIM_FAIL("not all threads of the block came to block_sync");
 }
+template <int kThreads>
+void some_sync() {
+  using namespace emulated;
+  if (!self->block->gate_of(kThreads).meet<true>())
+    CMIM_FAIL("not all %d threads came to some_sync", kThreads);
+}
 inline void warp_sync() {
   using namespace emulated;
   const int number = self->syncs++;

@@ -59,6 +59,11 @@ inline Barrier& Block::barrier(Address address) {
   return barriers[(address - kFirstAddress) / 8];
 }
 
+inline Gate& Block::gate_of(int threads) {
+  std::lock_guard hold(lock);
+  return some_syncs.try_emplace(threads, threads).first->second;
+}
+
 template <class Body>
 void run_thread(Block& block, int index, const Body& body) {
   Products products;

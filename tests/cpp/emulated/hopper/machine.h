@@ -5,6 +5,7 @@
 #include <condition_variable>
 #include <deque>
 #include <functional>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <random>
@@ -86,6 +87,7 @@ struct Block {
   ~Block();
   unsigned char* at(Address address, uint32 bytes, uint32 alignment) const;
   Barrier& barrier(Address address);
+  Gate& gate_of(int threads);  // where so many of the block's meet
 
   Cluster& cluster;
   const Shape& shape;
@@ -94,6 +96,8 @@ struct Block {
   std::unique_ptr<Barrier[]> barriers;  // one for each 8 bytes
   std::deque<Warp> warps;
   Gate sync;
+  std::map<int, Gate> some_syncs;
+  std::mutex lock;
   std::atomic<int> running;
   std::atomic<int> copies{0};        // to or from this block, under way
   std::atomic<int> last_remote{-1};  // how many cluster_syncs came before what came from elsewhere
