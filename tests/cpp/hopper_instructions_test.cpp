@@ -2,15 +2,13 @@
 // of many wrong ones.
 #include "hopper/instructions.h"
 
-#include <cstdio>
 #include <cstring>
-#include <functional>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "check.h"
 #include "hopper/operands.h"
+#include "hopper_misuse.h"
 
 using namespace clustermim::hopper;
 using emulated::launch;
@@ -175,20 +173,6 @@ void lanes() {
   });
 }
 
-struct Misuse {
-  const char *name, *sentence;
-  Shape shape;
-  std::function<void(Address)> body;
-  bool hangs = false;  // until its deadline
-};
-
-// A thread alone.
-std::function<void(Address)> one(const std::function<void(Address)>& body) {
-  return [body](Address memory) {
-    if (thread_index() == 0) body(memory);
-  };
-}
-
 const std::vector<Misuse>& misuses() {
   static const std::vector<uint16> zeros(128 * 32);
   static const TensorMap map = emulated::box_map(zeros.data(), 128, 32, 32, 128, 32);
@@ -289,36 +273,14 @@ const std::vector<Misuse>& misuses() {
   return all;
 }
 
-// Each in a process of its own, which it ends.
-void misuses_are_named() {
-  for (const Misuse& misuse : misuses()) {
-    const std::string seconds = misuse.hangs ? "CLUSTERMIM_EMULATED_SECONDS=4 " : "";
-    const std::string program = "/proc/" + std::to_string(getpid()) + "/exe ";
-    FILE* child = popen((seconds + program + misuse.name + " 2>&1").c_str(), "r");
-    CHECK(child);
-    std::string said;
-    char line[400];
-    while (std::fgets(line, sizeof line, child)) said += line;
-    const bool failed = pclose(child) != 0;
-    if (!failed || said.find(misuse.sentence) == std::string::npos)
-      std::fprintf(stderr, "%s: expected \"%s\", got: %s\n", misuse.name, misuse.sentence,
-                   said.c_str());
-    CHECK(failed && said.find(misuse.sentence) != std::string::npos);
-  }
-}
-
 }  // namespace
 
 int main(int count, char** arguments) {
-  for (const Misuse& misuse : misuses()) {
-    if (count < 2 || misuse.name != std::string(arguments[1])) continue;
-    launch(misuse.shape, misuse.body);
-    return 0;
-  }
+  if (misused(misuses(), count, arguments)) return 0;
   numbers();
   phases();
   lanes();
   products_are_right();
-  misuses_are_named();
+  misuses_are_named(misuses());
   return 0;
 }

@@ -50,7 +50,7 @@ inline void check_rank(int rank) {
 // Stored words that the tensor cores, and copies, do not see yet are announced.
 inline void check_stores(const char* before) {
   if (self->unfenced || self->warp_unfenced)
-    CMIM_FAIL("%s after store_words without make_visible_to_products", before);
+    CMIM_FAIL("%s after store_words or copy_words without make_visible_to_products", before);
 }
 
 inline void check_arrival() {
