@@ -79,8 +79,9 @@ struct LinearConsumer {
   // Of each block's part of the logits, the other gets those of its rows.
   CMIM_DEVICE void send(const float (&logits)[F::kSums], float (&mine)[F::kValues], int parity) {
     barrier_wait(memory.inbox_empty(group), parity ^ 1);
-    if (thread_index() % 128 == 0) barrier_arrive_expect(memory.inbox_full(group), F::kInboxBytes);
-    const Address to = memory.inbox(group) + thread_index() % 128 * 16;
+    if (thread_index_again() % 128 == 0)
+      barrier_arrive_expect(memory.inbox_full(group), F::kInboxBytes);
+    const Address to = memory.inbox(group) + thread_index_again() % 128 * 16;
 #pragma unroll
     for (int i = 0; i < F::kValues; i += 4) {
       Words words;
@@ -96,7 +97,7 @@ struct LinearConsumer {
 
   CMIM_DEVICE void receive(float (&mine)[F::kValues], int parity) {
     barrier_wait(memory.inbox_full(group), parity);
-    const Address from = memory.inbox(group) + thread_index() % 128 * 16;
+    const Address from = memory.inbox(group) + thread_index_again() % 128 * 16;
 #pragma unroll
     for (int i = 0; i < F::kValues; i += 4) {
       const Words words = load_words_of(from + i * 512);
@@ -110,7 +111,7 @@ struct LinearConsumer {
   // Rounds and stores a row of dZ.
   CMIM_DEVICE void store_slopes(int row, const float (&values)[F::kValues]) {
     const float shift = F::kType == Half::float16 ? a.shift : 1.0f;
-    const Address to = memory.slopes(group) + row * 128 + thread_index() % 4 * 4;
+    const Address to = memory.slopes(group) + row * 128 + thread_index_again() % 4 * 4;
 #pragma unroll
     for (int g = 0; g < F::kValues / 2; ++g) {
       const uint32 pair = to_16_bits<F::kType>(values[2 * g] * shift, values[2 * g + 1] * shift);
@@ -134,28 +135,10 @@ struct LinearConsumer {
     barrier_arrive_expect(memory.slopes_full(group), F::kCluster == 2 ? F::kSlopeChunks * 1024 : 0);
   }
 
-  // The softmax of this block's rows; stores dZ.
-  CMIM_DEVICE void run_softmax(const Token (&tokens)[F::kHalves], const float (&logits)[F::kSums],
-                               float (&mine)[F::kValues], int parity) {
-    const Softmax<F> softmax(a, memory);
-    if constexpr (F::kCluster == 2) {
-      receive(mine, parity);
-      softmax.run(tokens[0], mine, totals);
-      if (F::kGradient) store_slopes(row_of(rank), mine);
-      if (a.db) totals.add_classes(mine);
-    } else {
-      float both[F::kValues];
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-#pragma unroll
-        for (int i = 0; i < F::kValues; ++i) mine[i] = logits[i / 2 * 4 + 2 * h + i % 2];
-        softmax.run(tokens[h], mine, totals);
-        if (F::kGradient) store_slopes(row_of(h), mine);
-#pragma unroll
-        for (int i = 0; i < F::kValues; ++i) both[i] = h ? both[i] + mine[i] : mine[i];
-      }
-      if (a.db) totals.add_classes(both);
-    }
+  CMIM_DEVICE void run_softmax(const Token& token, int row, float (&values)[F::kValues]) {
+    Softmax<F>(a, memory).run(token, values, totals);
+    if (F::kGradient) store_slopes(row, values);
+    if (a.db) totals.add_classes(values);
   }
 
   CMIM_DEVICE void run_tile(const TokenTiles<F>& tiles, Sums& dw) {
@@ -166,13 +149,19 @@ struct LinearConsumer {
     // The other group has read this one's last gradients: either block may write the next.
     if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
     if (F::kCluster == 2) send(logits, mine, parity);
-    Token tokens[F::kHalves];
-#pragma unroll
-    for (int h = 0; h < F::kHalves; ++h)
-      tokens[h] =
-          Softmax<F>(a, memory).token_of(tiles, row_of(F::kCluster == 2 ? rank : h), counted);
     if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
-    run_softmax(tokens, logits, mine, parity);
+    if constexpr (F::kCluster == 2) {
+      const Token token = token_of(a, memory, tiles, row_of(rank), counted);
+      receive(mine, parity);
+      run_softmax(token, row_of(rank), mine);
+    } else {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int i = 0; i < F::kValues; ++i) mine[i] = logits[i / 2 * 4 + 2 * h + i % 2];
+        run_softmax(token_of(a, memory, tiles, row_of(h), counted), row_of(h), mine);
+      }
+    }
     if (F::kGradient) {
       hand_slopes_on();
       barrier_wait(memory.slopes_full(group), parity);
@@ -189,7 +178,7 @@ struct LinearConsumer {
 
   // This group's columns of dW of all the cluster's tiles.
   CMIM_DEVICE void store_weight(const Sums& dw) {
-    const float scale = load(a.factor) / a.shift;
+    const float scale = quotient(load(a.factor), a.shift);
     float* const part = a.parts + int64(block_index() / F::kCluster) * a.num_classes * a.dim;
 #pragma unroll
     for (int m = 0; m < F::kColumnTiles; ++m)
@@ -197,7 +186,7 @@ struct LinearConsumer {
       for (int i = 0; i < F::kSums; ++i) {
         const int column =
             rank * F::kDepth + (group * F::kColumnTiles + m) * 64 + row_of(i / 2 % 2);
-        const int k = 8 * (i / 4) + 2 * (thread_index() % 4) + i % 2;
+        const int k = 8 * (i / 4) + 2 * (thread_index_again() % 4) + i % 2;
         if (column < a.dim && k < a.num_classes) part[int64(k) * a.dim + column] = dw[m][i] * scale;
       }
   }

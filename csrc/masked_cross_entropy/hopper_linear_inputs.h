@@ -1,4 +1,4 @@
-// dX of the linear loss: two rows of a tile for each thread, 128 columns at a time.
+// dX of the linear loss: two rows of a tile for each thread.
 #pragma once
 
 #include "hopper/instructions.h"
@@ -10,6 +10,7 @@ namespace clustermim::hopper {
 
 template <class F>
 struct InputRows {
+  static constexpr int kColumns = F::kInputColumns;
   int token[2];
   float relative[2];  // of smoothing's part
   bool counts[2];
@@ -28,27 +29,28 @@ struct InputRows {
 
   // dX = factor (dZ W / shift - relative direction)
   CMIM_DEVICE void make(const LinearArguments& a, LinearMemory<F> memory, int group, int rank) {
-    const float factor = load(a.factor), scale = factor / a.shift;
+    const float factor = load(a.factor), scale = quotient(factor, a.shift);
     uint16* row[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h)
       row[h] = static_cast<uint16*>(a.dx) + place_of(a, token[h], a.dx_sample, a.dx_row);
 #pragma unroll 1
-    for (int part = 0; part < F::kDepth / 128; ++part) {
-      float sums[64];
+    for (int part = 0; part < F::kDepth / kColumns; ++part) {
+      float sums[kColumns / 2];
       multiply(memory, group, part, sums);
-      const int first = rank * F::kDepth + part * 128, quad = thread_index() % 4;
+      const int first = rank * F::kDepth + part * kColumns, quad = thread_index_again() % 4;
 #pragma unroll
-      for (int g = 0; g < 16; g += 4) {
+      for (int g = 0; g < kColumns / 8; g += 4) {
         Words words[2];
+        const int pair = opaque(first + 2 * quad);  // else all of direction is loaded at once
 #pragma unroll
         for (int i = 0; i < 4; ++i) {
-          const int column = first + 8 * (g + i) + 2 * quad, at = 4 * (g + i);
+          const int column = pair + 8 * (g + i), at = 4 * (g + i);
           float low = 0, high = 0;
           if (a.direction && column < a.dim) {
-            const uint64 pair = load_8_bytes(a.direction + column);
-            low = factor * float_of_bits(static_cast<uint32>(pair));
-            high = factor * float_of_bits(static_cast<uint32>(pair >> 32));
+            const uint64 two = load_8_bytes(a.direction + column);
+            low = factor * float_of_bits(static_cast<uint32>(two));
+            high = factor * float_of_bits(static_cast<uint32>(two >> 32));
           }
 #pragma unroll
           for (int h = 0; h < 2; ++h)
@@ -66,11 +68,12 @@ struct InputRows {
   }
 
  private:
-  CMIM_DEVICE static void multiply(LinearMemory<F> memory, int group, int part, float (&sums)[64]) {
+  CMIM_DEVICE static void multiply(LinearMemory<F> memory, int group, int part,
+                                   float (&sums)[kColumns / 2]) {
     products_fence();
     const Operand slopes(memory.slopes(group), Swizzle::bytes_128);
     const Operand weight =
-        Operand::mn(memory.weight() + 2 * part * F::kWeightBytes, F::kWeightBytes);
+        Operand::mn(memory.weight() + part * (kColumns / 64) * F::kWeightBytes, F::kWeightBytes);
 #pragma unroll
     for (int k = 0; k < F::kClasses / 16; ++k)
       product<F::kType, Major::k, Major::mn>(sums,
@@ -84,7 +87,7 @@ struct InputRows {
   // In: word i of the thread's four words for place i of the quad. Out: the quad's words for this
   // thread's place.
   CMIM_DEVICE static Words exchange_in_quad(Words words) {
-    const bool odd = thread_index() & 1, high = thread_index() & 2;
+    const bool odd = thread_index_again() & 1, high = thread_index() & 2;
     uint32(&w)[4] = words.w;
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {

@@ -26,10 +26,12 @@ struct Linear {
   static constexpr int kInboxBytes = kCluster == 2 ? 128 * kClasses : 0;
   static constexpr int kRowBytes = kRows * 8;  // token and target of each
 
-  static constexpr int kHalves = kCluster == 2 ? 1 : 2;  // rows whose softmax a thread makes
-  static constexpr int kSums = kClasses / 2;             // logits of a thread, of two rows
-  static constexpr int kValues = kClasses / 4;           // of one row
-  static constexpr int kColumnTiles = kChunks / 2;       // of dW, of a warpgroup: 64 columns of x
+  static constexpr int kSums = kClasses / 2;        // logits of a thread, of two rows
+  static constexpr int kValues = kClasses / 4;      // of one row
+  static constexpr int kColumnTiles = kChunks / 2;  // of dW, of a warpgroup: 64 columns of x
+
+  // Of dX, made at a time: more would not fit the registers beside the most of dW.
+  static constexpr int kInputColumns = kWeight && kClasses == 128 ? 64 : 128;
 
   static constexpr int kThreads = 384;
   // Of each thread, passed on; a block has no more than its threads start with.
@@ -81,13 +83,13 @@ struct TokenTiles {
 
 // Of a warpgroup's threads: the warp, and the rows of a tile (of 64 columns in dW), two of each.
 CMIM_DEVICE int warp_of_group() {
-  return thread_index() / 32 % 4;
+  return thread_index_again() / 32 % 4;
 }
 CMIM_DEVICE int row_of(int half) {
-  return 16 * warp_of_group() + thread_index() % 32 / 4 + 8 * half;
+  return 16 * warp_of_group() + thread_index_again() % 32 / 4 + 8 * half;
 }
 CMIM_DEVICE bool is_first_lane() {
-  return thread_index() % 32 == 0;
+  return thread_index_again() % 32 == 0;
 }
 
 // Elements of x or dx before a token's.

@@ -19,6 +19,18 @@ struct Token {
   float saved = 0;     // of the stats, where they are read
 };
 
+template <class F>
+CMIM_DEVICE Token token_of(const LinearArguments& a, LinearMemory<F> memory,
+                           const TokenTiles<F>& tiles, int row, int counted) {
+  const int64 slot = int64(tiles.tile) * F::kRows + row;
+  Token t = {slot, slot < counted, load_int(memory.token(tiles.stage, row)),
+             load_int(memory.target(tiles.stage, row))};
+  if (!t.counts) return t;
+  t.relative = a.relative ? load(a.relative + slot) : 1.0f;
+  if (!a.writes_losses) t.saved = load(a.stats + slot);
+  return t;
+}
+
 CMIM_DEVICE float sum_of_quad(float value) {
   value += from_lane_xor(value, 1);
   return value + from_lane_xor(value, 2);
@@ -32,17 +44,7 @@ struct Softmax {
   int quad;  // which of the four threads
 
   CMIM_DEVICE Softmax(const LinearArguments& a, LinearMemory<F> memory)
-      : a(a), memory(memory), quad(thread_index() % 4) {}
-
-  CMIM_DEVICE Token token_of(const TokenTiles<F>& tiles, int row, int counted) const {
-    const int64 slot = int64(tiles.tile) * F::kRows + row;
-    Token t = {slot, slot < counted, load_int(memory.token(tiles.stage, row)),
-               load_int(memory.target(tiles.stage, row))};
-    if (!t.counts) return t;
-    t.relative = a.relative ? load(a.relative + slot) : 1.0f;
-    if (!a.writes_losses) t.saved = load(a.stats + slot);
-    return t;
-  }
+      : a(a), memory(memory), quad(thread_index_again() % 4) {}
 
   // In: logits without bias. Out: their gradient, by relative but not by factor.
   CMIM_DEVICE void run(const Token& t, float (&values)[kValues], LinearTotals<F>& totals) const {
@@ -76,7 +78,7 @@ struct Softmax {
       add_loss(t, loss, distances.best, totals);
     }
     // The tokens beyond the last have no gradient: their logits are the biases.
-    const float share = known || !t.counts ? t.relative / total : nan;
+    const float share = known || !t.counts ? quotient(t.relative, total) : nan;
     const float hard = (1 - a.smoothing) * t.relative;
     const int own = t.target - 2 * quad;
 #pragma unroll
@@ -108,7 +110,8 @@ struct Softmax {
       if (other < found.best) found.best = other;
     }
     // Neither of them is 0 times infinity.
-    if (a.smoothing > 0) found.loss += a.smoothing / a.num_classes * all;
+    if (a.smoothing > 0)
+      found.loss += quotient(a.smoothing, static_cast<float>(opaque(a.num_classes))) * all;
     if (a.smoothing < 1) found.loss += (1 - a.smoothing) * of_target;
     return found;
   }

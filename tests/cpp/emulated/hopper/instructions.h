@@ -233,6 +233,9 @@ inline uint32 bits_of(float v) {
 inline float square_root(float v) {
   return std::sqrt(v);
 }
+inline float quotient(float a, float b) {
+  return a / b;
+}
 inline float larger(float a, float b) {
   return std::fmax(a, b);
 }
