@@ -134,7 +134,7 @@ const std::vector<Misuse>& misuses() {
   static const std::vector<Words> zeros(2);
   static const auto copy = [](Address to) { copy_words(to, zeros.data(), true); };
   static const auto inner = [] { return reinterpret_cast<const char*>(zeros.data()) + 8; };
-  const Shape plain = {1, 128, 1, 4096}, pair = {2, 128, 2, 65536};
+  const Shape plain = {1, 128, 1, 4096}, pair = {2, 128, 2, 4096};
   static const std::vector<Misuse> all = {
       {"copies_at_end", "the thread ends with copy_words under way", plain,
        one([](Address memory) { copy(memory); })},
@@ -151,19 +151,29 @@ const std::vector<Misuse>& misuses() {
          if (thread_index() == 0) barrier_arrive(memory);
          copies_wait();
        }},
-      {"unannounced_copies", "an arrival after store_words or copy_words without make_visible",
-       plain, one([](Address memory) {
+      {"unannounced_copies", "an arrival after store_words without make_visible", plain,
+       one([](Address memory) {
          barrier_init(memory, 1);
          copy(memory + 16);
          copies_wait();
          barrier_arrive(memory);
        })},
-      {"unannounced_word", "an arrival after store_words or copy_words without make_visible", plain,
+      {"unannounced_word", "an arrival after store_words without make_visible", plain,
        one([](Address memory) {
          barrier_init(memory, 1);
          store_word(memory + 16, 1);
          barrier_arrive(memory);
        })},
+      {"unannounced_at_sync", "block_sync after store_words without make_visible", plain,
+       [](Address memory) {
+         if (thread_index() == 3) copy(memory), copies_wait();
+         block_sync();
+       }},
+      {"unannounced_at_cluster_sync", "cluster_sync after store_words without make_visible", pair,
+       [](Address memory) {
+         if (thread_index() == 3) store_word(memory, 1);
+         cluster_sync();
+       }},
       {"copy_alignment", "no multiple of 16", plain, one([](Address memory) { copy(memory + 8); })},
       {"copy_from", "16 bytes that are not aligned are copied", plain,
        one([](Address memory) { copy_words(memory, inner(), true); })},
@@ -180,17 +190,13 @@ const std::vector<Misuse>& misuses() {
       {"nobody", "no block 2 in the cluster", pair,
        met([](Address memory) { send_words(memory + 16, {}, memory, 2); })},
       {"words_at_end", "ends with copies to or from its memory under way", pair,
-       [](Address memory) {
-         if (thread_index() == 0) barrier_init(memory, 1);
-         cluster_sync();
-         for (int i = 0; i < 10; ++i)
-           send_words(memory + 16 + 16 * thread_index(), {}, memory, cluster_rank() ^ 1);
-         cluster_sync();
-       }},
+       met([](Address memory) {
+         for (int i = 0; i < 2000; ++i) send_words(memory + 16, {}, memory, cluster_rank() ^ 1);
+       })},
       {"bytes_at_end", "ends with copies to or from its memory under way", pair,
        met([](Address memory) {
-         for (int i = 0; i < 100; ++i)
-           send_bytes(memory + 16, memory + 32768, 32000, memory, cluster_rank() ^ 1);
+         for (int i = 0; i < 2000; ++i)
+           send_bytes(memory + 16, memory + 32, 16, memory, cluster_rank() ^ 1);
        })},
       {"words_no_last_sync", "ends without a cluster_sync", pair,
        [](Address memory) {
@@ -201,7 +207,7 @@ const std::vector<Misuse>& misuses() {
          send_words(memory + 16, {}, memory, cluster_rank() ^ 1);
          barrier_wait(memory, 0);
        }},
-      {"unannounced_bytes", "a copy after store_words or copy_words without make_visible", pair,
+      {"unannounced_bytes", "a copy after store_words without make_visible", pair,
        met([](Address memory) {
          store_word(memory + 32, 1);
          send_bytes(memory + 16, memory + 32, 16, memory, cluster_rank() ^ 1);

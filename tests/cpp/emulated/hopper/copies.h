@@ -47,10 +47,11 @@ inline void check_rank(int rank) {
   if (rank < 0 || rank >= self->block->cluster.size) CMIM_FAIL("no block %d in the cluster", rank);
 }
 
-// Stored words that the tensor cores, and copies, do not see yet are announced.
-inline void check_stores(const char* before) {
-  if (self->unfenced || self->warp_unfenced)
-    CMIM_FAIL("%s after store_words or copy_words without make_visible_to_products", before);
+// Stored words that the tensor cores, and copies, do not see yet are announced: the thread's, and
+// those of its warp before it last met.
+inline void check_stores(const char* before, bool of_warp = true) {
+  if (self->unfenced || (of_warp && self->warp_unfenced))
+    CMIM_FAIL("%s after store_words without make_visible_to_products", before);
 }
 
 inline void check_arrival() {

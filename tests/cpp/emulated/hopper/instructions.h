@@ -139,6 +139,7 @@ inline void load_float2(Address from, float& a, float& b) {
 // ---- threads of a block, of a warp, of a cluster of blocks
 inline void block_sync() {
   using namespace emulated;
+  check_stores("block_sync", false);
   if (!self->block->sync.meet<true>()) CMIM_FAIL("not all threads of the block came to block_sync");
 }
 template <int kThreads>
@@ -178,6 +179,7 @@ inline int cluster_rank() {
 }
 inline void cluster_sync() {
   using namespace emulated;
+  check_stores("cluster_sync", false);
   if (!self->block->cluster.sync.meet<true>())
     CMIM_FAIL("not all threads of the cluster came to cluster_sync");
   ++self->cluster_syncs;
