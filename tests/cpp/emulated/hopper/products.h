@@ -24,7 +24,6 @@ struct Products {
   // The sums that the tensor cores have, by where the thread has them.
   struct Registers {
     std::array<float, 64> values;
-    int count;
     int under_way = 0;
   };
   std::map<float*, Registers> held;
@@ -94,11 +93,9 @@ inline void start(const Product& p) {
   auto [entry, is_new] = all.held.try_emplace(p.sums);
   if (is_new) {
     if (!all.fenced) CMIM_FAIL("products of sums that the thread had, without a products_fence");
-    entry->second.count = p.count;
     std::copy_n(p.sums, p.count, entry->second.values.data());
     std::fill_n(p.sums, p.count, std::bit_cast<float>(kGarbage));
   }
-  if (entry->second.count != p.count) CMIM_FAIL("products of the same sums differ in size");
   ++entry->second.under_way;
   all.open.push_back(p);
 }
@@ -116,8 +113,6 @@ inline void take_back(float* sums, int count) {
   const auto entry = all.held.find(sums);
   if (entry == all.held.end()) return;
   if (entry->second.under_way) CMIM_FAIL("sums are used while their products are under way");
-  if (entry->second.count != count)
-    CMIM_FAIL("%d sums are used of the products' %d", count, entry->second.count);
   for (int i = 0; i < count; ++i)
     if (std::bit_cast<uint32>(sums[i]) != kGarbage)
       CMIM_FAIL("sums were written while their products were under way");
