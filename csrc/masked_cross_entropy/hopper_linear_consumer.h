@@ -68,12 +68,16 @@ struct LinearConsumer {
     multiply_weight(stage, group ^ 1, dw);
     finish_weight(dw);
     release(stage);
-    if (is_first_lane()) barrier_arrive(memory.slopes_empty(group ^ 1));
+    release_slopes(group ^ 1);
   }
 
   // Every warp for itself: one that lags may still be reading.
   CMIM_DEVICE void release(int stage) {
+    warp_sync();
     if (is_first_lane()) barrier_arrive(memory.empty(stage));
+  }
+  CMIM_DEVICE void release_slopes(int of) {
+    if (is_first_lane()) barrier_arrive(memory.slopes_empty(of));
   }
 
   // Of each block's part of the logits, the other gets those of its rows.
@@ -146,7 +150,7 @@ struct LinearConsumer {
     float logits[F::kSums], mine[F::kValues];
     barrier_wait(memory.full(stage), tiles.round);
     multiply_logits(stage, logits);
-    // The other group has read this one's last gradients: either block may write the next.
+    // All warps have read this group's last gradients: either block may write the next.
     if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
     if (F::kCluster == 2) send(logits, mine, parity);
     if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
@@ -174,6 +178,7 @@ struct LinearConsumer {
     }
     release(stage);
     if (F::kInput) inputs.make(a, memory, group, rank);
+    if (F::kWeight) release_slopes(group);  // dX reads them, too
   }
 
   // This group's columns of dW of all the cluster's tiles.
