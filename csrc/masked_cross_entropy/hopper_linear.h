@@ -21,7 +21,7 @@ template <class F>
 CMIM_DEVICE void init_barriers(LinearMemory<F> memory) {
   for (int s = 0; s < F::kStages; ++s) {
     barrier_init(memory.full(s), 1);
-    barrier_init(memory.empty(s), F::kWeight ? 8 : 4);  // warps
+    barrier_init(memory.empty(s), 8);  // warps
   }
   for (int g = 0; g < 2; ++g) {
     barrier_init(memory.inbox_full(g), 1);

@@ -80,6 +80,13 @@ struct LinearConsumer {
     if (is_first_lane()) barrier_arrive(memory.slopes_empty(of));
   }
 
+  // A tile of the other group that this one has no part in. It is waited for all the same: a stage
+  // comes back to a group after two rounds, whose parities are alike.
+  CMIM_DEVICE void pass(const TokenTiles<F>& tiles) {
+    barrier_wait(memory.full(tiles.stage), tiles.round);
+    release(tiles.stage);
+  }
+
   // Of each block's part of the logits, the other gets those of its rows.
   CMIM_DEVICE void send(const float (&logits)[F::kSums], float (&mine)[F::kValues], int parity) {
     barrier_wait(memory.inbox_empty(group), parity ^ 1);
@@ -204,7 +211,10 @@ struct LinearConsumer {
       for (int i = 0; i < F::kSums; ++i) dw[m][i] = 0;
     TokenTiles<F> tiles;
     for (; tiles.any(counted); tiles.advance())
-      if (tiles.turn % 2 == group) run_tile(tiles, dw);
+      if (tiles.turn % 2 == group)
+        run_tile(tiles, dw);
+      else if (!F::kWeight)
+        pass(tiles);
     if (F::kWeight) {
       // The last tile, where it is the other group's.
       if (tiles.turn > 0 && tiles.turn % 2 == group)

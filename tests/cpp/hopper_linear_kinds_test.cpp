@@ -19,6 +19,14 @@ void one_gradient_or_none() {
                       .clusters = 1,
                       .each = true,
                       .wrong = true});
+  // More tiles than rounds of a stage have parities: neither group may be ahead of the other.
+  check_linear<Loss>({.samples = 1,
+                      .per_sample = 900,
+                      .dim = 264,
+                      .classes = 50,
+                      .clusters = 1,
+                      .counted = 1,
+                      .db = false});
   using Input = Linear<Half::float16, 16, 256, 2, true, false>;
   check_linear<Input>({.samples = 2,
                        .per_sample = 200,
