@@ -16,7 +16,8 @@ JOBS ?= auto
 PARALLEL = -n $(JOBS) --maxprocesses 8 --dist worksteal
 TEST_THREADS = OMP_NUM_THREADS=2 OMP_WAIT_POLICY=passive
 TRITON_TESTS ?= tests/ops tests/gpu
-CUDA_TESTS ?= $(wildcard tests/ops/test_nearest_centroid*.py tests/ops/test_patch_tokens*.py)
+CUDA_TESTS ?= $(wildcard tests/ops/test_nearest_centroid*.py tests/ops/test_patch_tokens*.py \
+                tests/ops/test_masked_l*.py)
 DEMO_OUT ?= runs/demo
 
 ifeq ($(origin PY), undefined)
@@ -112,7 +113,7 @@ check-triton: core  ## the ops' own tests on the Triton kernels, interpreted and
 	TRITON_INTERPRET=1 $(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(TRITON_TESTS) $(PYTEST_ARGS)
 
 # The same with CUDA C++ in place of what it replaces of Triton (tests/gpu/emulated.py).
-check-cuda: core  ## the assignment's own tests on the CUDA kernels, emulated on the CPU
+check-cuda: core  ## the tests of the ops that have CUDA kernels on these, emulated on the CPU
 	TRITON_INTERPRET=1 CLUSTERMIM_TEST_CUDA=emulated $(TEST_THREADS) $(PY) -m pytest $(PARALLEL) $(CUDA_TESTS) $(PYTEST_ARGS)
 
 check-gpu-mutations: core  ## bugs planted in the GPU kernels: a test has to notice each

@@ -6,7 +6,7 @@ A named back-end that cannot run is an error that says why; nothing falls back s
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from clustermim_fast.ops import _choice, _cuda, _triton
+from clustermim_fast.ops import _checks, _choice, _cuda, _triton
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 ENVIRONMENT_VARIABLE = "CLUSTERMIM_BACKEND"
@@ -150,6 +150,28 @@ def resolve(
     if name is None:
         name = "cpu" if device.type == "cpu" and "cpu" in implemented else "reference"
     return _require(op, name, device, implemented)
+
+
+# What a back-end does not take of a call: the argument, what it has to be, what it is.
+Refusal = tuple[str, str, object]
+
+
+def resolve_call(
+    op: str,
+    backend: str | None,
+    device: torch.device,
+    implemented: tuple[str, ...],
+    refused_by_cuda: Callable[[], Refusal | None],
+) -> str:
+    """:func:`resolve` for a call that CUDA C++ may not take: then it is left to the next back-end,
+    unless CUDA C++ was named."""
+    name = resolve(op, backend, device, implemented)
+    problem = refused_by_cuda() if name == "cuda" else None
+    if problem is None:
+        return name
+    if named(backend) is not None:
+        raise _checks.bad_value(op, *problem, 'pass backend="triton"')
+    return resolve(op, None, device, tuple(other for other in implemented if other != "cuda"))
 
 
 def _require(op: str, name: str, device: torch.device, implemented: tuple[str, ...]) -> str:

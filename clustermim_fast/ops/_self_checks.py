@@ -82,13 +82,20 @@ def _check_masked_cross_entropy(device: torch.device, backend: str = "triton") -
 def _check_masked_linear_cross_entropy(device: torch.device, backend: str = "triton") -> None:
     draw = torch.Generator().manual_seed(0)
     masked = 35
-    mask = torch.rand(3, 50, generator=draw).argsort(1).to(device) < masked
-    x = torch.randn(3, 51, 64, generator=draw).to(device)
-    for classes, hint in ((100, None), (300, masked)):
-        target = torch.randint(classes, (3, 50), generator=draw).to(device)
-        w = torch.randn(classes, 64, generator=draw).to(device) * 0.2
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16, torch.float16)
+    # samples, values, classes, masked_per_sample
+    cases: tuple[tuple[int, int, int, int | None], ...] = ((3, 64, 100, None), (3, 64, 300, masked))
+    if backend == "cuda":  # one block, and two, for each tile; more turns than a ring has slots
+        dtypes = dtypes[1:]
+        blocks = _triton.properties(device).multiprocessors
+        cases = ((12 * blocks, 64, 100, None), (6 * blocks, 512, 100, masked))
+    for samples, dim, classes, hint in cases:
+        mask = torch.rand(samples, 50, generator=draw).argsort(1).to(device) < masked
+        x = torch.randn(samples, 51, dim, generator=draw).to(device)
+        target = torch.randint(classes, (samples, 50), generator=draw).to(device)
+        w = torch.randn(classes, dim, generator=draw).to(device) * 0.2
         b = torch.randn(classes, generator=draw).to(device)
-        for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        for dtype in dtypes:
             found = []
             for name in (backend, "reference"):
                 leaves = [t.to(dtype).requires_grad_() for t in (x, w, b)]

@@ -1,4 +1,4 @@
-"""What of the ops' own tests the run of the Triton kernels has (see harness.py)."""
+"""What of the ops' own tests the runs of the GPU's kernels have (see harness.py)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from clustermim_fast.ops import _backend
-from tests.ops.harness import ON_TRITON, running
+from tests.ops.harness import GPU_PATH, ON_TRITON, running
 
 # Files and tests that are about the CPU's kernels or, of the losses, about errors that only the CPU
 # can raise (elsewhere the row's loss is NaN: tests/gpu/test_masked_losses.py).
@@ -62,5 +62,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, Any, Any]:
     if not (ON_TRITON and _module(pyfuncitem).startswith("test_masked_")):
         return (yield)
-    with running("triton"), _backend.use_backend("triton"):
+    with running(GPU_PATH), _backend.use_backend(GPU_PATH):
         return (yield)

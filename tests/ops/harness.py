@@ -108,11 +108,22 @@ def _running_triton() -> Iterator[None]:
 def _running_cuda() -> Iterator[None]:
     from tests.gpu import emulated
 
-    there = mock.patch.object(_cuda, "unavailable_reason", return_value=None)
+    resolve = _backend.resolve
+
+    def of_the_op(op: str, backend: Any, device: Any, implemented: Sequence[str]) -> str:
+        """Ops without CUDA C++, beside one that has it, run on Triton."""
+        if _backend.named(backend) == "cuda" and "cuda" not in implemented:
+            backend = "triton"
+        return resolve(op, backend, device, tuple(implemented))
+
+    there = mock.patch.object(_cuda, "unavailable_reason", emulated.available)
     try:
-        with there if GPU else emulated.running():
+        with (
+            there if GPU else emulated.running(),
+            mock.patch.object(_backend, "resolve", of_the_op),
+        ):
             yield
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         if 'for backend "cuda"' not in str(error):
             raise
         pytest.skip("CUDA C++: leaves such calls to Triton")

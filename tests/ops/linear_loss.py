@@ -81,6 +81,7 @@ def truth_of(d: dict[str, Any], prefix: int = 0, backend: str = KERNELS, **optio
         None if d["mask"] is None else (d["mask"] != 0).reshape(-1).numpy(),
         unit=unit,
         operand_unit=operand_unit(d["x"], d["w"], backend=backend),
+        centred=backend == "cuda",
         **options,
     )
 

@@ -34,6 +34,7 @@ def truth(
     units = {
         "operand_unit": operand_unit(x, w, backend=backend),
         "softmax_unit": softmax_unit(x, w, backend),
+        "centred": backend == "cuda",
     }
     options = units | options
     return loss_truth.linear_truth(array(x), array(w), bias, t.numpy(), **options)

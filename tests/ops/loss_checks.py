@@ -9,7 +9,8 @@ import torch
 
 from clustermim_fast.ops import _backend
 from clustermim_fast.ops.masked_linear_cross_entropy import problem
-from tests.ops.harness import ON_TRITON
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import ON_GPU
+from tests.ops.harness import GPU_PATH, ON_CUDA, ON_TRITON
 
 UNIT = {
     torch.float64: 2.0**-53,
@@ -23,11 +24,15 @@ SMALLEST = {
     torch.float16: 2.0**-24,
     torch.bfloat16: 2.0**-133,
 }
-KERNELS = "triton" if ON_TRITON else "cpu"  # those that this run is about
-BACKENDS = ("triton",) if ON_TRITON else ("reference", "cpu")
-# Triton refuses float64.
+KERNELS = GPU_PATH if ON_TRITON else "cpu"  # those that this run is about
+BACKENDS = (GPU_PATH,) if ON_TRITON else ("reference", "cpu")
+# A GPU's kernels refuse float64.
 FLOAT64_BACKENDS = ("reference",) if ON_TRITON else BACKENDS
-DTYPES = (torch.float32, torch.bfloat16, torch.float16, *([] if ON_TRITON else [torch.float64]))
+DTYPES = (
+    (torch.bfloat16, torch.float16)
+    if ON_CUDA
+    else (torch.float32, torch.bfloat16, torch.float16, *([] if ON_TRITON else [torch.float64]))
+)
 
 
 def array(tensor: torch.Tensor) -> np.ndarray:
@@ -37,11 +42,11 @@ def array(tensor: torch.Tensor) -> np.ndarray:
 def operand_unit(*operands: torch.Tensor, backend: str = KERNELS) -> float:
     """What the back-end rounds the logits' gradient with before multiplying by ``operands``.
 
-    Their own 16-bit dtype on Triton, bfloat16 where the core multiplies that in tiles, else
+    Their own 16-bit dtype on a GPU, bfloat16 where the core multiplies that in tiles, else
     nothing.
     """
     dtype = operands[0].dtype
-    if backend == "triton":
+    if backend in ON_GPU:
         agree = dtype.itemsize == 2 and all(t.dtype == dtype for t in operands)
         return UNIT[dtype] if agree else 0.0
     narrow = all(t.dtype == torch.bfloat16 for t in operands)

@@ -131,6 +131,7 @@ def linear_truth(
     operand_unit: float = 0.0,
     softmax_unit: float = 0.0,
     terms: int | None = None,
+    centred: bool = False,
     **options: Any,
 ) -> Truth:
     """``x`` [N, d] without prefix, ``w`` [K, d], ``b`` [K]; the options of :func:`logits_truth`.
@@ -144,6 +145,8 @@ def linear_truth(
     What is rounded leaves out the smoothing's constant part, which has no part in that error.
 
     ``terms``: additions one after the other in dW and db, where that is not the number of rows.
+    ``centred``: smoothing's constant part of dW and db is the mean over classes of all else, taken
+    off (cuda_few.py), which has the mean of its errors, and those of a sum of K.
     """
     x, w = np.asarray(x, np.float64), np.asarray(w, np.float64)
     bias = np.zeros(len(w)) if b is None else np.asarray(b, np.float64)
@@ -173,6 +176,9 @@ def linear_truth(
     t.dw_bound = operand_error.T @ abs(x) + (terms + 8) * unit * (magnitude.T @ abs(x))
     t.dw_bound += flush * (magnitude.sum(0)[:, None] + terms)
     t.db_bound = t.dz_bound.sum(0) + (terms + 8) * unit * magnitude.sum(0) + flush * terms
+    if centred and constant.any():
+        t.dw_bound += (t.dw_bound + (classes + 4) * unit * (operand.T @ abs(x))).mean(0)
+        t.db_bound += (t.db_bound + (classes + 4) * unit * operand.sum(0)).mean()
     return t
 
 

@@ -80,9 +80,8 @@ def test_bug07_probability_rounded_before_the_one_hot_is_subtracted(backend: str
     mce(logits, torch.tensor([2]), backend=backend).backward()
     rows = loss_truth.logits_truth(array(logits), np.array([2]))
     assert_within("dZ", logits.grad, rows.dz, rows.dz_bound)
-    x = torch.tensor([[10.0]], dtype=torch.bfloat16)
-    w = torch.zeros(5, 1, dtype=torch.bfloat16)
-    w[2] = 1.0
+    x, w = torch.zeros(1, 8, dtype=torch.bfloat16), torch.zeros(5, 8, dtype=torch.bfloat16)
+    x[:, 0], w[2, 0] = 10.0, 1.0
     w.requires_grad_()
     t = torch.tensor([2])
     mlce(x, w, t, backend=backend).backward()

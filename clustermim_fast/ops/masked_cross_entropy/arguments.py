@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -67,17 +67,20 @@ def choose_backend(
     backend: str | None,
     device: torch.device,
     implemented: tuple[str, ...],
+    refused_by_cuda: Callable[[], _backend.Refusal | None] = lambda: None,
     **operands: torch.Tensor | None,
 ) -> str:
-    """The back-end of a loss; float64 ``operands`` are left to the reference (Triton's kernels
-    accumulate in float32), unless Triton was named."""
-    name = _backend.resolve(op, backend, device, implemented)
+    """The back-end of a loss; float64 ``operands`` are left to the reference (a GPU's kernels
+    accumulate in float32), unless another was named."""
     wide = [k for k, t in operands.items() if t is not None and t.dtype == torch.float64]
-    if name != "triton" or not wide:
+    name = _backend.resolve_call(
+        op, backend, device, implemented, lambda: None if wide else refused_by_cuda()
+    )
+    if name not in ("triton", "cuda") or not wide:
         return name
     if _backend.named(backend) is None:
         return "reference"
-    expected = 'float32, float16 or bfloat16 for backend "triton"'
+    expected = f'float32, float16 or bfloat16 for backend "{name}"'
     raise _checks.bad_type(op, wide[0], expected, "float64", 'pass backend="reference"')
 
 

@@ -9,6 +9,7 @@ import torch
 
 from clustermim_fast.ops import _triton
 from clustermim_fast.ops.masked_linear_cross_entropy import reference
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import ON_GPU
 from clustermim_fast.ops.masked_linear_cross_entropy.registered import backward_op, forward_op
 
 
@@ -66,7 +67,7 @@ class MaskedLinearCrossEntropy(torch.autograd.Function):
         )
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             grads = _differentiable_grads(ctx, grad_loss, needs)
-        elif ctx.in_forward and ctx.backend == "triton" and _on_device(grad_loss):
+        elif ctx.in_forward and ctx.backend in ON_GPU and _on_device(grad_loss):
             grads = _scaled_on_device(ctx, grad_loss, needs)
         else:
             factor = float(grad_loss) if ctx.in_forward else math.nan
@@ -123,6 +124,7 @@ def _scaled_on_device(
         made = triton_kernel.scaled_gradients(
             grad_loss, of_one, _graph_is_kept(), input, rounded, bias, target, token_weight, rows,
             count, stats, divisor, reduction, smoothing, prefix, masked_per_sample,
+            hopper=ctx.backend == "cuda",
         )  # fmt: skip
     return [
         grad.to(like.dtype) if needed and like is not None else None
@@ -158,7 +160,7 @@ def needed_in_forward(
 ) -> tuple[bool, bool, bool]:
     """The gradients of input, weight and bias that the forward makes."""
     forward = backend == "cpu"
-    if backend == "triton":
+    if backend in ON_GPU:
         # A bfloat16 dX of float32 products is not made again apart.
         operands = {input.dtype, compute_dtype or weight.dtype}
         forward = input.dtype == torch.float32 or len(operands) == 1

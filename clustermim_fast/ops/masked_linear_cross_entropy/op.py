@@ -10,10 +10,11 @@ from clustermim_fast.ops import _checks
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy import rows as _rows
 from clustermim_fast.ops.masked_linear_cross_entropy import autograd
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import refused_by_cuda
 from clustermim_fast.ops.masked_linear_cross_entropy.registered import check_operands
 
 OP = "masked_linear_cross_entropy"
-IMPLEMENTED = ("reference", "cpu", "triton")
+IMPLEMENTED = ("reference", "cpu", "triton", "cuda")
 
 
 class Metrics(NamedTuple):
@@ -108,8 +109,9 @@ def masked_linear_cross_entropy(
         masked_per_sample: how many tokens every sample's mask holds, where that is fixed: sizes the
             work on a GPU, where the host does not know it else. On the CPU it is only checked.
         return_metrics: also return :class:`Metrics`.
-        backend: "reference", "cpu", "triton" (which refuses float64 operands)
-            or None (chosen by device).
+        backend: "reference", "cpu", "triton" (which refuses float64 operands), "cuda" (Hopper;
+            input and weight of one 16-bit dtype, K <= 128, d a multiple of 8 up to 512) or None
+            (chosen by device).
 
     Under autocast, input and weight are rounded to the autocast dtype as ``F.linear`` would (bias
     and all else stay float32), and the gradient of a float32 weight stays unrounded.
@@ -144,10 +146,6 @@ def masked_linear_cross_entropy(
         OP, input=input, linear_weight=linear_weight, linear_bias=linear_bias, target=target,
         mask=mask, token_weight=token_weight,
     )  # fmt: skip
-    name = arguments.choose_backend(
-        OP, backend, device, IMPLEMENTED, input=input, linear_weight=linear_weight,
-        linear_bias=linear_bias,
-    )  # fmt: skip
     compute_dtype = None
     if device.type != "meta" and torch.is_autocast_enabled(device.type):
         # As autocast does for F.linear: everything but float64.
@@ -156,6 +154,11 @@ def masked_linear_cross_entropy(
             input = input.to(autocast_dtype)
         if linear_weight.dtype not in (torch.float64, autocast_dtype):
             compute_dtype = autocast_dtype
+    name = arguments.choose_backend(
+        OP, backend, device, IMPLEMENTED,
+        lambda: refused_by_cuda(input, linear_weight, compute_dtype),
+        input=input, linear_weight=linear_weight, linear_bias=linear_bias,
+    )  # fmt: skip
     loss, correct, histogram, count = autograd.MaskedLinearCrossEntropy.apply(
         input, linear_weight, linear_bias, target, _rows.as_mask(mask), token_weight,
         (reduction, ignore_index, float(label_smoothing), num_prefix_tokens,

@@ -6,8 +6,12 @@ from typing import NamedTuple
 
 import torch
 
-from clustermim_fast.ops import _triton
+from clustermim_fast.ops import _backend, _checks, _triton
 from clustermim_fast.ops.masked_cross_entropy import arguments
+
+ON_GPU = ("triton", "cuda")  # back-ends that read nothing from the device
+# CUDA C++ keeps W and the sums of dW on the chip, for a pair of blocks.
+MOST_CUDA_CLASSES, MOST_CUDA_VALUES = 128, 512
 
 
 def as_samples(input: torch.Tensor) -> torch.Tensor:
@@ -24,6 +28,26 @@ def logits_stay(input: torch.Tensor, weight: torch.dtype, num_classes: int) -> b
     hopper = _triton.properties(input.device).capability // 10 == 9
     narrow = input.dtype == weight and weight.itemsize == 2
     return narrow and num_classes <= (256 if hopper else 128)
+
+
+def refused_by_cuda(
+    input: torch.Tensor, weight: torch.Tensor, compute_dtype: torch.dtype | None = None
+) -> _backend.Refusal | None:
+    """What CUDA C++ does not take of a call; ``compute_dtype``: what the weight is rounded to."""
+    of_weight = compute_dtype or weight.dtype
+    if input.dtype not in (torch.float16, torch.bfloat16):
+        return "input", 'float16 or bfloat16 for backend "cuda"', _checks.describe(input)
+    if of_weight != input.dtype:
+        expected = f'of the input\'s dtype, {input.dtype}, for backend "cuda"'
+        return "linear_weight", expected, _checks.describe(weight)
+    num_classes, dim = weight.shape
+    if num_classes > MOST_CUDA_CLASSES:
+        expected = f'[K, d] with K <= {MOST_CUDA_CLASSES} for backend "cuda"'
+        return "linear_weight", expected, _checks.describe(weight)
+    if dim % 8 or not 0 < dim <= MOST_CUDA_VALUES:
+        expected = f'[..., T, d] with d a multiple of 8 up to {MOST_CUDA_VALUES} for backend "cuda"'
+        return "input", expected, _checks.describe(input)
+    return None
 
 
 class Needs(NamedTuple):

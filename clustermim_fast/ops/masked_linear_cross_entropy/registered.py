@@ -11,7 +11,11 @@ from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.masked_cross_entropy import arguments
 from clustermim_fast.ops.masked_cross_entropy.op import check_row_list
 from clustermim_fast.ops.masked_linear_cross_entropy import cpu, reference
-from clustermim_fast.ops.masked_linear_cross_entropy.problem import Needs
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import (
+    ON_GPU,
+    Needs,
+    refused_by_cuda,
+)
 
 OP = "masked_linear_cross_entropy"
 
@@ -24,8 +28,9 @@ def check_operands(
     mask: torch.Tensor | None,
     token_weight: torch.Tensor | None,
     prefix: int,
+    backend: str = "",
 ) -> None:
-    """Shapes that agree: the kernels read without looking."""
+    """Shapes that agree, and that ``backend`` takes: the kernels read without looking."""
     if input.dim() < 2:
         raise _checks.bad_value(OP, "input", "[..., T, d]", _checks.describe(input))
     if weight.dim() != 2 or weight.shape[0] == 0 or weight.shape[1] != input.shape[-1]:
@@ -39,6 +44,9 @@ def check_operands(
     shape = (*input.shape[:-2], input.shape[-2] - prefix)
     what = "input.shape[:-1], less the num_prefix_tokens in front that have no target"
     arguments.check_tokens(OP, target, mask, token_weight, shape, what)
+    refusal = refused_by_cuda(input, weight) if backend == "cuda" else None
+    if refusal is not None:
+        raise _checks.bad_value(OP, *refusal, 'pass backend="triton"')
 
 
 def _forward_impl(
@@ -59,7 +67,7 @@ def _forward_impl(
     need_bias: bool,
     backend: str,
 ) -> tuple[torch.Tensor, ...]:
-    check_operands(input, weight, bias, target, mask, token_weight, prefix)
+    check_operands(input, weight, bias, target, mask, token_weight, prefix, backend)
     arguments_ = (
         input, weight, bias, target, mask, token_weight, reduction, ignore_index, label_smoothing,
         prefix, masked_per_sample, metrics,
@@ -67,11 +75,12 @@ def _forward_impl(
     with torch.autocast(input.device.type, enabled=False):
         if backend == "cpu":
             return cpu.forward(*arguments_, Needs(need_input, need_weight, need_bias))
-        if backend == "triton":
+        if backend in ON_GPU:
             from clustermim_fast.ops.masked_linear_cross_entropy import triton_kernel
 
+            needs = Needs(need_input, need_weight, need_bias)
             with _triton.launching_on(input):
-                return triton_kernel.forward(*arguments_, Needs(need_input, need_weight, need_bias))
+                return triton_kernel.forward(*arguments_, needs, hopper=backend == "cuda")
         found = reference.forward(*arguments_)
         rows, count, divisor = found[1], found[2], found[4]
         grads = reference.backward(
@@ -139,7 +148,7 @@ def _backward_impl(
     need_bias: bool,
     backend: str,
 ) -> tuple[torch.Tensor, ...]:
-    check_operands(input, weight, bias, target, None, token_weight, prefix)
+    check_operands(input, weight, bias, target, None, token_weight, prefix, backend)
     check_row_list(OP, target, rows, count, stats, divisor)
     with torch.autocast(input.device.type, enabled=False):
         if backend == "cpu":
@@ -147,14 +156,14 @@ def _backward_impl(
                 grad_loss, input, weight, bias, target, token_weight, rows, count, stats, divisor,
                 reduction, label_smoothing, prefix, Needs(need_input, need_weight, need_bias),
             )  # fmt: skip
-        if backend == "triton":
+        if backend in ON_GPU:
             from clustermim_fast.ops.masked_linear_cross_entropy import triton_kernel
 
             with _triton.launching_on(input):
                 return triton_kernel.backward(
                     grad_loss, input, weight, bias, target, token_weight, rows, count, stats,
                     divisor, reduction, label_smoothing, prefix, masked_per_sample,
-                    Needs(need_input, need_weight, need_bias),
+                    Needs(need_input, need_weight, need_bias), hopper=backend == "cuda",
                 )  # fmt: skip
         return reference.backward(
             grad_loss, input, weight, bias, target, token_weight, rows, count, divisor, reduction,

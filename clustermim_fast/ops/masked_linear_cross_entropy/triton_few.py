@@ -94,9 +94,7 @@ def run(
             db = stats.new_empty(programs, sizes["KP"])
         if grads.needs.input:
             dx = grads.input.view(x.shape)
-            dx_strides = dx.stride()[:2]
-            if problem.smoothing > 0:
-                direction = problem.weight.double().mean(0).float() * problem.smoothing
+            dx_strides, direction = dx.stride()[:2], problem.direction
     each, sums, correct, histogram, wrong = (None,) * 5 if losses is None else losses
     kernels.linear_rows[(programs,)](
         x, weight, bias, problem.target, problem.token_weight, wrong, problem.rows,
@@ -135,9 +133,14 @@ def padded(problem: Problem, classes: int, bias: float) -> tuple[torch.Tensor, t
     if num_classes < classes:
         weight = weight.new_zeros(classes, weight.shape[1])
         weight[:num_classes] = problem.weight
-    found = weight.new_full((classes,), bias, dtype=torch.float32)
-    found[:num_classes] = 0.0 if problem.bias is None else problem.bias
-    return weight, found
+    return weight, padded_bias(problem, classes, bias)
+
+
+def padded_bias(problem: Problem, classes: int, bias: float) -> torch.Tensor:
+    """The bias of that many classes, float32: ``bias`` behind the last."""
+    found = problem.weight.new_full((classes,), bias, dtype=torch.float32)
+    found[: len(problem.weight)] = 0.0 if problem.bias is None else problem.bias
+    return found
 
 
 def _weight_gradient(problem: Problem, dz: torch.Tensor, grads: Grads) -> None:

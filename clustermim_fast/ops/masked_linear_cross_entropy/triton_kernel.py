@@ -1,8 +1,8 @@
-"""``masked_linear_cross_entropy`` in Triton.
+"""``masked_linear_cross_entropy`` on a GPU.
 
 16-bit operands of one dtype: up to 256 classes triton_few.py, where the logits never reach memory,
 beyond triton_tiles.py, chunks of tokens and products of our own. Others: triton_chunks.py, library
-products and row kernels.
+products and row kernels. With ``hopper`` cuda_few.py, in place of triton_few.py.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ def forward(
     masked_per_sample: int,
     metrics: bool,
     needs: Needs,
+    hopper: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered forward op; see its public function for the arguments."""
     num_classes = weight.shape[0]
@@ -51,7 +52,7 @@ def forward(
         input, weight, bias, target, token_weight, listed, reduction, label_smoothing, prefix,
         masked_per_sample,
     )  # fmt: skip
-    back_end = _back_end(problem)
+    back_end = _back_end(problem, hopper)
     stats = input.new_empty(2, problem.num_tokens, dtype=torch.float32)
     each = reduction == "none"
     correct = target.new_zeros((), dtype=torch.int64)
@@ -91,6 +92,7 @@ def backward(
     prefix: int,
     masked_per_sample: int,
     needs: Needs,
+    hopper: bool = False,
 ) -> tuple[torch.Tensor, ...]:
     """The outputs of the registered backward op; see its public function for the arguments."""
     problem = make_problem(
@@ -99,11 +101,15 @@ def backward(
     )  # fmt: skip
     grads = make_grads(problem, input, make_scales(problem, grad_loss), needs)
     if any(needs):
-        _back_end(problem).run(problem, stats.contiguous(), None, grads)
+        _back_end(problem, hopper).run(problem, stats.contiguous(), None, grads)
     return grads.input, grads.weight, grads.bias
 
 
-def _back_end(problem: Problem) -> Any:
+def _back_end(problem: Problem, hopper: bool) -> Any:
+    if hopper:
+        from clustermim_fast.ops.masked_linear_cross_entropy import cuda_few
+
+        return cuda_few
     if problem.operand_dtype.itemsize != 2:
         return triton_chunks
     return triton_few if problem.fused else triton_tiles
@@ -139,6 +145,7 @@ def scaled_gradients(
     label_smoothing: float,
     prefix: int,
     masked_per_sample: int,
+    hopper: bool = False,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """The gradients for ``grad_loss`` from those for 1, without asking the device what it is.
 
@@ -155,7 +162,7 @@ def scaled_gradients(
         )  # fmt: skip
         grad_input = grad_input.clone() if keep else grad_input
         triton_few.scale(problem, grad_input, grad)
-        back_end = _back_end(problem)
+        back_end = _back_end(problem, hopper)
         if back_end is not triton_chunks:
             needs = Needs(True, False, False)
             grads = make_grads(problem, input, make_scales(problem, grad_loss), needs, grad_input)

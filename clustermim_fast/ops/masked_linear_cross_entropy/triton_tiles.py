@@ -179,9 +179,7 @@ class _Gradients:
             self.db_parts = triton.cdiv(plan.rows, ROWS)
         self.db = grads.bias.new_zeros(self.db_parts, num_classes) if needs.bias else None
         self.dx = grads.input.view(x.shape) if needs.input else None
-        self.direction = None
-        if needs.input and plan.smooth:
-            self.direction = problem.weight.double().mean(0).float() * problem.smoothing
+        self.direction = problem.direction if needs.input else None
         self.class_tiles = triton.cdiv(plan.classes, ROWS)
         # Up to three waves of programs, each with a span of the tokens.
         tiles = self.class_tiles * plan.width_tiles

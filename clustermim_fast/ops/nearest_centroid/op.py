@@ -29,18 +29,14 @@ def require_centroids(op: str, centroids: torch.Tensor) -> torch.Tensor:
     return centroids
 
 
-# What a back-end does not take of a call: the argument, what it has to be, what it is.
-Refusal = tuple[str, str, object]
-
-
-def refused_by_cuda(x: torch.Tensor, centroids: torch.Tensor) -> Refusal | None:
+def refused_by_cuda(x: torch.Tensor, centroids: torch.Tensor) -> _backend.Refusal | None:
     """What CUDA C++ does not take of a call with rows ``x``."""
     if x.dtype == torch.float64:
         return "x", 'float32, float16 or bfloat16 for backend "cuda"', _checks.describe(x)
     return too_wide("cuda", centroids, MOST_CUDA_VALUES)
 
 
-def too_wide(backend: str, centroids: torch.Tensor, most: int) -> Refusal | None:
+def too_wide(backend: str, centroids: torch.Tensor, most: int) -> _backend.Refusal | None:
     """That rows have more than ``most`` values."""
     if centroids.shape[1] <= most:
         return None
@@ -54,24 +50,17 @@ def choose_backend(
     device: torch.device,
     centroids: torch.Tensor,
     implemented: tuple[str, ...],
-    refused: Callable[[], Refusal | None] = lambda: None,
+    refused: Callable[[], _backend.Refusal | None] = lambda: None,
 ) -> str:
     """The back-end of an op that assigns. A call that the fastest does not take (CUDA C++ where
     ``refused`` says so, Triton if rows are too wide) is left to the next, unless it was named."""
-    name = _backend.resolve(op, backend, device, implemented)
-    problem, remedy = None, "triton"
-    if name == "cuda":
-        problem = refused()
-        if problem and _backend.named(backend) is None:
-            implemented = tuple(other for other in implemented if other != "cuda")
-            return choose_backend(op, None, device, centroids, implemented)
-    elif name == "triton":
-        problem, remedy = too_wide("triton", centroids, MOST_TRITON_VALUES), "reference"
-        if problem and _backend.named(backend) is None:
-            return "reference"
-    if problem:
-        raise _checks.bad_value(op, *problem, f'pass backend="{remedy}"')
-    return name
+    name = _backend.resolve_call(op, backend, device, implemented, refused)
+    problem = too_wide(name, centroids, MOST_TRITON_VALUES) if name == "triton" else None
+    if problem is None:
+        return name
+    if _backend.named(backend) is None:
+        return "reference"
+    raise _checks.bad_value(op, *problem, 'pass backend="reference"')
 
 
 def _assign(

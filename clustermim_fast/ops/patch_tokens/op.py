@@ -11,7 +11,6 @@ from clustermim_fast.ops._library import define_op
 from clustermim_fast.ops.nearest_centroid.op import (
     METRICS,
     MOST_CUDA_VALUES,
-    Refusal,
     choose_backend,
     require_centroids,
     too_wide,
@@ -97,7 +96,7 @@ def _refused_by_cuda(
     std: Sequence[float] | None,
     per_patch_norm: bool,
     metric: str,
-) -> Refusal | None:
+) -> _backend.Refusal | None:
     if not per_patch_norm:  # which makes rows of a matrix
         if images.dtype != torch.uint8:
             return "images", 'uint8 for backend "cuda"', _checks.describe(images)
