@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clustermim_fast.ops import _triton
+from clustermim_fast.ops.masked_linear_cross_entropy import cuda_few
 from clustermim_fast.ops.nearest_centroid import cuda_filter, triton_sizes
 from clustermim_fast.ops.nearest_centroid.triton_rows import RowSource, image_rows, matrix_rows
 
@@ -66,3 +67,30 @@ def every() -> Iterator[tuple[str, cuda_filter.Kind]]:
             for packed in (False, True):
                 name = f"patch {patch}, K {K}, {'packed' if packed else 'planes'}"
                 yield name, images(patch, 224, K, packed=packed)
+
+
+LINEAR = {
+    "the GPU suite's: d 512, K 100, bfloat16": cuda_few.Kind(
+        torch.bfloat16, 112, 256, 2, input=True, weight=True
+    ),
+    "its dX again": cuda_few.Kind(torch.bfloat16, 112, 256, 2, input=True, weight=False),
+    "d 384, K 50, float16, losses": cuda_few.Kind(
+        torch.float16, 64, 256, 2, input=False, weight=False
+    ),
+    "d 192, K 128, float16": cuda_few.Kind(torch.float16, 128, 256, 1, input=True, weight=True),
+    "d 64, K 10, bfloat16, input frozen": cuda_few.Kind(
+        torch.bfloat16, 16, 128, 1, input=False, weight=True
+    ),
+}
+
+
+def every_linear() -> Iterator[tuple[str, cuda_few.Kind]]:
+    """Both types, what lies either side of a chunk of classes, every shape of a cluster."""
+    for dtype in (torch.float16, torch.bfloat16):
+        for classes in (16, 48, 64, 80, 112, 128):
+            for depth, cluster in ((128, 1), (256, 1), (256, 2)):
+                for gradients in range(4):
+                    kind = cuda_few.Kind(
+                        dtype, classes, depth, cluster, gradients % 2 > 0, gradients > 1
+                    )
+                    yield ", ".join(map(str, vars(kind).values())), kind

@@ -22,6 +22,8 @@ from clustermim_fast.ops import (
     _triton,
     _user_cache,
 )
+from clustermim_fast.ops.masked_cross_entropy import arguments
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import refused_by_cuda
 
 OP = "replace_patches"
 H200 = _triton.Device("sm_90", 90, 132, 232_448)
@@ -402,6 +404,43 @@ def test_what_is_settled_is_so_for_these_back_ends(monkeypatch, hopper):
     for _ in range(2):
         assert _backend.resolve(OP, None, hopper, NAMES) == "cuda"
         assert _backend.resolve(OP, None, hopper, NAMES[:-1]) == "triton"
+
+
+def test_a_call_that_cuda_does_not_take_is_left_to_triton_unless_it_is_named(monkeypatch, hopper):
+    checks(monkeypatch)
+    monkeypatch.setattr(_triton, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {OP: {"sm_90": BOTH}})
+
+    def refused():
+        return "x", 'narrow for backend "cuda"', 9
+
+    assert _backend.resolve_call(OP, None, hopper, NAMES, lambda: None) == "cuda"
+    assert _backend.resolve_call(OP, None, hopper, NAMES, refused) == "triton"
+    assert _backend.resolve_call(OP, "triton", hopper, NAMES, refused) == "triton"
+    message = 'x must be narrow for backend "cuda", got 9; pass backend="triton"'
+    with pytest.raises(ValueError, match=message):
+        _backend.resolve_call(OP, "cuda", hopper, NAMES, refused)
+    with _backend.use_backend("cuda"), pytest.raises(ValueError, match=message):
+        _backend.resolve_call(OP, None, hopper, NAMES, refused)
+
+
+def test_the_linear_loss_leaves_float64_to_the_reference(monkeypatch, hopper):
+    """And what CUDA C++ does not take to Triton."""
+    name = "masked_linear_cross_entropy"
+    monkeypatch.setitem(_self_checks.CHECKS, name, lambda device, backend: None)
+    monkeypatch.setattr(_triton, "unavailable_reason", lambda device: None)
+    monkeypatch.setattr(_choice, "RECORDED_RUNS", {name: {"sm_90": BOTH}})
+
+    def chosen(dtype, classes=9):
+        x, w = torch.zeros(2, 5, 16, dtype=dtype), torch.zeros(classes, 16, dtype=dtype)
+        return arguments.choose_backend(
+            name, None, hopper, NAMES, lambda: refused_by_cuda(x, w), input=x, linear_weight=w
+        )
+
+    assert chosen(torch.bfloat16) == "cuda"
+    assert chosen(torch.bfloat16, classes=129) == "triton"
+    assert chosen(torch.float32) == "triton"
+    assert chosen(torch.float64) == "reference"
 
 
 def test_standing_is_said_without_a_check(monkeypatch):

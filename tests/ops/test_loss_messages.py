@@ -43,11 +43,12 @@ def test_meta_tensors() -> None:
     assert ops.masked_linear_cross_entropy(hidden, weight, target, reduction="none").shape == (2, 8)
 
 
-def test_float64_is_refused_by_a_named_triton(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_float64_is_refused_by_a_named_gpu_s(monkeypatch: pytest.MonkeyPatch, backend: str) -> None:
     """Its kernels accumulate in float32; chosen by device, the reference takes float64."""
     x, w, target = torch.zeros(2, 3), torch.zeros(5, 3), torch.zeros(2, dtype=torch.int64)
     narrow = ops.masked_linear_cross_entropy(x, w, target, backend="reference").double()
-    monkeypatch.setattr(_backend, "resolve", lambda *_: "triton")
+    monkeypatch.setattr(_backend, "resolve", lambda *_: backend)
     mlce = ops.masked_linear_cross_entropy
     for call, name in (
         (lambda **kw: ops.masked_cross_entropy(x.double(), target, **kw), "logits"),
@@ -55,10 +56,10 @@ def test_float64_is_refused_by_a_named_triton(monkeypatch: pytest.MonkeyPatch) -
         (lambda **kw: mlce(x, w.double(), target, **kw), "linear_weight"),
         (lambda **kw: mlce(x, w, target, linear_bias=w[:, 0].double(), **kw), "linear_bias"),
     ):
-        message = rf'{name} must be float32, .* for backend "triton", got float64; .*"reference"'
+        message = rf'{name} must be float32, .* for backend "{backend}", got float64; .*"reference"'
         with pytest.raises(TypeError, match=message):
-            call(backend="triton")
-        with _backend.use_backend("triton"), pytest.raises(TypeError, match=message):
+            call(backend=backend)
+        with _backend.use_backend(backend), pytest.raises(TypeError, match=message):
             call()
         if name != "logits":
             torch.testing.assert_close(call(), narrow)
