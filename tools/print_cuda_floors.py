@@ -1,10 +1,11 @@
-"""Prints, as markdown, how fast the filters of nearest_centroid could be on an H200, by counting.
+"""Prints, as markdown, how fast the kernels in CUDA C++ could be on an H200, by counting.
 
     python tools/print_cuda_floors.py
 
-Bytes from memory and from L2, products, and instructions of the compiled loops, of the CUDA C++
-filter and of Triton's, for the shapes of the GPU suite. What is taken of the GPU stands in GPU; the
-largest of a filter's times is its floor. Nothing is run or measured.
+Bytes from memory and from L2, products, and instructions of the compiled loops, of CUDA C++ and of
+Triton: the filters of nearest_centroid, and the linear loss with its gradients, for the shapes of
+the GPU suite. What is taken of the GPU stands in GPU; the largest of a kernel's times is its floor.
+Nothing is run or measured.
 """
 
 from __future__ import annotations
@@ -131,6 +132,53 @@ def of_triton(shape: Shape) -> tuple[float, float, bool]:
 _seen: dict[bool, Any] = {}
 
 
+def print_linear() -> None:
+    """602,112 of 802,816 tokens count, d 512, K 100, bfloat16, smoothing; loss, dX, dW and db."""
+    import torch
+
+    from clustermim_fast.ops import _nvrtc
+    from tests.gpu import cuda_kinds, sass, shipped, static
+
+    counted, tokens, dim, classes = 602_112, 4096 * 197, 512, 100
+    read, written = counted * dim * 2, tokens * dim * 2  # x, dX
+    kind = next(k for name, k in cuda_kinds.LINEAR.items() if name.startswith("the GPU suite's"))
+    kernel = kind.kernel
+    cubin, _ = _nvrtc.compile_source(kernel.source, kernel.options)
+    loops = sass.loop_counts(sass.instructions(cubin))
+    tile = next(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 1)
+    part = next(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 2)
+    slots = 4 * (tile + part * kind.depth // 128)  # not those of fetching, a tenth of it
+    tiles = up(counted, 64) * kind.cluster
+    cuda = [
+        (read + written) / GPU.memory,
+        6 * counted * dim * kind.classes / GPU.products,
+        seconds_of_slots(slots, tiles),
+    ]
+    with static.offline(90) as rows:
+        shipped._linear(classes, dim, torch.bfloat16)
+    times = []
+    for name in ("linear_rows", "weight_parts"):
+        row = next(r for r in rows if r.kernel == name)
+        size, gradient = row.constants, 2 * counted * row.constants["KP"]
+        once = max(loop["total"] for loop in row.loops if loop["depth"] == 1)
+        inner = [loop["total"] for loop in row.loops if loop["depth"] == 2 and loop["HGMMA"]]
+        turns = dim // size["WIDTH"]
+        slots = once + turns * sum(inner) if inner else once * turns
+        bytes_ = gradient + read + (written if inner else 0)
+        products = (4 if inner else 2) * counted * dim * size["KP"]
+        times.append([
+            bytes_ / GPU.memory, products / GPU.products,
+            seconds_of_slots(slots * row.num_warps, up(counted, size["ROWS"])),
+        ])  # fmt: skip
+    triton = [sum(of) for of in zip(*times, strict=True)]
+    floors = max(cuda), sum(max(of) for of in times)  # Triton's kernels run one after the other
+    print("\n| | memory | products | instructions | floor |\n|-|-|-|-|-|")
+    for name, found, floor in (("CUDA C++", cuda, floors[0]), ("Triton", triton, floors[1])):
+        cells = [f"{1e3 * t:.2f}" for t in (*found, floor)]
+        print("| " + " | ".join([f"linear loss, {name}", *cells]) + " |")
+    print(f"\nTriton / CUDA: {floors[1] / floors[0]:.2f}")
+
+
 def main() -> int:
     """Print the table."""
     warnings.simplefilter("ignore")
@@ -151,6 +199,7 @@ def main() -> int:
                  triton, alone]  # fmt: skip
         cells = [f"{1e3 * t:.2f}" for t in times] + [f"{triton / cuda:.2f}"]
         print("| " + " | ".join([shape.name, *cells]) + " |", flush=True)
+    print_linear()
     return 0
 
 
