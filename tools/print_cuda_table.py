@@ -13,6 +13,7 @@ import re
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 HEAD = [
@@ -25,7 +26,7 @@ HEAD = [
     "TMA",
     "128-bit loads",
     "instructions of a tile of centroids",
-    "of a tile of rows besides",
+    "of a tile of rows or tokens besides",
 ]
 
 
@@ -45,7 +46,9 @@ def main() -> int:
     print(f"NVRTC {found.version[0]}.{found.version[1]}, sm_90a\n")
     print("| " + " | ".join(HEAD) + " |\n|" + "-|" * len(HEAD))
     bad = []
-    kinds = dict(cuda_kinds.every()) if options.all else cuda_kinds.SHIPPED
+    filters = dict(cuda_kinds.every()) if options.all else cuda_kinds.SHIPPED
+    linear = dict(cuda_kinds.every_linear()) if options.all else cuda_kinds.LINEAR
+    kinds: dict[str, Any] = {**filters, **{f"linear loss: {name}": k for name, k in linear.items()}}
     for name, kind in kinds.items():
         kernel = kind.kernel
         arguments = (*kernel.options, *ptxas_log.VERBOSE)
@@ -54,14 +57,20 @@ def main() -> int:
         bad += [f"{name}: {problem}" for problem in problems]
         code = sass.instructions(cubin)
         counts, loops = sass.count(code), sass.loop_counts(code)
-        # The loop over tiles of centroids takes two at a time.
-        tile = sum(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 2)
+        inner = sum(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 2)
         row = max(loop["total"] for loop in loops if loop["depth"] == 1)
+        tile = ""
+        if name.startswith("linear loss"):
+            row += (
+                inner * kind.depth // (64 if kind.classes == 128 and kind.weight else 128)
+            )  # dX, some columns at a time
+        elif not kind.one_tile:
+            tile = str(inner // 2)  # that loop takes two tiles of centroids at a time
         registers = re.search(r"Used (\d+) registers", log)
         cells = [
             name, kernel.threads, registers[1] if registers else "?", len(problems),
             f"{kernel.shared_bytes / 1024:.1f}", counts["HGMMA"], counts["TMA"], counts["G128"],
-            "" if kind.one_tile else tile // 2, row,
+            tile, row,
         ]  # fmt: skip
         print("| " + " | ".join(map(str, cells)) + " |", flush=True)
     print(f"\n{len(kinds)} kernels, {len({line.split(':')[0] for line in bad})} of them not clean.")
