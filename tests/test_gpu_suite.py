@@ -107,11 +107,11 @@ def test_only_what_was_right_everywhere_is_recorded():
     assert all(line.strip().startswith("#") for line in everything_but_ids)
 
 
-def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=()):
+def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=(), error_w=2e-3):
     """Results in which Triton was right everywhere; as much of CUDA C++ as said."""
 
-    def timed(case, method, ms):
-        return {"case": case, "method": method, "ms": ms, "floor_ms": 0.1, "wrong_ids": 0}
+    def timed(case, method, ms, **right):
+        return {"case": case, "method": method, "ms": ms, "floor_ms": 0.1, **right}
 
     def tests(path, failures=(), status=0):
         return {"case": "op tests", "method": "pytest", "path": path, "status": status,
@@ -124,12 +124,16 @@ def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=()):
         if method == "ours" or op in hopper.OPS
     ]
     times = [
-        timed(case, method, ms)
+        timed(case, method, ms, wrong_ids=0)
         for case in ("1M x 768 fp32, K 9", "patch_tokens [9, 3, 9, 9] uint8, K 9")
         for method, ms in (("ours", 1.0), (hopper.OURS, cuda_ms))
     ]
+    losses = [
+        timed("masked linear CE, 9 of 12 rows, d 8, K 9", method, ms, error_w=error)
+        for method, ms, error in (("ours", 1.0, 2e-3), (hopper.OURS, cuda_ms, error_w))
+    ]
     return [_result("calls", [], failed), _result("ids", ids), _result("assign", times),
-            _result("tests", [tests("triton")]),
+            _result("losses", losses), _result("tests", [tests("triton")]),
             _result("tests, CUDA", [tests("cuda", failures, status)])]  # fmt: skip
 
 
@@ -142,7 +146,16 @@ def test_cuda_is_recorded_where_it_was_right_and_the_faster_first():
     assert '("cuda", "triton")},  # cuda 2.00 times' in _line(_cuda_run(), "patch_tokens")
     assert '("cuda", "triton")},' in _line(_cuda_run(), "nearest_centroid")
     assert '("triton", "cuda")},' in _line(_cuda_run(cuda_ms=4.0), "nearest_centroid")
+    loss = "masked_linear_cross_entropy"
+    assert '("cuda", "triton")},  # cuda 2.00 times' in _line(_cuda_run(), loss)
     assert '{"sm_90": ("triton",)},' in _line(_cuda_run(), "lloyd_step")
+
+
+@pytest.mark.parametrize("error", [0.1, float("nan")])
+def test_a_loss_far_from_float64_is_not_recorded(error):
+    line = _line(_cuda_run(error_w=error), "masked_linear_cross_entropy")
+    assert '("triton",)},  # not cuda: far from float64 at masked linear CE' in line
+    assert "# not cuda" not in _line(_cuda_run(error_w=error), "patch_tokens")
 
 
 @pytest.mark.parametrize(
@@ -225,9 +238,10 @@ def test_every_goal_is_held_against_what_was_measured():
         row("loss", "ours", 1.0, goal_ms=0.7, gradient_mib=100.0, extra_mib=386.0),
         row("died", "torch, eager", 5.0, goal_ms=0.3),
         row("both", "ours", 0.9, wrong_ids=0), row("both", hopper.OURS, 0.7, wrong_ids=0),
+        row("loss", hopper.OURS, 0.4, goal_ms=0.7, gradient_mib=100.0, extra_mib=390.0),
     ]  # fmt: skip
     table = report.goals_table([_result("assign", rows)])
-    assert table.startswith("6 of 11 met.")
+    assert table.startswith("8 of 14 met.")
     for line in (
         "| 1M | 0.85 ms | 0.84 ms | yes |",
         "| 1M | no wrong id | 0 | yes |",
@@ -237,6 +251,8 @@ def test_every_goal_is_held_against_what_was_measured():
         "| loss | 0.7 ms | 1 ms | NO |",
         "| loss | peak: gradients + 300 MB, 386.1 MiB | 386 MiB | yes |",
         "| died | runs | did not run | NO |",
+        "| loss, CUDA | not slower than goal, 0.7 ms | 0.4 ms | yes |",
+        "| loss, CUDA | peak: gradients + 300 MB, 386.1 MiB | 390 MiB | NO |",
         "| both, CUDA | no wrong id | 0 | yes |",
         "| both, CUDA | not slower than Triton, 0.9 ms | 0.7 ms | yes |",
     ):

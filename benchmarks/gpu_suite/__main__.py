@@ -35,7 +35,7 @@ STAGES = (
     Stage("losses", PACKAGE + "losses", 100, patience=40, restarts=6),
     Stage("image ops", PACKAGE + "image_ops", 60, patience=40, restarts=4),
     Stage("tests", PACKAGE + "op_tests", 120),
-    Stage("tests, CUDA", PACKAGE + "cuda_tests", 45),
+    Stage("tests, CUDA", PACKAGE + "cuda_tests", 60),
     Stage("pretrain", PACKAGE + "pretrain", 50, patience=40, restarts=2),
     Stage("sanitizer", PACKAGE + "sanitize", 90, patience=60, restarts=2),
     Stage("grid", PACKAGE + "grid", 60, patience=30, restarts=4),

@@ -34,14 +34,22 @@ def small_calls(device: torch.device, backend: str = "triton") -> dict[str, Call
     where = ids % 2 == 0
     logits, target = normal(2, 15, 37).requires_grad_(), ids.clamp(min=0)
     hidden, weight = normal(2, 16, 24).requires_grad_(), normal(37, 24).requires_grad_()
+    narrow, deep = (
+        [normal(*shape, d).bfloat16().requires_grad_() for shape in ((2, 16), (37,))]
+        for d in (24, 264)
+    )
 
     def backward(loss: Callable[[], torch.Tensor], leaves: list[torch.Tensor]) -> Any:
         return torch.autograd.grad(loss(), leaves)
 
     name = {"backend": backend}
     plain = partial(ops.masked_cross_entropy, logits, target, where, label_smoothing=0.1, **name)
-    linear = partial(ops.masked_linear_cross_entropy, hidden, weight, target, where,
-                     num_prefix_tokens=1, **name)  # fmt: skip
+
+    def linear(leaves: list[torch.Tensor]) -> Callable[[], Any]:
+        loss = partial(ops.masked_linear_cross_entropy, *leaves, target, where,
+                       num_prefix_tokens=1, **name)  # fmt: skip
+        return partial(backward, loss, leaves)
+
     found = {
         "replace_patches": partial(ops.replace_patches, images, ids, c, where, 4, **name),
         "nearest_centroid": partial(ops.nearest_centroid, x, c, **name),
@@ -52,10 +60,13 @@ def small_calls(device: torch.device, backend: str = "triton") -> dict[str, Call
         "lloyd_step": partial(ops.lloyd_step, x, c, **name),
         "lloyd_step_images": partial(ops.lloyd_step_images, images, c, 4, **name),
         "masked_cross_entropy": partial(backward, plain, [logits]),
-        "masked_linear_cross_entropy": partial(backward, linear, [hidden, weight]),
+        "masked_linear_cross_entropy": linear([hidden, weight]),
+        "masked_linear_cross_entropy, bf16": linear(narrow),
     }
     if backend == "triton":
         return found
+    del found["masked_linear_cross_entropy"]  # it takes 16 bits alone
+    found["masked_linear_cross_entropy, pairs of blocks"] = linear(deep)
     return {name: call for name, call in found.items() if name.split(",")[0] in hopper.OPS}
 
 

@@ -109,12 +109,26 @@ def cuda_calls(photographs: int, cifar: int) -> list[Callable[[], Any]]:
         found += [partial(_rows, assign, n, d, k, FULL, metric=m, **name) for m in METRICS[1:]]
         found.append(partial(_images, tokens, b, p, k, BYTES, per_patch_norm=True, **NORM, **name))
     found += [partial(_checked_images, f) for f in (torch.contiguous_format, torch.channels_last)]
+    found += [partial(_compile_cuda, kind) for kind in _linear_kinds()]
     return found + [
         partial(_rows, assign, n, d, k, dtype, metric=m, **name)
         for n, d, k in ((300, 48, 200), (100, 384, 300))
         for m in METRICS
         for dtype in (FULL, *DTYPES[2:])
     ]
+
+
+def _linear_kinds() -> list[Any]:
+    """Of losses.py and of the self-check: what the forward makes, dX again, float16's two."""
+    from clustermim_fast.ops.masked_linear_cross_entropy.cuda_few import Kind
+
+    return [
+        Kind(dtype, 112, *shape, *gradients)
+        for shape in ((256, 2), (128, 1))
+        for dtype, made in ((HALF, ((True, True), (True, False))),
+                            (torch.float16, ((False, False), (True, True))))
+        for gradients in made
+    ]  # fmt: skip
 
 
 def _compile_cuda(kind: Any, *_: Any) -> None:

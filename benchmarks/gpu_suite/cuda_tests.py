@@ -17,6 +17,6 @@ def run(bench: Bench, journal: Journal) -> None:
     tests, where = REHEARSED, "emulated"
     if not bench.rehearsed:
         folder, where = REPOSITORY / "tests" / "ops", "device"
-        files = (f for op in hopper.OPS for f in folder.glob(f"test_{op}*.py"))
+        files = (f for tests_of in hopper.TESTS for f in folder.glob(tests_of))
         tests = [str(f.relative_to(REPOSITORY)) for f in files if "triton" not in f.name]
     run_tests(bench, journal, tests, "cuda", CLUSTERMIM_TEST_CUDA=where)

@@ -9,11 +9,13 @@ from typing import Any
 
 import torch
 
+from benchmarks.gpu_suite import hopper
 from benchmarks.gpu_suite.bench import Bench, Ceilings
 from benchmarks.gpu_suite.cases import Call, Case, Method, run_case
 from benchmarks.gpu_suite.journal import Journal
 from benchmarks.losses import methods as written
 from clustermim_fast import ops
+from clustermim_fast.ops.masked_linear_cross_entropy.problem import refused_by_cuda
 
 TOKENS, MASKED, SMOOTHING = 196, 147, 0.1
 # classes, dim, samples, goal ms, floor ms; rehearsed: classes, dim, samples
@@ -80,8 +82,8 @@ def _cce_step(t: dict[str, Any]) -> list[torch.Tensor]:
     return [loss.detach(), *torch.autograd.grad(loss, [t["x"], t["w"]])]
 
 
-def _ours(t: dict[str, Any]) -> list[torch.Tensor]:
-    with ops.use_backend("triton"):
+def _ours(t: dict[str, Any], backend: str) -> list[torch.Tensor]:
+    with ops.use_backend(backend):
         return written.step(written.ours, t)
 
 
@@ -94,14 +96,18 @@ def _missing(module: str) -> str:
     return "" if importlib.util.find_spec(module) else "not installed"
 
 
-def methods(t: dict[str, Any]) -> list[Method]:
+def methods(t: dict[str, Any], bench: Bench) -> list[Method]:
+    ours = [Method("ours", lambda: partial(_ours, t, "triton"))]
+    if refused_by_cuda(t["x"], t["w"]) is None:
+        cuda = partial(_ours, t, "cuda")
+        ours.append(Method(hopper.OURS, lambda: cuda, hopper.missing(bench)))
     in_torch = [
         Method(method.name, partial(_step_of, method.make, t), method.missing)
         for method in written.METHODS
         if method.key in KEYS
     ]
     return [
-        Method("ours", lambda: partial(_ours, t)),
+        *ours,
         *in_torch,
         Method("Liger", partial(_step_of, lambda: _liger, t), _missing("liger_kernel")),
         Method("CCE (no bias, no smoothing)", lambda: partial(_cce_step, t),
@@ -143,11 +149,10 @@ def run(bench: Bench, journal: Journal) -> None:
         t = tensors(bench.device, classes, dim, batch)
         gradients = 2 * (t["x"].numel() + t["w"].numel() + t["b"].numel())
         case = Case(
-            name, methods(t),
+            name, methods(t, bench),
             moved=2 * (2 * rows * dim + 3 * classes * dim), flops=6 * rows * dim * classes,
             check=checker(t), goal_ms=goal, paper_floor_ms=floor,
-            facts=lambda call, t=t, g=gradients: {"gradient_mib": g / 2**20,
-                                            **repeatable(partial(_ours, t))},
+            facts=lambda call, g=gradients: {"gradient_mib": g / 2**20, **repeatable(call)},
         )  # fmt: skip
         run_case(bench, journal, case, ceilings)
         del t, case

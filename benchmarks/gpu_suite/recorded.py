@@ -10,6 +10,7 @@ from benchmarks.gpu_suite import hopper
 
 OPS = ("nearest_centroid", "patch_tokens", "lloyd_step", "lloyd_step_images", "replace_patches",
        "masked_cross_entropy", "masked_linear_cross_entropy")  # fmt: skip
+MOST_ERROR = 2.0**-7  # of a loss and its gradients, relative: as in ops/_self_checks.py
 ABOUT = {"assign": OPS[0], "grid": OPS[0], "losses": OPS[-1]}
 Results = Sequence[dict[str, Any]]
 
@@ -59,6 +60,8 @@ def _problems(results: Results, method: str, tests_stage: str) -> dict[str, str]
             elif row.get("wrong_ids"):
                 why = f"{row['wrong_ids']} wrong ids at {row['case']}"
                 bad.setdefault(_op(stage, row["case"]), why)
+            elif any(k.startswith("error_") and not v < MOST_ERROR for k, v in row.items()):
+                bad.setdefault(_op(stage, row["case"]), f"far from float64 at {row['case']}")
         for line in result["failed"]:
             if line["method"] == method:
                 everything = line["case"] == "all" or stage == "sanitizer"
