@@ -21,7 +21,8 @@ LLOYD_GOAL = 1.3  # times the assignment alone
 # docs/cuda.md: counted by tools/print_cuda_floors.py, for the sizes of a real run
 CUDA_FLOORS = {"1M x 768 fp32, K 100": 0.71, "patch_tokens [5102, 3, 224, 224] uint8": 0.36,
                "1M x 384 bf16, K 1000": 1.0, "1M x 768 bf16, K 8192": 15.93,
-               "12.8M x 48 bf16, K 512": 2.11}  # fmt: skip
+               "12.8M x 48 bf16, K 512": 2.11,
+               "masked linear CE, 602,112 of 802,816 rows, d 512, K 100": 0.34}  # fmt: skip
 EXTRA_MIB = 300e6 / 2**20  # of the loss, beyond its gradients
 
 
