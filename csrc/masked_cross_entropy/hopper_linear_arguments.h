@@ -31,7 +31,7 @@ struct LinearArguments {
   int num_tokens, num_classes, dim, per_sample, prefix, samples;
   int target_bytes;   // 8 or 4
   int writes_losses;  // 1: stats, each or sums, correct and histogram are
-  float smoothing, shift;
+  float smoothing;
 };
 static_assert(sizeof(LinearArguments) == 240, "cuda_few.py packs it");
 

@@ -121,11 +121,11 @@ struct LinearConsumer {
 
   // Rounds and stores a row of dZ.
   CMIM_DEVICE void store_slopes(int row, const float (&values)[F::kValues]) {
-    const float shift = F::kType == Half::float16 ? a.shift : 1.0f;
     const Address to = memory.slopes(group) + row * 128 + thread_index_again() % 4 * 4;
 #pragma unroll
     for (int g = 0; g < F::kValues / 2; ++g) {
-      const uint32 pair = to_16_bits<F::kType>(values[2 * g] * shift, values[2 * g + 1] * shift);
+      const uint32 pair =
+          to_16_bits<F::kType>(values[2 * g] * F::kShift, values[2 * g + 1] * F::kShift);
       store_word(to + g / 8 * F::kChunkBytes + ((g ^ row) % 8) * 16, pair);
     }
   }
@@ -190,7 +190,7 @@ struct LinearConsumer {
 
   // This group's columns of dW of all the cluster's tiles.
   CMIM_DEVICE void store_weight(const Sums& dw) {
-    const float scale = quotient(load(a.factor), a.shift);
+    const float scale = load(a.factor) / F::kShift;
     float* const part = a.parts + int64(block_index() / F::kCluster) * a.num_classes * a.dim;
 #pragma unroll
     for (int m = 0; m < F::kColumnTiles; ++m)

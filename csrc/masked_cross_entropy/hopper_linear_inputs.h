@@ -27,9 +27,9 @@ struct InputRows {
     }
   }
 
-  // dX = factor (dZ W / shift - relative direction)
+  // dX = factor (dZ W / kShift - relative direction)
   CMIM_DEVICE void make(const LinearArguments& a, LinearMemory<F> memory, int group, int rank) {
-    const float factor = load(a.factor), scale = quotient(factor, a.shift);
+    const float factor = load(a.factor), scale = factor / F::kShift;
     uint16* row[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h)

@@ -16,6 +16,8 @@ struct Linear {
   static constexpr int kClasses = kClasses_, kDepth = kDepth_, kCluster = kCluster_;
   static constexpr bool kInput = kInput_, kWeight = kWeight_, kGradient = kInput || kWeight;
 
+  // dZ as an operand is multiplied by this: at most 1, float16's is kept away from its subnormals.
+  static constexpr float kShift = kType == Half::float16 ? 0x1p15f : 1.0f;
   static constexpr int kRows = 64;             // of a tile: tokens
   static constexpr int kStages = 3;            // tiles of x in shared memory, a warp for each
   static constexpr int kChunks = kDepth / 64;  // of x and weight: 64 columns

@@ -129,7 +129,7 @@ struct LinearProblem {
     a.dx_sample = rows_of_sample * dx_row, a.dx_row = dx_row;
     a.num_tokens = tokens, a.num_classes = o.classes, a.dim = o.dim;
     a.per_sample = o.per_sample, a.prefix = o.prefix, a.samples = o.samples;
-    a.smoothing = o.smoothing, a.shift = F::kType == Half::float16 ? 0x1p15f : 1.0f;
+    a.smoothing = o.smoothing;
   }
 
   size_t x_at(int64 token, int d) const {

@@ -102,7 +102,7 @@ struct Slopes {
 template <class F>
 Slopes slopes_of(const LinearProblem<F>& p, const TrueRow& row, int n) {
   const double unit = F::kType == Half::float16 ? 0x1p-11 : 0x1p-8;
-  const double tiny = F::kType == Half::float16 ? 0x1p-25 / p.a.shift : 0x1p-126;
+  const double tiny = F::kType == Half::float16 ? 0x1p-25 / F::kShift : 0x1p-126;
   Slopes s;
   for (int k = 0; k < p.o.classes; ++k) {
     const bool own = k == p.targets[p.rows[n]];

@@ -324,7 +324,7 @@ def test_arguments_are_those_of_the_source(tmp_path):
     expected = {n: 0 if t is None else t.data_ptr() for n, t in tensors.items()} | {
         "x_sample": 384, "x_row": 32, "weight_row": 24, "dx_sample": 192, "dx_row": 16,
         "num_tokens": 30, "num_classes": 9, "dim": 16, "per_sample": 10, "prefix": 2, "samples": 3,
-        "target_bytes": 4, "writes_losses": 1, "smoothing": 0.25, "shift": 1.0,
+        "target_bytes": 4, "writes_losses": 1, "smoothing": 0.25,
     }  # fmt: skip
     lines = [
         f'std::printf("{name} %{"a" if isinstance(value, float) else "lld"}\\n", '

@@ -25,7 +25,7 @@ POINTERS = (
     "x", "weight", "bias", "target", "token_weight", "wrong", "rows", "counted", "stats", "each",
     "sums", "correct", "histogram", "factor", "relative", "direction", "again", "dx", "parts", "db",
 )  # fmt: skip
-_ARGUMENTS = f"<{len(POINTERS)}Q5q8i2f"
+_ARGUMENTS = f"<{len(POINTERS)}Q5q8if4x"
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def pack_arguments(
         _ARGUMENTS, *addresses, *x.stride()[:2], weight.stride(0),
         *((0, 0) if dx is None else dx.stride()[:2]), problem.num_tokens, *weight.shape,
         problem.per_sample, problem.prefix, x.shape[0], problem.target.element_size(),
-        writes_losses, problem.smoothing, problem.shift,
+        writes_losses, problem.smoothing,
     )  # fmt: skip
 
 
