@@ -23,11 +23,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from clustermim_fast import ops
-from clustermim_fast.ops import _triton
+from clustermim_fast.ops import _cuda, _triton
 from clustermim_fast.ops.lloyd_step import op as lloyd_step
 from clustermim_fast.ops.masked_cross_entropy import op as masked_cross_entropy
 from clustermim_fast.ops.masked_linear_cross_entropy import autograd as masked_linear_autograd
+from clustermim_fast.ops.masked_linear_cross_entropy import cuda_few
 from clustermim_fast.ops.masked_linear_cross_entropy import registered as masked_linear
+from clustermim_fast.ops.nearest_centroid import cuda_filter
 from clustermim_fast.ops.nearest_centroid import op as nearest_centroid
 from clustermim_fast.ops.patch_tokens import op as patch_tokens
 from clustermim_fast.ops.replace_patches import op as replace_patches
@@ -97,6 +99,11 @@ class Seen(TorchDispatchMode):
 
         return launch
 
+    def cuda_kernel(self, kind: Any, blocks: int, *_: Any) -> None:
+        """In place of ``cuda_filter.launch`` and ``cuda_few.launch``."""
+        self.launches.append(kind.kernel.name)
+        self.grids.append((kind.kernel.name, (blocks,)))
+
 
 def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device)
@@ -104,10 +111,14 @@ def _on(device: str, tensor: torch.Tensor) -> torch.Tensor:
 
 @contextlib.contextmanager
 def watched(device: _triton.Device = H200) -> Iterator[Seen]:
-    """Inside, tensors are fake and ops named "triton" are looked at, not run."""
+    """Inside, tensors are fake and ops named "triton" or "cuda" are looked at, not run."""
     seen = Seen()
     with (
         mock.patch.object(_triton, "unavailable_reason", return_value=None),
+        mock.patch.object(_cuda, "unavailable_reason", return_value=None),
+        mock.patch.object(cuda_filter, "launch", seen.cuda_kernel),
+        mock.patch.object(cuda_few, "launch", seen.cuda_kernel),
+        mock.patch.object(torch.Tensor, "data_ptr", return_value=0),
         mock.patch.object(_triton, "properties", return_value=device),
         mock.patch.object(_triton, "launching_on", return_value=contextlib.nullcontext()),
         mock.patch.object(masked_linear_autograd, "_on_device", return_value=True),
@@ -124,9 +135,12 @@ BYTES, HALF, FULL, WIDE = torch.uint8, torch.bfloat16, torch.float32, torch.floa
 _empty = torch.empty  # of fake tensors
 
 
-def assign(n: int = 10**6, d: int = 768, k: int = 100, dtype: torch.dtype = FULL, **more: Any):
+def assign(
+    n: int = 10**6, d: int = 768, k: int = 100, dtype: torch.dtype = FULL, backend: str = "triton",
+    **more: Any,
+) -> Any:  # fmt: skip
     x, c = _empty(n, d, dtype=dtype), _empty(k, d, dtype=dtype)
-    return ops.nearest_centroid(x, c, backend="triton", **more)
+    return ops.nearest_centroid(x, c, backend=backend, **more)
 
 
 def tokens(b: int = 5102, dtype: torch.dtype = BYTES, **more: Any) -> Any:
@@ -170,7 +184,7 @@ def logits(
 
 def linear(
     k: int = 100, d: int = 512, dtype: torch.dtype = HALF, b: int = 4096, weighted: bool = False,
-    backward: bool = True, **more: Any,
+    backward: bool = True, backend: str = "triton", **more: Any,
 ) -> None:  # fmt: skip
     weight = _empty(b, 196) if weighted else None
     x, w, bias = (
@@ -178,7 +192,7 @@ def linear(
     )
     found = ops.masked_linear_cross_entropy(
         x, w, *_labels(b), linear_bias=bias, token_weight=weight, label_smoothing=0.1,
-        num_prefix_tokens=1, backend="triton", **more,
+        num_prefix_tokens=1, backend=backend, **more,
     )  # fmt: skip
     loss = found if isinstance(found, torch.Tensor) else found[0]
     if backward:
@@ -189,6 +203,7 @@ NORM = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}
 # (op, what is called, the call)
 CALLS: tuple[tuple[str, str, Callable[[], Any]], ...] = (
     ("nearest_centroid", "1M x 768 fp32, K 100", assign),
+    ("nearest_centroid", "the same, CUDA C++", partial(assign, backend="cuda")),
     ("nearest_centroid", "with distances", partial(assign, return_distance=True)),
     ("nearest_centroid", "cosine", partial(assign, metric="cosine")),
     ("nearest_centroid", "12.8M x 48 bf16, K 512", partial(assign, 12_800_000, 48, 512, HALF)),
@@ -202,6 +217,7 @@ CALLS: tuple[tuple[str, str, Callable[[], Any]], ...] = (
     ("masked_cross_entropy", "forward and backward, K 100", logits),
     ("masked_linear_cross_entropy", "forward, K 100", partial(linear, backward=False)),
     ("masked_linear_cross_entropy", "forward and backward, d 512, K 100", linear),
+    ("masked_linear_cross_entropy", "the same, CUDA C++", partial(linear, backend="cuda")),
     ("masked_linear_cross_entropy", "the same, K 1000", partial(linear, 1000)),
     ("masked_linear_cross_entropy", "d 768, K 8192, 1024 samples",
      partial(linear, 8192, 768, b=1024)),

@@ -47,6 +47,10 @@ MODES = [
       for t in LOSS_FLOATS for w in (False, True) for r in REDUCTIONS for b in (False, True)],
     *[partial(linear, k, 40, t, 2, weighted=w, reduction=r, backward=b) for k in (1, 9, 5000)
       for t in LOSS_FLOATS for w in (False, True) for r in REDUCTIONS for b in (False, True)],
+    *[partial(linear, 9, 40, t, 2, weighted=w, reduction=r, backward=b, backend="cuda")
+      for t in LOSS_FLOATS[1:] for w in (False, True) for r in REDUCTIONS for b in (False, True)],
+    partial(linear, 9, 264, HALF, 2, return_metrics=True, masked_per_sample=3, backend="cuda"),
+    partial(assign, 70, 40, 9, backend="cuda"),
     *[partial(linear, k, 40, t, 2, return_metrics=True, masked_per_sample=3)
       for k in (9, 5000) for t in LOSS_FLOATS],
 ]  # fmt: skip
@@ -95,6 +99,7 @@ LARGE = {
     "pasted into 2^24 images": partial(replace, 2**24),
     "logits": partial(logits, 65_536, b=2**22),
     "linear, few classes": partial(linear, b=2**22),
+    "linear, CUDA C++": partial(linear, b=2**22, backend="cuda"),
     "linear, many classes": partial(linear, 65_536, 512, b=64),
 }
 
