@@ -107,7 +107,7 @@ def test_only_what_was_right_everywhere_is_recorded():
     assert all(line.strip().startswith("#") for line in everything_but_ids)
 
 
-def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=(), error_w=2e-3):
+def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=(), **loss):
     """Results in which Triton was right everywhere; as much of CUDA C++ as said."""
 
     def timed(case, method, ms, **right):
@@ -129,8 +129,13 @@ def _cuda_run(cuda_ms=0.5, differing=0, failures=(), status=0, failed=(), error_
         for method, ms in (("ours", 1.0), (hopper.OURS, cuda_ms))
     ]
     losses = [
-        timed("masked linear CE, 9 of 12 rows, d 8, K 9", method, ms, error_w=error)
-        for method, ms, error in (("ours", 1.0, 2e-3), (hopper.OURS, cuda_ms, error_w))
+        timed(
+            "masked linear CE, 9 of 12 rows, d 8, K 9",
+            method,
+            ms,
+            **{"error_w": 2e-3, "worst_row_x": 9e-3, "same_bits": True} | found,
+        )
+        for method, ms, found in (("ours", 1.0, {}), (hopper.OURS, cuda_ms, loss))
     ]
     return [_result("calls", [], failed), _result("ids", ids), _result("assign", times),
             _result("losses", losses), _result("tests", [tests("triton")]),
@@ -151,11 +156,20 @@ def test_cuda_is_recorded_where_it_was_right_and_the_faster_first():
     assert '{"sm_90": ("triton",)},' in _line(_cuda_run(), "lloyd_step")
 
 
-@pytest.mark.parametrize("error", [0.1, float("nan")])
-def test_a_loss_far_from_float64_is_not_recorded(error):
-    line = _line(_cuda_run(error_w=error), "masked_linear_cross_entropy")
-    assert '("triton",)},  # not cuda: far from float64 at masked linear CE' in line
-    assert "# not cuda" not in _line(_cuda_run(error_w=error), "patch_tokens")
+@pytest.mark.parametrize(
+    "wrong, why",
+    [
+        (dict(error_w=0.1), "far from float64"),
+        (dict(error_w=float("nan")), "far from float64"),
+        (dict(worst_row_x=0.2), "a wrong row of dX"),
+        (dict(worst_row_x=float("nan")), "a wrong row of dX"),
+        (dict(same_bits=False), "two calls differ"),
+    ],
+)
+def test_a_loss_far_from_float64_or_from_itself_is_not_recorded(wrong, why):
+    line = _line(_cuda_run(**wrong), "masked_linear_cross_entropy")
+    assert f'("triton",)}},  # not cuda: {why} at masked linear CE' in line
+    assert "# not cuda" not in _line(_cuda_run(**wrong), "patch_tokens")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ from benchmarks.gpu_suite import hopper
 
 OPS = ("nearest_centroid", "patch_tokens", "lloyd_step", "lloyd_step_images", "replace_patches",
        "masked_cross_entropy", "masked_linear_cross_entropy")  # fmt: skip
+MOST_ROW_ERROR = 2.0**-4  # of one token's gradient, which is one stale row's or chunk's to show
 MOST_ERROR = 2.0**-7  # of a loss and its gradients, relative: as in ops/_self_checks.py
 ABOUT = {"assign": OPS[0], "grid": OPS[0], "losses": OPS[-1]}
 Results = Sequence[dict[str, Any]]
@@ -62,6 +63,10 @@ def _problems(results: Results, method: str, tests_stage: str) -> dict[str, str]
                 bad.setdefault(_op(stage, row["case"]), why)
             elif any(k.startswith("error_") and not v < MOST_ERROR for k, v in row.items()):
                 bad.setdefault(_op(stage, row["case"]), f"far from float64 at {row['case']}")
+            elif not row.get("worst_row_x", 0.0) < MOST_ROW_ERROR:
+                bad.setdefault(_op(stage, row["case"]), f"a wrong row of dX at {row['case']}")
+            elif row.get("same_bits") is False:
+                bad.setdefault(_op(stage, row["case"]), f"two calls differ at {row['case']}")
         for line in result["failed"]:
             if line["method"] == method:
                 everything = line["case"] == "all" or stage == "sanitizer"

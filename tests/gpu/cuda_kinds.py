@@ -87,7 +87,7 @@ LINEAR = {
 def every_linear() -> Iterator[tuple[str, cuda_few.Kind]]:
     """Both types, what lies either side of a chunk of classes, every shape of a cluster."""
     for dtype in (torch.float16, torch.bfloat16):
-        for classes in (16, 48, 64, 80, 112, 128):
+        for classes in range(16, 129, 16):
             for depth, cluster in ((128, 1), (256, 1), (256, 2)):
                 for gradients in range(4):
                     kind = cuda_few.Kind(
