@@ -1,5 +1,7 @@
 // The same of every kind: each gradient alone or none, float16, few classes and many, backwards
 // with given statistics, dX made again.
+#include <sys/mman.h>
+
 #include "hopper_linear_truth.h"
 
 using namespace clustermim::hopper;
@@ -41,7 +43,7 @@ void one_gradient_or_none() {
                        .dim = 512,
                        .classes = 7,
                        .smoothing = 0.3f,
-                       .relative = true});
+                       .relative = 1});
   using Weight = Linear<Half::float16, 48, 256, 1, false, true>;
   check_linear<Weight>({.samples = 2,
                         .per_sample = 200,
@@ -78,12 +80,63 @@ void backward() {
                       .dim = 512,
                       .classes = 100,
                       .smoothing = 0.1f,
-                      .relative = true,
+                      .relative = 1,
+                      .wrong = true,
                       .strange = true,
                       .backward = true});
   using One = Linear<Half::bfloat16, 32, 128, 1, true, false>;
   check_linear<One>(
       {.samples = 2, .per_sample = 70, .dim = 8, .classes = 20, .backward = true, .again = 3});
+}
+
+// Of infinite losses none is NaN, and a class without a share makes no other token's infinite.
+void impossible_class() {
+  using Loss = Linear<Half::bfloat16, 16, 128, 1, false, false>;
+  for (float smoothing : {0.0f, 1.0f})
+    check_linear<Loss>({.samples = 1,
+                        .per_sample = 70,
+                        .dim = 8,
+                        .classes = 10,
+                        .smoothing = smoothing,
+                        .each = true,
+                        .impossible = true});
+}
+
+// Light tokens whose gradients are scaled: of float16 they would be subnormal.
+void light_tokens() {
+  using Light = Linear<Half::float16, 112, 128, 1, true, true>;
+  check_linear<Light>({.samples = 1,
+                       .per_sample = 70,
+                       .dim = 128,
+                       .classes = 100,
+                       .clusters = 1,
+                       .factor = 0x1p14f,
+                       .relative = 0x1p-14f});
+}
+
+// Samples that 32 bits do not reach, in memory that is only there where it is touched.
+void far_apart() {
+  using Loss = Linear<Half::bfloat16, 16, 128, 1, true, false>;
+  LinearProblem<Loss> p({.samples = 3, .per_sample = 50, .dim = 64, .classes = 10, .prefix = 1});
+  const int64 apart = (1ll << 30) + 8, x_sample = p.a.x_sample, dx_sample = p.a.dx_sample;
+  const size_t bytes = 2 * (2 * apart + dx_sample);
+  uint16* far[2];
+  for (uint16*& at : far) {
+    void* const memory = mmap(nullptr, bytes, PROT_READ | PROT_WRITE,
+                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    CHECK(memory != MAP_FAILED);
+    at = static_cast<uint16*>(memory);
+  }
+  emulated::check_answer(p, [&] {
+    for (int s = 0; s < 3; ++s) {
+      std::copy_n(&p.x[s * x_sample], x_sample, far[0] + s * apart);
+      std::copy_n(&p.dx[s * dx_sample], dx_sample, far[1] + s * apart);
+    }
+    p.a.x = far[0], p.a.dx = far[1], p.a.x_sample = p.a.dx_sample = apart;
+    p.run();
+    for (int s = 0; s < 3; ++s) std::copy_n(far[1] + s * apart, dx_sample, &p.dx[s * dx_sample]);
+  });
+  for (uint16* at : far) munmap(at, bytes);
 }
 
 // A grad_output that is a power of two leaves dX as it is.
@@ -109,6 +162,9 @@ void not_again() {
 int main() {
   one_gradient_or_none();
   most_classes();
+  impossible_class();
+  light_tokens();
+  far_apart();
   backward();
   not_again();
   return 0;

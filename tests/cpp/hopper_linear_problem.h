@@ -20,9 +20,12 @@ struct LinearOptions {
   int clusters = 2, prefix = 0;
   double counted = 0.75;                            // of all tokens
   float smoothing = 0, factor = 0.125f, scale = 1;  // scale: of the logits
-  bool bias = true, each = false, metrics = true, weighted = false, relative = false;
+  float relative = 0;                               // the largest; 0: 1 for all
+  bool bias = true, each = false, metrics = true, weighted = false;
   bool short_targets = false, wrong = false, strange = false, backward = false, db = true;
-  float again = 0;  // a grad_output, where dX is there for 1
+  bool impossible = false;  // class 0, by its bias
+  bool first = true;        // token 0 may count
+  float again = 0;          // a grad_output, where dX is there for 1
 };
 
 inline double value_of(Half type, uint16 bits) {
@@ -70,17 +73,19 @@ struct LinearProblem {
       for (uint16& v : values) v = round_to(F::kType, size * normal(random));
       return values;
     };
-    x = draw(o.samples * rows_of_sample * x_row, 1);
+    x.assign(o.samples * rows_of_sample * x_row, 0x7fff);  // NaN, but for tokens that count
     weight = draw(size_t(o.classes) * o.dim, o.scale / std::sqrt(double(o.dim)));
     bias.assign(F::kClasses, -std::numeric_limits<float>::infinity());
     for (int k = 0; k < o.classes; ++k) bias[k] = o.bias ? float(normal(random)) : 0.0f;
+    if (o.impossible) bias[0] = -std::numeric_limits<float>::infinity();
     std::vector<int64> others;
     for (int t = 0; t < tokens; ++t) {
       targets.push_back(random() % o.classes);
       token_weight.push_back(uniform(random));
-      (uniform(random) < o.counted ? rows : others).push_back(t);
+      (uniform(random) < o.counted && (t > 0 || o.first) ? rows : others).push_back(t);
     }
     counted = static_cast<int64>(rows.size());
+    for (int64 t : rows) std::ranges::copy(draw(o.dim, 1), x.begin() + x_at(t, 0));
     rows.insert(rows.end(), others.begin(), others.end());
     if (o.strange && counted > 8) {  // classes that are none, logits that are none
       targets[rows[1]] = o.classes, targets[rows[2]] = -5, targets[rows[3]] = int64(1) << 40;
@@ -89,9 +94,9 @@ struct LinearProblem {
     for (int64 t : others) targets[t] = -100;
     short_targets.assign(targets.begin(), targets.end());
     wrong.assign(o.samples, 0);
-    if (o.wrong) wrong[0] = 1;
+    if (o.wrong) wrong.back() = 1;
     for (int n = 0; n < tokens; ++n)
-      relative.push_back(n < counted ? float(uniform(random)) : 0.0f);
+      relative.push_back(n < counted ? o.relative * float(uniform(random)) : 0.0f);
     for (int d = 0; d < o.dim; ++d) {
       double sum = 0;
       for (int k = 0; k < o.classes; ++k) sum += w(k, d);
@@ -119,7 +124,7 @@ struct LinearProblem {
       if (o.wrong) a.wrong = wrong.data();
     }
     a.factor = &factor;
-    if (o.relative) a.relative = relative.data();
+    if (o.relative > 0) a.relative = relative.data();
     if (o.again != 0) a.again = &again;
     if (F::kInput) a.dx = dx.data();
     if (F::kInput && o.smoothing > 0) a.direction = direction.data();
@@ -140,7 +145,7 @@ struct LinearProblem {
   }
   int64 a_sample(int row) const { return rows_of_sample * row; }
   double w(int k, int d) const { return value_of(F::kType, weight[size_t(k) * o.dim + d]); }
-  double rel(int n) const { return o.relative ? relative[n] : 1.0; }
+  double rel(int n) const { return o.relative > 0 ? relative[n] : 1.0; }
 
   void run() { run_linear<F>(a, blocks); }
 };

@@ -16,6 +16,9 @@ int main() {
                        .counted = 1,
                        .smoothing = 0.1f});
   check_linear<One>({.samples = 3, .per_sample = 90, .dim = 128, .classes = 112, .prefix = 1});
+  // All logits are equal: the first class is the best.
+  check_linear<One>(
+      {.samples = 1, .per_sample = 70, .dim = 8, .classes = 99, .scale = 0, .bias = false});
   using Pair = Linear<Half::bfloat16, 112, 256, 2, true, true>;
   check_linear<Pair>({.samples = 2,
                       .per_sample = 150,
@@ -23,14 +26,15 @@ int main() {
                       .classes = 100,
                       .clusters = 1,
                       .prefix = 1,
-                      .smoothing = 0.1f});
+                      .smoothing = 0.1f,
+                      .first = false});
   check_linear<Pair>({.samples = 3,
                       .per_sample = 70,
                       .dim = 264,
                       .classes = 99,
+                      .relative = 1,
                       .each = true,
                       .weighted = true,
-                      .relative = true,
                       .short_targets = true});
   check_linear<Pair>(
       {.samples = 2, .per_sample = 70, .dim = 512, .classes = 100, .wrong = true, .strange = true});
