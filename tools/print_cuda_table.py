@@ -58,12 +58,10 @@ def main() -> int:
         code = sass.instructions(cubin)
         counts, loops = sass.count(code), sass.loop_counts(code)
         inner = sum(loop["total"] for loop in loops if loop["HGMMA"] and loop["depth"] == 2)
-        row = max(loop["total"] for loop in loops if loop["depth"] == 1)
+        row = str(max(loop["total"] for loop in loops if loop["depth"] == 1))
         tile = ""
         if name.startswith("linear loss"):
-            row += (
-                inner * kind.depth // (64 if kind.classes == 128 and kind.weight else 128)
-            )  # dX, some columns at a time
+            row += f" + {inner} for each part of dX" if kind.input else ""
         elif not kind.one_tile:
             tile = str(inner // 2)  # that loop takes two tiles of centroids at a time
         registers = re.search(r"Used (\d+) registers", log)

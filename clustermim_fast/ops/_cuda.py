@@ -28,7 +28,7 @@ def unavailable_reason(device: torch.device) -> str | None:
     found = _triton.properties(device)
     if found.arch != ARCH:
         return f"it needs compute capability 9.0, {device} is {found.arch}"
-    # What the filter leaves open is decided by Triton's kernels.
+    # Triton's kernels decide what the filter leaves open, and list and sum for the linear loss.
     return _nvrtc.unavailable_reason() or _triton.unavailable_reason(device)
 
 

@@ -111,10 +111,10 @@ def _linear_cases(device: torch.device, backend: str) -> tuple[_LinearCase, ...]
     return (
         _LinearCase(12 * blocks, 64, 100, (brain, half)),
         _LinearCase(6 * blocks, 512, 100, (brain, half), masked_per_sample=_MASKED),
-        _LinearCase(40, 200, 7, (brain,), reduction="none"),
-        _LinearCase(40, 136, 90, (half,), input_needs_grad=False),
-        _LinearCase(40, 264, 40, (half,)),
-        _LinearCase(40, 512, 70, (brain,)),
+        _LinearCase(8, 200, 7, (brain,), reduction="none"),
+        _LinearCase(8, 136, 90, (half,), input_needs_grad=False),
+        _LinearCase(8, 264, 40, (half,)),
+        _LinearCase(8, 512, 70, (brain,)),
     )
 
 

@@ -53,7 +53,8 @@ struct Softmax {
     for (int i = 0; i < kValues; i += 2) {
       float bias[2];
       load_float2(memory.bias(class_of_value(quad, i)), bias[0], bias[1]);
-      values[i] += bias[0], values[i + 1] += bias[1];
+      // What an infinite weight makes of no token is no number; its logits are the biases.
+      for (int c = 0; c < 2; ++c) values[i + c] = (t.counts ? values[i + c] : 0.0f) + bias[c];
       top = larger(top, larger(values[i], values[i + 1]));
     }
     top = larger(top, from_lane_xor(top, 1));
@@ -77,8 +78,7 @@ struct Softmax {
       const float loss = known ? natural_logarithm(total) + distances.loss : nan;
       add_loss(t, loss, distances.best, totals);
     }
-    // The tokens beyond the last have no gradient: their logits are the biases.
-    const float share = known || !t.counts ? quotient(t.relative, total) : nan;
+    const float share = known || !t.counts ? quotient(t.relative, total) : nan;  // of none: 0
     const float hard = (1 - a.smoothing) * t.relative;
     const int own = t.target - 2 * quad;
 #pragma unroll

@@ -23,7 +23,7 @@ def test_rounding_is_no_difference():
 def test_one_stale_row_or_chunk_of_many_is_noticed(row, values):
     right, found = _gradients()
     found[row, values] = 0 if row == 17 else 1e-3  # beside a token that does not count
-    with pytest.raises(AssertionError, match="op: .*differ"):
+    with pytest.raises(AssertionError, match=r"op: .*differ"):
         _self_checks._close("op", (found,), (right,))
 
 
