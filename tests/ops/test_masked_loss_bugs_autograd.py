@@ -172,3 +172,26 @@ def test_bug27_ties_go_to_the_lowest_class_and_nan_to_none() -> None:
         want[[1, 0, 3]] = 1
         assert torch.equal(metrics.histogram, want)
         assert metrics.accuracy.item() == 0.5
+
+
+class _NoGradient(torch.autograd.Function):
+    """Hands nothing back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: torch.Tensor) -> None:
+        return None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_gradient_of_the_loss_is_no_gradient(backend: str) -> None:
+    """As torch's own, and no zeros are made for it."""
+    x, w, b, t = problem(dtype=DTYPES[0])
+    mine = mlce(x, w, t, linear_bias=b, backend=backend)
+    torchs = torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w, b), t)
+    for loss in (mine, torchs):
+        _NoGradient.apply(loss).backward()
+        assert [v.grad for v in (x, w, b)] == [None, None, None]

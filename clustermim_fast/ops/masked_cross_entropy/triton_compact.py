@@ -160,6 +160,17 @@ def finish(sums: torch.Tensor, divisor: torch.Tensor, reduction: str) -> torch.T
     return loss
 
 
+@triton.jit
+def _scale(grad_ptr, count_ptr, divisor_ptr, scale_ptr, MEAN: tl.constexpr):
+    scale = tl.load(grad_ptr).to(tl.float64)
+    nothing = tl.load(count_ptr) == 0
+    if MEAN:
+        divisor = tl.load(divisor_ptr)
+        nothing = nothing | (divisor == 0.0)
+        scale /= tl.where(nothing, 1.0, divisor)
+    tl.store(scale_ptr, tl.where(nothing, 0.0, scale).to(tl.float32))
+
+
 def row_scales(
     grad_loss: torch.Tensor,
     rows: torch.Tensor,
@@ -172,13 +183,17 @@ def row_scales(
 
     0 beyond the counted rows, and where there are none.
     """
+    if token_weight is None and reduction != "none":
+        scale = divisor.new_empty(1, dtype=torch.float32)
+        _scale[(1,)](
+            grad_loss, count, divisor, scale, MEAN=reduction == "mean", enable_fp_fusion=True
+        )
+        return scale
     grad = grad_loss.double().reshape(-1)
     if reduction == "mean":
         grad = torch.where(divisor == 0, 0.0, grad / divisor)
     if reduction == "none":
         grad = grad[rows]
-    elif token_weight is None:
-        return torch.where(count == 0, 0.0, grad).float()
     if token_weight is not None:
         grad = grad * token_weight.reshape(-1)[rows].double()
     live = torch.arange(rows.numel(), device=rows.device) < count

@@ -157,11 +157,12 @@ def _tensors(
     """What the arguments point to: to be kept until the launch."""
     num_classes, dim = problem.weight.shape
     token_weight = problem.token_weight
+    bias, direction = triton_few.prepare(problem, kind.classes, kind.input)
     each, sums, correct, histogram, wrong = (None,) * 5 if losses is None else losses
     found: dict[str, torch.Tensor | None] = dict.fromkeys(POINTERS)
     found |= {
         "x": _aligned(problem.x), "weight": _aligned(problem.weight),
-        "bias": triton_few.padded_bias(problem, kind.classes, -torch.inf),
+        "bias": bias, "direction": direction,
         "target": problem.target, "wrong": wrong, "rows": problem.rows,
         "token_weight": None if token_weight is None else token_weight.double(),
         "counted": problem.counted, "stats": stats, "each": each, "sums": sums,
@@ -171,7 +172,6 @@ def _tensors(
         found |= grads.scales._asdict()
         if kind.input:
             found["dx"] = grads.input.view(problem.x.shape)
-            found["direction"] = problem.direction
         if kind.weight:
             found["parts"] = stats.new_empty(blocks // kind.cluster, num_classes, dim)
         if grads.needs.bias:

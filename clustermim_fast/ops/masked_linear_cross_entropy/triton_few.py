@@ -84,8 +84,10 @@ def run(
     factor, relative = (None, None) if grads is None else grads.scales
     sizes = tile(num_classes, dim, x.device, relative is not None)
     programs = programs_for(problem)
-    weight, bias = padded(problem, sizes["KP"], -torch.inf)  # so that the kernel masks none
-    dz = db = dx = direction = None
+    weight = padded_weight(problem, sizes["KP"])  # so that the kernel masks none
+    of_input = grads is not None and grads.needs.input
+    bias, direction = prepare(problem, sizes["KP"], of_input)
+    dz = db = dx = None
     dx_strides: tuple[int, ...] = (0, 0)
     if grads is not None:
         if grads.needs.weight:
@@ -94,7 +96,7 @@ def run(
             db = stats.new_empty(programs, sizes["KP"])
         if grads.needs.input:
             dx = grads.input.view(x.shape)
-            dx_strides, direction = dx.stride()[:2], problem.direction
+            dx_strides = dx.stride()[:2]
     each, sums, correct, histogram, wrong = (None,) * 5 if losses is None else losses
     kernels.linear_rows[(programs,)](
         x, weight, bias, problem.target, problem.token_weight, wrong, problem.rows,
@@ -127,20 +129,33 @@ def scale(problem: Problem, grad_input: torch.Tensor, grad: torch.Tensor) -> Non
     )  # fmt: skip
 
 
-def padded(problem: Problem, classes: int, bias: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """Weight and bias of that many classes: 0 and ``bias`` behind the last."""
-    weight, num_classes = problem.weight, problem.weight.shape[0]
-    if num_classes < classes:
-        weight = weight.new_zeros(classes, weight.shape[1])
-        weight[:num_classes] = problem.weight
-    return weight, padded_bias(problem, classes, bias)
+def prepare(
+    problem: Problem, classes: int, of_input: bool
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """The bias of that many classes, float32, -inf behind the last; for dX the direction, [d], that
+    smoothing takes off it for a row of scale 1."""
+    weight, (num_classes, dim) = problem.weight, problem.weight.shape
+    bias = weight.new_empty(classes, dtype=torch.float32)
+    direction = None
+    if of_input and problem.smoothing > 0:
+        direction = weight.new_empty(dim, dtype=torch.float32)
+    width = 16
+    kernels.prepare[(1 if direction is None else triton.cdiv(dim, width),)](
+        weight, problem.bias, bias, direction, num_classes, dim, classes, weight.stride(0),
+        problem.smoothing, BIAS=problem.bias is not None, DIRECTION=direction is not None,
+        KP=next_power(classes), WIDTH=width, enable_fp_fusion=True,
+    )  # fmt: skip
+    return bias, direction
 
 
-def padded_bias(problem: Problem, classes: int, bias: float) -> torch.Tensor:
-    """The bias of that many classes, float32: ``bias`` behind the last."""
-    found = problem.weight.new_full((classes,), bias, dtype=torch.float32)
-    found[: len(problem.weight)] = 0.0 if problem.bias is None else problem.bias
-    return found
+def padded_weight(problem: Problem, classes: int) -> torch.Tensor:
+    """The weight of that many classes: 0 behind the last."""
+    num_classes, dim = problem.weight.shape
+    if num_classes == classes:
+        return problem.weight
+    weight = problem.weight.new_zeros(classes, dim)
+    weight[:num_classes] = problem.weight
+    return weight
 
 
 def _weight_gradient(problem: Problem, dz: torch.Tensor, grads: Grads) -> None:

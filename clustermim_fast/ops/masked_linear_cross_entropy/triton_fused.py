@@ -230,6 +230,30 @@ def linear_rows(
 
 
 @triton.jit
+def prepare(
+    w_ptr, bias_ptr, padded_ptr, direction_ptr, K, D, classes, w_row, smoothing,
+    BIAS: tl.constexpr, DIRECTION: tl.constexpr, KP: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """The bias of ``classes``, -inf behind the last of K; what smoothing takes off dX for a row of
+    scale 1."""
+    pid = tl.program_id(0)
+    ks = tl.arange(0, KP)
+    inside = ks < K
+    if pid == 0:
+        bias = tl.zeros([KP], tl.float32)
+        if BIAS:
+            bias = tl.load(bias_ptr + ks, mask=inside, other=0.0)
+        tl.store(padded_ptr + ks, tl.where(inside, bias, float("-inf")), mask=ks < classes)
+    if DIRECTION:
+        ds = pid * WIDTH + tl.arange(0, WIDTH)
+        there = ds < D
+        at = w_ptr + ks[:, None] * w_row + ds[None, :]
+        w = tl.load(at, mask=inside[:, None] & there[None, :], other=0.0).to(tl.float64)
+        direction = (tl.sum(w, axis=0) / K).to(tl.float32) * smoothing
+        tl.store(direction_ptr + ds, direction, mask=there)
+
+
+@triton.jit
 def weight_parts(
     x_ptr, dz_ptr, rows_ptr, count_ptr, factor_ptr, relative_ptr, parts_ptr, sums_ptr,
     K, D, splits, per_sample, prefix, x_sample, x_row, shift,

@@ -59,13 +59,6 @@ class Problem(NamedTuple):
         return HALF_PRECISION_SHIFT if self.operand_dtype == torch.float16 else 1.0
 
     @property
-    def direction(self) -> torch.Tensor | None:
-        """[d] float32: what smoothing takes off dX for a row of scale 1; None without it."""
-        if self.smoothing == 0:
-            return None
-        return self.weight.double().mean(0).float() * self.smoothing
-
-    @property
     def operand_dtype(self) -> torch.dtype:
         """Of the matrix products: that of 16-bit operands which agree, else float32."""
         narrow = self.x.dtype == self.weight.dtype and self.x.dtype.itemsize == 2

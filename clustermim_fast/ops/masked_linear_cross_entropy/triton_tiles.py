@@ -85,7 +85,10 @@ def run(
     if again is not None:  # nothing counts where nothing is to be made again
         power_of_two = (again.view(torch.int32) & 0x7FFFFF) == 0
         problem = problem._replace(counted=torch.where(power_of_two, 0, problem.counted))
-    weight, bias = triton_few.padded(problem, plan.tiles * COLUMNS, 0.0)
+    weight = triton_few.padded_weight(problem, plan.tiles * COLUMNS)
+    bias = weight.new_zeros(len(weight), dtype=torch.float32)
+    if problem.bias is not None:
+        bias[: len(problem.weight)] = problem.bias
     forward = None
     if losses is not None:
         forward = _Forward(problem, plan, weight, bias, stats, losses, grads)
@@ -179,7 +182,9 @@ class _Gradients:
             self.db_parts = triton.cdiv(plan.rows, ROWS)
         self.db = grads.bias.new_zeros(self.db_parts, num_classes) if needs.bias else None
         self.dx = grads.input.view(x.shape) if needs.input else None
-        self.direction = problem.direction if needs.input else None
+        self.direction = None
+        if needs.input and plan.smooth:
+            self.direction = problem.weight.double().mean(0).float() * problem.smoothing
         self.class_tiles = triton.cdiv(plan.classes, ROWS)
         # Up to three waves of programs, each with a span of the tokens.
         tiles = self.class_tiles * plan.width_tiles
