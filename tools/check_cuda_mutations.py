@@ -2,10 +2,11 @@
 
     python tools/check_cuda_mutations.py [--table] [part of a bug's name ...]
 
-Each entry of tools/cuda_mutations.py replaces one piece of source text in a copy of the tree
-(build/cuda_mutations) and runs its witness there: a C++ test of the kernel's own source on the CPU
-(tests/cpp/emulated), plain or under a sanitizer, which passes on the kernels as they are and has to
-fail with the bug. --table prints the markdown of docs/cuda.md.
+Each entry of tools/cuda_mutations.py (the filter's) and tools/cuda_linear_mutations.py (the linear
+loss's) replaces one piece of source text in a copy of the tree (build/cuda_mutations) and runs its
+witness there: a C++ test of the kernel's own source on the CPU (tests/cpp/emulated), plain or under
+a sanitizer, which passes on the kernels as they are and has to fail with the bug. --table prints
+the markdown of docs/cuda.md, a table for each kernel.
 """
 
 from __future__ import annotations
@@ -20,10 +21,19 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from cuda_mutations import MUTATIONS, Mutation
+import cuda_linear_mutations
+import cuda_mutations
+from cuda_mutations import Mutation
 
 ROOT = Path(__file__).resolve().parents[1]
 COPIES = ROOT / "build/cuda_mutations"
+SOURCES = (
+    "csrc/core", "csrc/hopper", "csrc/masked_cross_entropy", "csrc/nearest_centroid", "tests/cpp",
+)  # fmt: skip
+KERNELS = {
+    "The filter:": cuda_mutations.MUTATIONS,
+    "The linear loss:": cuda_linear_mutations.MUTATIONS,
+}
 SECONDS = 400
 FLAGS = {
     "": (),
@@ -63,7 +73,7 @@ def outcome(name: str, witness: tuple[str, str], mutation: Mutation | None) -> O
     start = time.monotonic()
     copy = COPIES / name
     shutil.rmtree(copy, ignore_errors=True)
-    for folder in ("csrc/hopper", "csrc/nearest_centroid", "csrc/core", "tests/cpp"):
+    for folder in SOURCES:
         shutil.copytree(ROOT / folder, copy / folder)
     if mutation is not None:
         source = (copy / mutation.file).read_text(encoding="utf-8")
@@ -96,36 +106,47 @@ def outcome(name: str, witness: tuple[str, str], mutation: Mutation | None) -> O
     return Outcome("", done.returncode != 0, said, time.monotonic() - start)
 
 
+def check_without_bugs(pool: ThreadPoolExecutor, witnesses: list[tuple[str, str]]) -> None:
+    """Ends the program where one of them fails on the kernels as they are."""
+    clean = pool.map(lambda witness: outcome("-".join(witness), witness, None), witnesses)
+    for witness, found in zip(witnesses, clean, strict=True):
+        if found.problem or found.caught:
+            sys.exit(f"{witness} fails without any bug: {found.problem}{found.said}")
+
+
+def line(mutation: Mutation, found: Outcome, *, as_table: bool) -> str:
+    """What is printed of a bug."""
+    verdict = found.problem or found.said or "SURVIVES"
+    if not as_table:
+        state = "caught" if found.caught else "SURVIVES"
+        return f"{state:8} {mutation.name:50} {found.seconds:5.1f} s  {verdict}"
+    test, sanitizer = mutation.witness
+    file, how = Path(mutation.file).name, f"`{test}`, {SANITIZERS[sanitizer]}"
+    return f"| {mutation.name} | `{file}` | {how} | {verdict} |"
+
+
 def main() -> int:
     """One line for each bug; 1 where one survives."""
     words = [word for word in sys.argv[1:] if not word.startswith("--")]
     as_table = "--table" in sys.argv[1:]
-    chosen = [m for m in MUTATIONS if not words or any(word in m.name for word in words)]
-    jobs = min(8, os.cpu_count() or 1)
-    with ThreadPoolExecutor(jobs) as pool:
-        names = list(dict.fromkeys(m.witness for m in chosen))
-        for witness, clean in zip(
-            names, pool.map(lambda w: outcome("-".join(w), w, None), names), strict=True
-        ):
-            if clean.problem or clean.caught:
-                sys.exit(f"{witness} fails without any bug: {clean.problem}{clean.said}")
+    chosen = {
+        kernel: [m for m in mutations if not words or any(word in m.name for word in words)]
+        for kernel, mutations in KERNELS.items()
+    }
+    every = [mutation for mutations in chosen.values() for mutation in mutations]
+    survivors = 0
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        check_without_bugs(pool, list(dict.fromkeys(m.witness for m in every)))
         outcomes = pool.map(
-            lambda pair: outcome(str(pair[0]), pair[1].witness, pair[1]), enumerate(chosen)
+            lambda i: outcome(str(i), every[i].witness, every[i]), range(len(every))
         )
-        survivors = 0
-        if as_table:
-            print("| bug | in | caught by | which says |\n|-|-|-|-|")
-        for mutation, found in zip(chosen, outcomes, strict=True):
-            survivors += not found.caught
-            verdict = found.problem or found.said or "SURVIVES"
-            test, sanitizer = mutation.witness
-            file = Path(mutation.file).name
-            if as_table:
-                how = f"`{test}`, {SANITIZERS[sanitizer]}"
-                print(f"| {mutation.name} | `{file}` | {how} | {verdict} |", flush=True)
-            else:
-                state = "caught" if found.caught else "SURVIVES"
-                print(f"{state:8} {mutation.name:50} {found.seconds:5.1f} s  {verdict}", flush=True)
+        for kernel, mutations in chosen.items():
+            if as_table and mutations:
+                print(f"\n{kernel}\n\n| bug | in | caught by | which says |\n|-|-|-|-|")
+            for mutation in mutations:
+                found = next(outcomes)
+                survivors += not found.caught
+                print(line(mutation, found, as_table=as_table), flush=True)
     if survivors:
         print(f"{survivors} bugs went unnoticed", file=sys.stderr)
     return int(bool(survivors))

@@ -1,4 +1,4 @@
-"""The planted bugs of check_cuda_mutations.py."""
+"""The planted bugs of check_cuda_mutations.py in the filter on Hopper."""
 
 from __future__ import annotations
 
