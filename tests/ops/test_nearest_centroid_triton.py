@@ -98,8 +98,12 @@ def test_rows_too_wide_for_the_exact_tier_are_refused(monkeypatch):
             call()
     # Only on a GPU is Triton chosen where nobody named it.
     monkeypatch.setattr(op._backend, "resolve", lambda *_: "triton")
-    gpu = torch.device("cuda")
-    assert op.choose_backend("nearest_centroid", None, gpu, c) == "reference"
-    assert op.choose_backend("nearest_centroid", None, gpu, c[:, 1:]) == "triton"
+
+    def chosen(centroids):
+        gpu = torch.device("cuda")
+        return op.choose_backend("nearest_centroid", None, gpu, centroids, op.IMPLEMENTED)
+
+    assert chosen(c) == "reference"
+    assert chosen(c[:, 1:]) == "triton"
     with _backend.use_backend("triton"), pytest.raises(ValueError, match='backend "triton"'):
-        op.choose_backend("nearest_centroid", None, gpu, c)
+        chosen(c)
