@@ -13,8 +13,9 @@ BOTH, KINDS, TURNS = (
     "hopper_linear_kinds_test",
     "hopper_linear_turns_test",
 )
-RELEASE, RELEASE_OTHERS = "    release(stage);\n", "    release_slopes(group ^ 1);\n"
+RELEASE = "    release(stage);\n"
 FINISH = "    finish_weight(dw);\n"
+END = "  }\n\n  // Every warp"
 INPUT_ROWS = (
     "    InputRows<F> inputs;\n"
     "    if (F::kInput) inputs = InputRows<F>(a, memory, tiles, counted);\n"
@@ -25,7 +26,7 @@ OWN_WEIGHT = (
 )
 MAKE, RELEASE_OWN = (
     "    if (F::kInput) inputs.make(a, memory, group, rank);\n",
-    "    if (F::kWeight) release_slopes(group);  // dX reads them, too\n",
+    "    if (F::kGradient && is_first_lane()) barrier_arrive(memory.slopes_empty(group));\n",
 )
 FETCHED = "    copies_wait();\n    make_visible_to_products();\n    warp_sync();\n"
 STORED = "    make_visible_to_products();\n    warp_sync();\n    if (!is_first_lane()) return;\n"
@@ -46,7 +47,7 @@ MUTATIONS = [
         ("missing barrier: the other group's gradients are read", CONSUMER,
          "    barrier_wait(memory.slopes_full(group ^ 1), turn / 2 % 2);\n", "", (BOTH, RACES)),
         ("missing barrier: gradients are overwritten", CONSUMER,
-         "    if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);\n", "",
+         "    if (F::kGradient) barrier_wait(memory.slopes_empty(group), parity ^ 1);\n", "",
          (BOTH, RACES)),
         ("missing barrier: the other block's logits are read", CONSUMER,
          "    barrier_wait(memory.inbox_full(group), parity);\n", "", (BOTH, PLAIN)),
@@ -73,8 +74,8 @@ MUTATIONS = [
          (BOTH, PLAIN)),
         ("stages empty after one group's arrivals", LINEAR,
          "barrier_init(memory.empty(s), 8);", "barrier_init(memory.empty(s), 4);", (BOTH, PLAIN)),
-        ("gradients empty after one group's arrivals", LINEAR,
-         "barrier_init(memory.slopes_empty(g), 8);", "barrier_init(memory.slopes_empty(g), 4);",
+        ("gradients empty after one warp's arrival", LINEAR,
+         "barrier_init(memory.slopes_empty(g), 4);", "barrier_init(memory.slopes_empty(g), 1);",
          (BOTH, RACES)),
         ("gradients full after one warp's arrival", LINEAR,
          "barrier_init(memory.slopes_full(g), 4);", "barrier_init(memory.slopes_full(g), 1);",
@@ -122,7 +123,7 @@ MUTATIONS = [
         ("no products_fence", CONSUMER,
          "    products_fence();\n    const Operand x(", "    const Operand x(", (BOTH, PLAIN)),
         ("stage released before its products", CONSUMER,
-         FINISH + RELEASE + RELEASE_OTHERS, RELEASE + FINISH + RELEASE_OTHERS, (BOTH, RACES)),
+         FINISH + RELEASE + END, RELEASE + FINISH + END, (BOTH, RACES)),
         ("gradients released before their products", CONSUMER,
          OWN_WEIGHT + RELEASE + MAKE + RELEASE_OWN, RELEASE_OWN + OWN_WEIGHT + RELEASE + MAKE,
          (BOTH, RACES)),

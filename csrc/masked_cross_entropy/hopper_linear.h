@@ -27,7 +27,7 @@ CMIM_DEVICE void init_barriers(LinearMemory<F> memory) {
     barrier_init(memory.inbox_full(g), 1);
     barrier_init(memory.inbox_empty(g), 4);
     barrier_init(memory.slopes_full(g), 4);
-    barrier_init(memory.slopes_empty(g), 8);
+    barrier_init(memory.slopes_empty(g), 4);
   }
   barrier_init_done();
 }

@@ -68,16 +68,12 @@ struct LinearConsumer {
     multiply_weight(stage, group ^ 1, dw);
     finish_weight(dw);
     release(stage);
-    release_slopes(group ^ 1);
   }
 
   // Every warp for itself: one that lags may still be reading.
   CMIM_DEVICE void release(int stage) {
     warp_sync();
     if (is_first_lane()) barrier_arrive(memory.empty(stage));
-  }
-  CMIM_DEVICE void release_slopes(int of) {
-    if (is_first_lane()) barrier_arrive(memory.slopes_empty(of));
   }
 
   // A tile of the other group that this one has no part in. It is waited for all the same: a stage
@@ -157,8 +153,9 @@ struct LinearConsumer {
     float logits[F::kSums], mine[F::kValues];
     barrier_wait(memory.full(stage), tiles.round);
     multiply_logits(stage, logits);
-    // All warps have read this group's last gradients: either block may write the next.
-    if (F::kWeight) barrier_wait(memory.slopes_empty(group), parity ^ 1);
+    // All of its warps have read this group's last gradients: either block may write the next. Of
+    // the other group they have once its own are there, which add_others waits for.
+    if (F::kGradient) barrier_wait(memory.slopes_empty(group), parity ^ 1);
     if (F::kCluster == 2) send(logits, mine, parity);
     if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
     if constexpr (F::kCluster == 2) {
@@ -185,7 +182,7 @@ struct LinearConsumer {
     }
     release(stage);
     if (F::kInput) inputs.make(a, memory, group, rank);
-    if (F::kWeight) release_slopes(group);  // dX reads them, too
+    if (F::kGradient && is_first_lane()) barrier_arrive(memory.slopes_empty(group));
   }
 
   // This group's columns of dW of all the cluster's tiles.

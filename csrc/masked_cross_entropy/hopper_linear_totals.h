@@ -84,7 +84,6 @@ struct LinearTotals {
   CMIM_DEVICE static void store_loss(const LinearArguments& a, Address losses, int lane) {
     double sum = 0;
     for (int i = lane; i < 256; i += 32) sum += load_double(losses + i * 8);
-    warp_sync();
     store_double(losses + lane * 8, sum);
     warp_sync();
     if (lane != 0) return;
