@@ -48,7 +48,7 @@ def run(bench: Bench, journal: Journal) -> None:
         kernels = ["--kernel-name-exclude", "kernel_substring=at::native"]
         if backend == "cuda":  # what is Triton's beside it has been looked at
             kernels = ["--kernel-name", "kernel_substring=filter_rows",
-                       "--kernel-name", "kernel_substring=linear_rows"]  # fmt: skip
+                       "--kernel-name", "kernel_substring=hopper_linear_rows"]  # fmt: skip
         prefix = [] if bench.rehearsed else [
             str(sanitizer), "--tool", tool, "--error-exitcode", str(FOUND), *kernels,
             "--print-limit", "20",

@@ -8,7 +8,7 @@ static_assert(Kind::kThreads == CMIM_THREADS && Kind::kBytes == CMIM_BYTES,
               "cuda_few.py asks for other blocks");
 
 extern "C" __global__ void __launch_bounds__(Kind::kThreads, 1)
-    linear_rows(const __grid_constant__ LinearArguments arguments) {
+    hopper_linear_rows(const __grid_constant__ LinearArguments arguments) {
   extern __shared__ __align__(1024) unsigned char memory[];
   linear_rows<Kind>(arguments, shared_address(memory));
 }

@@ -26,8 +26,8 @@ CMIM_DEVICE void init_barriers(LinearMemory<F> memory) {
   for (int g = 0; g < 2; ++g) {
     barrier_init(memory.inbox_full(g), 1);
     barrier_init(memory.inbox_empty(g), 4);
-    barrier_init(memory.slopes_full(g), 4);
-    barrier_init(memory.slopes_empty(g), 4);
+    barrier_init(memory.dz_full(g), 4);
+    barrier_init(memory.dz_empty(g), 4);
   }
   barrier_init_done();
 }

@@ -47,11 +47,11 @@ struct LinearConsumer {
     for (int m = 0; m < F::kColumnTiles; ++m) {
       const int chunk = group * F::kColumnTiles + m;
       const Operand x = Operand::mn(memory.stage(stage) + chunk * F::kChunkBytes, 0);
-      const Operand slopes = Operand::mn(memory.slopes(of), F::kChunkBytes);
+      const Operand dz = Operand::mn(memory.dz(of), F::kChunkBytes);
 #pragma unroll
       for (int k = 0; k < F::kRows / 16; ++k)
         product<F::kType, Major::mn, Major::mn>(dw[m], x.descriptor(2048 * k),
-                                                slopes.descriptor(2048 * k), true);
+                                                dz.descriptor(2048 * k), true);
     }
     products_commit();
   }
@@ -64,7 +64,7 @@ struct LinearConsumer {
 
   // A tile of the other group: the `turn`-th.
   CMIM_DEVICE void add_others(int stage, int turn, Sums& dw) {
-    barrier_wait(memory.slopes_full(group ^ 1), turn / 2 % 2);
+    barrier_wait(memory.dz_full(group ^ 1), turn / 2 % 2);
     multiply_weight(stage, group ^ 1, dw);
     finish_weight(dw);
     release(stage);
@@ -116,8 +116,8 @@ struct LinearConsumer {
   }
 
   // Rounds and stores a row of dZ.
-  CMIM_DEVICE void store_slopes(int row, const float (&values)[F::kValues]) {
-    const Address to = memory.slopes(group) + row * 128 + thread_index_again() % 4 * 4;
+  CMIM_DEVICE void store_dz(int row, const float (&values)[F::kValues]) {
+    const Address to = memory.dz(group) + row * 128 + thread_index_again() % 4 * 4;
 #pragma unroll
     for (int g = 0; g < F::kValues / 2; ++g) {
       const uint32 pair =
@@ -127,24 +127,24 @@ struct LinearConsumer {
   }
 
   // Each warp's rows go to the other block, too.
-  CMIM_DEVICE void hand_slopes_on() {
+  CMIM_DEVICE void hand_dz_on() {
     make_visible_to_products();
     warp_sync();
     if (!is_first_lane()) return;
     if (F::kCluster == 2) {
 #pragma unroll
-      for (int c = 0; c < F::kSlopeChunks; ++c) {
+      for (int c = 0; c < F::kDzChunks; ++c) {
         const Address at =
-            memory.slopes(group) + c * F::kChunkBytes + (2 * warp_of_group() + rank) * 1024;
-        send_bytes(at, at, 1024, memory.slopes_full(group), rank ^ 1);
+            memory.dz(group) + c * F::kChunkBytes + (2 * warp_of_group() + rank) * 1024;
+        send_bytes(at, at, 1024, memory.dz_full(group), rank ^ 1);
       }
     }
-    barrier_arrive_expect(memory.slopes_full(group), F::kCluster == 2 ? F::kSlopeChunks * 1024 : 0);
+    barrier_arrive_expect(memory.dz_full(group), F::kCluster == 2 ? F::kDzChunks * 1024 : 0);
   }
 
   CMIM_DEVICE void run_softmax(const Token& token, int row, float (&values)[F::kValues]) {
     Softmax<F>(a, memory).run(token, values, totals);
-    if (F::kGradient) store_slopes(row, values);
+    if (F::kGradient) store_dz(row, values);
     if (a.db) totals.add_classes(values);
   }
 
@@ -155,7 +155,7 @@ struct LinearConsumer {
     multiply_logits(stage, logits);
     // All of its warps have read this group's last gradients: either block may write the next. Of
     // the other group they have once its own are there, which add_others waits for.
-    if (F::kGradient) barrier_wait(memory.slopes_empty(group), parity ^ 1);
+    if (F::kGradient) barrier_wait(memory.dz_empty(group), parity ^ 1);
     if (F::kCluster == 2) send(logits, mine, parity);
     if (F::kWeight && tiles.turn > 0) add_others(tiles.last_stage(), tiles.turn - 1, dw);
     if constexpr (F::kCluster == 2) {
@@ -171,8 +171,8 @@ struct LinearConsumer {
       }
     }
     if (F::kGradient) {
-      hand_slopes_on();
-      barrier_wait(memory.slopes_full(group), parity);
+      hand_dz_on();
+      barrier_wait(memory.dz_full(group), parity);
     }
     InputRows<F> inputs;
     if (F::kInput) inputs = InputRows<F>(a, memory, tiles, counted);
@@ -182,7 +182,7 @@ struct LinearConsumer {
     }
     release(stage);
     if (F::kInput) inputs.make(a, memory, group, rank);
-    if (F::kGradient && is_first_lane()) barrier_arrive(memory.slopes_empty(group));
+    if (F::kGradient && is_first_lane()) barrier_arrive(memory.dz_empty(group));
   }
 
   // This group's columns of dW of all the cluster's tiles.

@@ -71,13 +71,13 @@ struct InputRows {
   CMIM_DEVICE static void multiply(LinearMemory<F> memory, int group, int part,
                                    float (&sums)[kColumns / 2]) {
     products_fence();
-    const Operand slopes(memory.slopes(group), Swizzle::bytes_128);
+    const Operand dz(memory.dz(group), Swizzle::bytes_128);
     const Operand weight =
         Operand::mn(memory.weight() + part * (kColumns / 64) * F::kWeightBytes, F::kWeightBytes);
 #pragma unroll
     for (int k = 0; k < F::kClasses / 16; ++k)
       product<F::kType, Major::k, Major::mn>(sums,
-                                             slopes.descriptor(k / 4 * F::kChunkBytes + k % 4 * 32),
+                                             dz.descriptor(k / 4 * F::kChunkBytes + k % 4 * 32),
                                              weight.descriptor(2048 * k), k > 0);
     products_commit();
     products_wait<0>();

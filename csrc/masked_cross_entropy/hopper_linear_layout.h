@@ -22,9 +22,9 @@ struct Linear {
   static constexpr int kStages = 3;            // tiles of x in shared memory, a warp for each
   static constexpr int kChunks = kDepth / 64;  // of x and weight: 64 columns
   static constexpr int kChunkBytes = kRows * 128, kStageBytes = kChunks * kChunkBytes;
-  static constexpr int kWeightBytes = kClasses * 128;        // of a chunk
-  static constexpr int kSlopeChunks = (kClasses + 63) / 64;  // of dZ: 64 classes
-  static constexpr int kSlopeBytes = kGradient ? kSlopeChunks * kChunkBytes : 0;
+  static constexpr int kWeightBytes = kClasses * 128;     // of a chunk
+  static constexpr int kDzChunks = (kClasses + 63) / 64;  // of dZ: 64 classes
+  static constexpr int kDzBytes = kGradient ? kDzChunks * kChunkBytes : 0;
   static constexpr int kInboxBytes = kCluster == 2 ? 128 * kClasses : 0;
   static constexpr int kRowBytes = kRows * 8;  // token and target of each
 
@@ -39,7 +39,7 @@ struct Linear {
   // Of each thread, passed on; a block has no more than its threads start with.
   static constexpr int kConsumerRegisters = 232, kOtherRegisters = 40;
   static constexpr int kBytes = kStages * (kStageBytes + kRowBytes) + kChunks * kWeightBytes +
-                                2 * (kSlopeBytes + kInboxBytes) + 2 * kClasses * 4 +
+                                2 * (kDzBytes + kInboxBytes) + 2 * kClasses * 4 +
                                 (2 * kStages + 8) * 8;
   static_assert(kClasses % 16 == 0 && kClasses <= 128 && kDepth % 128 == 0 && kDepth <= 256);
 };
@@ -51,10 +51,10 @@ struct LinearMemory {
 
   CMIM_DEVICE Address stage(int s) const { return start + s * F::kStageBytes; }
   CMIM_DEVICE Address weight() const { return stage(F::kStages); }
-  CMIM_DEVICE Address slopes(int g) const {
-    return weight() + F::kChunks * F::kWeightBytes + g * F::kSlopeBytes;
+  CMIM_DEVICE Address dz(int g) const {
+    return weight() + F::kChunks * F::kWeightBytes + g * F::kDzBytes;
   }
-  CMIM_DEVICE Address inbox(int g) const { return slopes(2) + g * F::kInboxBytes; }
+  CMIM_DEVICE Address inbox(int g) const { return dz(2) + g * F::kInboxBytes; }
   CMIM_DEVICE Address token(int s, int row) const { return inbox(2) + s * F::kRowBytes + row * 8; }
   CMIM_DEVICE Address target(int s, int row) const { return token(s, row) + 4; }
   CMIM_DEVICE Address bias(int k) const { return token(F::kStages, 0) + k * 4; }
@@ -63,8 +63,8 @@ struct LinearMemory {
   CMIM_DEVICE Address empty(int s) const { return full(F::kStages) + s * 8; }
   CMIM_DEVICE Address inbox_full(int g) const { return empty(F::kStages) + g * 8; }
   CMIM_DEVICE Address inbox_empty(int g) const { return inbox_full(2) + g * 8; }
-  CMIM_DEVICE Address slopes_full(int g) const { return inbox_empty(2) + g * 8; }
-  CMIM_DEVICE Address slopes_empty(int g) const { return slopes_full(2) + g * 8; }
+  CMIM_DEVICE Address dz_full(int g) const { return inbox_empty(2) + g * 8; }
+  CMIM_DEVICE Address dz_empty(int g) const { return dz_full(2) + g * 8; }
 };
 
 // What the blocks of a cluster share, in turn with the other clusters. `turn`: how many of the

@@ -95,15 +95,15 @@ void check_losses(const LinearProblem<F>& p, const std::vector<TrueRow>& truth) 
 }
 
 // dZ of a token but for smoothing's part, and how far a rounded one may be from it.
-struct Slopes {
+struct TrueDz {
   std::vector<double> value, bound, unrounded;
 };
 
 template <class F>
-Slopes slopes_of(const LinearProblem<F>& p, const TrueRow& row, int n) {
+TrueDz dz_of(const LinearProblem<F>& p, const TrueRow& row, int n) {
   const double unit = F::kType == Half::float16 ? 0x1p-11 : 0x1p-8;
   const double tiny = F::kType == Half::float16 ? 0x1p-25 / F::kShift : 0x1p-126;
-  Slopes s;
+  TrueDz s;
   for (int k = 0; k < p.o.classes; ++k) {
     const bool own = k == p.targets[p.rows[n]];
     const double hard = own ? (1 - double(p.o.smoothing)) * p.rel(n) : 0.0;
@@ -122,7 +122,7 @@ void check_inputs(const LinearProblem<F>& p, const std::vector<TrueRow>& truth) 
   const double tiny = F::kType == Half::float16 ? 0x1p-25 : 0x1p-126;
   const auto at = [&](size_t i) { return value_of(F::kType, p.dx[i]); };
   for (int n = 0; n < p.counted; ++n) {
-    const Slopes s = slopes_of(p, truth[n], n);
+    const TrueDz s = dz_of(p, truth[n], n);
     for (int d = 0; d < p.o.dim; ++d) {
       const double value = at(p.dx_at(p.rows[n], d));
       if (!truth[n].known) {
@@ -160,7 +160,7 @@ void check_weight_and_bias(const LinearProblem<F>& p, const std::vector<TrueRow>
   bool all_known = true;
   for (int n = 0; n < p.counted; ++n) {
     all_known &= truth[n].known;
-    const Slopes s = slopes_of(p, truth[n], n);
+    const TrueDz s = dz_of(p, truth[n], n);
     for (int k = 0; k < K; ++k) {
       db[k] += s.value[k];
       db_bound[k] += s.unrounded[k] + (p.counted + 8) * 0x1p-24 * std::abs(s.value[k]);

@@ -58,8 +58,8 @@ class Kind:
             ("CMIM_BYTES", size),
         )
         return _cuda.Kernel(
-            "masked_cross_entropy/hopper_linear.cu", "linear_rows", defines, THREADS, self.cluster,
-            size,
+            "masked_cross_entropy/hopper_linear.cu", "hopper_linear_rows", defines, THREADS,
+            self.cluster, size,
         )  # fmt: skip
 
     def _bytes(self) -> int:
