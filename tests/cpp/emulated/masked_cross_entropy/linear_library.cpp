@@ -6,7 +6,7 @@ using Kind = Linear<CMIM_TYPE, CMIM_CLASSES, CMIM_DEPTH, CMIM_CLUSTER, CMIM_INPU
 static_assert(Kind::kThreads == CMIM_THREADS && Kind::kBytes == CMIM_BYTES,
               "cuda_few.py asks for other blocks");
 
-extern "C" __attribute__((visibility("default"))) void linear_rows(const LinearArguments* arguments,
-                                                                   int blocks) {
+extern "C" __attribute__((visibility("default"))) void hopper_linear_rows(
+    const LinearArguments* arguments, int blocks) {
   emulated::run_linear<Kind>(*arguments, blocks);
 }
