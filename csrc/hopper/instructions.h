@@ -229,8 +229,8 @@ CMIM_DEVICE int dot_of_signed_bytes(uint32 a, uint32 b, int sum) {
   return __dp4a(static_cast<int>(a), static_cast<int>(b), sum);
 }
 
-// What comes from the other block comes as bytes that a barrier of this one counts, so that a block's
-// own order is enough: with the cluster's, each arrival would wait for all memory.
+// What comes from the other block comes as bytes that a barrier of this one counts, so that a
+// block's own order is enough: with the cluster's, each arrival would wait for all memory.
 // ---- mbarriers: 8 bytes of shared memory each. A phase ends when its arrivals and all announced
 // bytes have come; waiting for parity p returns once the phase of that parity has ended.
 CMIM_DEVICE void barrier_init(Address barrier, int arrivals) {
